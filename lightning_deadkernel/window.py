@@ -1,0 +1,149 @@
+"""What one window showed, as plain CPU tensors: the only input of the diagnosis.
+
+These dataclasses are the waist of the package. To their left tensors live on the device and are tied to a running
+training; to their right nothing knows of autograd, modules or Lightning, so rules can be tested with values made by
+hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Gating = Literal["gate", "leaky", "smooth", "bounded"]
+"""How an activation behaves on its off side: exactly zero output and slope (gate), a small slope (leaky), a slope that
+fades out (smooth), or flat ends on both sides (bounded)."""
+
+
+@dataclass
+class Consumer:
+    """A layer that reads another layer's channels: what it would save if one of them went."""
+
+    layer: str
+    parameters_per_channel: int
+    """Weights of the consumer that multiply one channel of the producer."""
+
+
+@dataclass
+class LayerWindow:
+    """One layer in one window. Tensors are on the CPU; `(C,)` is one value per channel; None: not observed."""
+
+    name: str
+    kind: str
+    """Class name of the module, e.g. ``"Conv2d"``."""
+    channels: int
+    depth: int = 0
+    """Kernel ops on the longest way from this layer to the loss; 0 for the layer next to the loss."""
+    excluded: str | None = None
+    """Why the layer is not watched; None where it is."""
+    note: str | None = None
+    """Why the evidence is less than usual, in words for the report."""
+
+    # -- by activation -------------------------------------------------------------------------------------------
+    activation: str | None = None
+    """``"relu"``, ... ; None where none follows; ``"unknown"`` where it cannot be read."""
+    gating: Gating | None = None
+    """None where no activation is readable on every way to the loss."""
+    exact: bool = True
+    """Activations were read on every batch until each channel had fired; False: on sampled steps only."""
+    fired: Tensor | None = None
+    """(C,) bool: some sample and position of the window had a strictly positive activation."""
+    firing_rate: Tensor | None = None
+    """(C,) share of samples and positions with a positive activation, over the sampled steps."""
+    activation_mean: Tensor | None = None
+    """(C,) mean of \\|h\\| over the sampled steps."""
+    activation_sparsity: float | None = None
+    """Share of exact zeros in the activation, over the sampled steps."""
+    saturated_share: Tensor | None = None
+    """(C,) share of inputs on a flat end (beyond +-5 for sigmoid and tanh, at a bound otherwise), sampled steps."""
+    batches_read: int = 0
+
+    # -- by gradient ---------------------------------------------------------------------------------------------
+    gradient: Tensor | None = None
+    """(C,) largest \\|gradient\\| seen in the window at the source below; None if no gradient was ever looked at."""
+    gradient_source: Literal["shift", "bias", "weight"] = "weight"
+    weight_gradient: Tensor | None = None
+    """(C,) largest \\|gradient\\| of the kernel itself on the sampled steps."""
+    penalised: bool = False
+    """The weight also reaches the loss without passing its own op (an L2 term in the loss)."""
+    gradient_rms: float | None = None
+    """Median over the sampled steps of the rms of the weight's gradient, unscaled and unclipped."""
+    gradient_ratio: float | None = None
+    """Median over the sampled steps of R_l = rms(grad_l) / max_p rms(grad_p)."""
+    weak_share: float = 0.0
+    """Share of the window's sampled steps with 0 < R_l below `Thresholds.weak_gradient`."""
+    vanishing_share: float = 0.0
+    """Share of the window's sampled steps with 0 < R_l below `Thresholds.vanishing_gradient`."""
+    non_finite_gradients: int = 0
+    """NaN or infinite gradient entries seen, those of overflow-skipped AMP steps not counted."""
+    underflow_share: float | None = None
+    """Share of exact zeros among the weight's gradient entries on sampled fp16 steps; None for other dtypes."""
+
+    # -- by weight -----------------------------------------------------------------------------------------------
+    parameters: int = 0
+    """Weights and bias of the layer, and scale and shift of its norm."""
+    bytes_per_parameter: int = 4
+    norms: Tensor | None = None
+    """(C,) L2 norm of each kernel at the window's end."""
+    largest: Tensor | None = None
+    """(C,) max \\|w\\| of each kernel at the window's end."""
+    norm_scale: Tensor | None = None
+    """(C,) \\|gamma\\| of the norm that follows; None without one."""
+    shift: Tensor | None = None
+    """(C,) beta of the norm that follows, else the bias; None without either."""
+    weight_zeros: float | None = None
+    """Share of exact zeros among the weights."""
+    weight_near_zeros: float | None = None
+    """Share of \\|w\\| < 1e-2 rms among the weights (a Gaussian has 0.0080)."""
+    gini: float | None = None
+    hoyer: float | None = None
+    identical: bool = False
+    """All kernels of the layer are bitwise equal (and there are at least two)."""
+    masked: Tensor | None = None
+    """(C,) bool: a pruning mask holds the whole kernel at zero; None without a mask."""
+    unchanged: Tensor | None = None
+    """(C,) bool: not one bit of the kernel changed over the window's optimizer steps; None if there were none."""
+    update_ratio: float | None = None
+    """Median over the sampled steps of ||dW|| / ||W|| of the real optimizer step."""
+    update_ratio_max: float | None = None
+    in_optimizer: bool = True
+    learning_rate: float | None = None
+    """Largest learning rate of the weight's parameter group on the window's sampled steps; None if unknown."""
+    weight_decay: float = 0.0
+    decoupled_decay: bool = False
+    """The optimizer applies decay apart from the gradient (AdamW) and not through it (Adam's L2)."""
+
+    # -- by graph ------------------------------------------------------------------------------------------------
+    producers: tuple[str, ...] | None = None
+    """Layers whose activations are this layer's only inputs; None where anything else (images, embeddings) enters."""
+    consumers: tuple[Consumer, ...] | None = None
+    """Layers that read this layer's channels; None where the graph does not show them all."""
+
+
+@dataclass
+class Window:
+    """One window of the whole network."""
+
+    index: int
+    """0 is the state at initialisation; windows count from 1."""
+    epoch: int
+    global_step: int
+    batches: int
+    optimizer_steps: int
+    sampled_steps: int
+    samples: int | None
+    """Over all ranks; None where a batch's size cannot be told."""
+    layers: list[LayerWindow] = field(default_factory=list)
+    """In forward order; excluded layers last."""
+    skipped_steps: int = 0
+    """Sampled optimizer steps skipped by AMP for overflow."""
+    gradient_norm: float | None = None
+    """Median over the sampled steps of the L2 norm of all gradients, unscaled and unclipped."""
+    gradient_norm_max: float | None = None
+    compiled: bool = False
+    notes: tuple[str, ...] = ()
+    """What could not be watched and why, in words for the report."""
+    largest_gradient_at: str | None = None
+    """Parameter that had the largest rms(grad) on the last sampled step."""
