@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -26,6 +29,8 @@ STATES: tuple[State, ...] = (
 STATE_BITS = 0b0000_1111
 DORMANT, RARE, ZERO_KERNEL, FROZEN = 0b0001_0000, 0b0010_0000, 0b0100_0000, 0b1000_0000
 """Flags that may accompany any state, in the high bits of a code."""
+FLAGS: dict[str, int] = {"dormant": DORMANT, "rare": RARE, "zero_kernel": ZERO_KERNEL, "frozen": FROZEN}
+"""Flag name -> its bit in `LayerReport.codes`."""
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
@@ -64,7 +69,7 @@ class Savings:
     parameters: int
     bytes: int
     unknown_consumers: tuple[str, ...] = ()
-    """Layers with removable channels whose consumers the graph does not show: their consumers' slices are not counted."""
+    """Layers with removable channels whose consumers the graph does not show: slices of those are not counted."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,8 @@ class Report:
     """What could not be watched, and why."""
     gradient_norm: float | None = None
     skipped_steps: int = 0
+    audited: str | None = None
+    """Name of the file whose weights alone were looked at; None for a window of training."""
     tensors: WindowTensors | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> LayerReport:
@@ -256,3 +263,72 @@ class Report:
             "min_gradient_ratio": min(ratios, default=math.nan),
             "vanishing_layers": float(len(vanishing)),
         }
+
+    def compact(self) -> Report:
+        """The same report without per-channel `values` and `tensors`: what a history of many windows keeps."""
+        return replace(self, layers=tuple(replace(layer, values=None) for layer in self.layers), tensors=None)
+
+    def to_markdown(self) -> str:
+        """The report as Markdown: the verdict, what was watched, the findings, the layers, what was not watched."""
+        from lightning_deadkernel.markdown import to_markdown
+
+        return to_markdown(self)
+
+    def save(self, path: str | os.PathLike[str], pictures: Mapping[str, bytes] | None = None) -> None:
+        """Write the report to `path`, in the format its ending names: `.json`, `.md` or `.html`.
+
+        The file appears whole or not at all; missing folders are made. `tensors` are never saved, and only `.json`
+        reads back, by `Report.load`.
+
+        Args:
+            path: the file to write.
+            pictures: title -> PNG, shown in `.html` only.
+
+        Raises:
+            ValueError: for any other ending.
+            ImportError: for `.html` where jinja2 is not installed.
+        """
+        target = Path(path)
+        ending = target.suffix.lower()
+        if ending == ".json":
+            from lightning_deadkernel.schema import to_json
+
+            text = to_json(self)
+        elif ending == ".md":
+            text = self.to_markdown()
+        elif ending == ".html":
+            from lightning_deadkernel.html import to_html
+
+            text = to_html(self, pictures or {})
+        else:
+            raise ValueError(f"Expected a path that ends in .json, .md or .html, but got {str(path)!r}.")
+        write_atomically(target, text)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Report:
+        """Read a report that `save` wrote as JSON.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if it is not a report, is damaged, or was written by a newer version; the message names the
+                file and the place in it.
+        """
+        from lightning_deadkernel.schema import from_json
+
+        return from_json(Path(path).read_bytes(), source=str(path))
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, never meets half of it. Missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, since a rename is atomic only within one file system; and not by `tempfile`, whose files only
+    # their owner may read.
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,376 @@
+"""Why it happened: each cause is told from history and evidence, and says what to do about it.
+
+The first cause that fits a channel is given. Where none does, the cause is "unknown" and says what was ruled out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from lightning_deadkernel.references import (
+    ADAMW,
+    BATCH_NORM,
+    CS231N,
+    HE,
+    LU,
+    MEHTA,
+    MIXED,
+    OPTIM_DOCS,
+    PRUNE_DOCS,
+    WARMUP,
+)
+from lightning_deadkernel.signs import (
+    born_dead,
+    decayed,
+    faded,
+    knocked_out,
+    pruned,
+    shift_negative,
+    upstream_dead,
+    worn_down,
+    zero_at_initialisation,
+    zero_now,
+)
+from lightning_deadkernel.view import Cause, View, span, windows
+
+CAUSES = (
+    "zero at initialisation",
+    "decayed",
+    "knocked out",
+    "shift driven negative",
+    "upstream dead",
+    "born dead",
+    "faded",
+    "pruned",
+    "dead downstream",
+    "outgoing zero",
+    "flat loss",
+    "underflow",
+    "not in the optimizer",
+    "below resolution",
+    "saturated",
+    "depth",
+    "constant initialisation",
+    "reckless updates",
+    "slow updates",
+    "overflow",
+    "dead channels",
+    "heavy tails",
+    "low activity",
+    "recovered",
+    "unknown",
+)
+"""Every word that may begin `Finding.cause`."""
+
+Explain = Callable[[View, Tensor], Cause]
+
+
+def _pruned(view: View, where: Tensor) -> Cause:
+    return Cause(
+        "pruned",
+        "a pruning mask holds the whole kernel at zero, as was asked for",
+        "Nothing to mend. Remove the channels physically to turn the mask into saved memory and time.",
+        PRUNE_DOCS,
+        {},
+    )
+
+
+def _upstream_dead(view: View, where: Tensor) -> Cause:
+    names = ", ".join(view.layer.producers or ())
+    return Cause(
+        "upstream dead",
+        f"every channel of what feeds this layer is dead ({names}), so it sees a constant zero",
+        f"Revive {names} first; this layer follows by itself or shows a cause of its own then.",
+        LU,
+        {"producers": names},
+    )
+
+
+def _zero_at_initialisation(view: View, where: Tensor) -> Cause:
+    what = _what_is_zero(view, where)
+    return Cause(
+        "zero at initialisation",
+        f"the {what} was zero before the first step and still is; training did not do it",
+        "Initialise these kernels with random values (kaiming_normal_); if the zeros are on purpose, see that a"
+        " gradient reaches them: a zero kernel learns only if what follows it lets one through.",
+        HE,
+        {"first_norm": _largest(view.past.first_norm[where])},
+    )
+
+
+def _what_is_zero(view: View, where: Tensor) -> str:
+    """The kernel itself where that is so for all of them, else the scale of the norm that follows."""
+    norms, largest = view.layer.norms, view.layer.largest
+    if view.layer.norm_scale is None or norms is None or largest is None:
+        return "kernel"
+    small = (largest == 0) | (norms < view.thresholds.zero_kernel * norms.nan_to_num(nan=0.0).amax())
+    return "kernel" if bool(small[where].all()) else "norm's scale (gamma)"
+
+
+def _largest(values: Tensor) -> float:
+    finite = values[values.isfinite()]
+    return float(finite.max()) if finite.numel() else float("nan")
+
+
+def _decayed(view: View, where: Tensor) -> Cause:
+    layer, past = view.layer, view.past
+    stop = past.last_gradient[where]
+    seen = stop[stop > 0]
+    still = bool(seen.numel()) and int(seen.max()) == view.window.index
+    if not seen.numel():
+        when = "no gradient was seen since training began"
+    elif still:
+        when = "a gradient still reaches some of them, too weak to hold against the decay"
+    else:
+        when = f"the last gradient was seen in {windows(seen)}"
+    what = _what_is_zero(view, where)
+    kernel = what == "kernel" and layer.norms is not None
+    now = layer.norms[where] if kernel and layer.norms is not None else past.scale[where]
+    first = past.first_norm[where] if kernel else past.first_scale[where]
+    coupled = not layer.decoupled_decay
+    shape = "through the gradient (L2)" if coupled else "apart from the gradient"
+    return Cause(
+        "decayed",
+        f"{when}, and weight decay {layer.weight_decay:g} applied {shape} has worn the {what}"
+        f" down ({'norm ' * kernel}{span(first)} at the start, {span(now)} now)",
+        "Use AdamW in place of Adam with weight_decay, or set weight_decay to 0 for norm parameters and lower it for"
+        " kernels. What is already gone can be pruned without loss."
+        if coupled
+        else "Lower weight_decay, and set it to 0 for norm parameters and biases. What is already gone can be pruned.",
+        f"{MEHTA}; {ADAMW}",
+        {
+            "weight_decay": layer.weight_decay,
+            "first_norm" if kernel else "first_scale": _largest(first),
+            "norm" if kernel else "scale": _largest(now),
+            **({"gradient_stopped_in_window": int(seen.max())} if seen.numel() and not still else {}),
+        },
+    )
+
+
+def _knocked_out(view: View, where: Tensor) -> Cause:
+    past = view.past
+    ratio = past.reckless[where]
+    return Cause(
+        "knocked out",
+        f"it fired until {windows(past.last_fired[where])}, when one optimizer step changed the weights by"
+        f" {span(ratio)} of their own norm (above {view.thresholds.update_large:g} is reckless)",
+        "Lower the learning rate three- to tenfold, or warm it up over the first few hundred steps; clip the gradient"
+        " norm if the jump came late in training.",
+        f"{WARMUP}; {CS231N}",
+        {"last_fired_in_window": int(past.last_fired[where].max()), "update_ratio_max": float(ratio.max())},
+    )
+
+
+def _shift_negative(view: View, where: Tensor) -> Cause:
+    layer = view.layer
+    assert layer.shift is not None
+    normed = layer.norm_scale is not None
+    reach = layer.norm_scale if layer.norm_scale is not None else layer.norms
+    assert reach is not None
+    name, against = ("norm's shift (beta)", "|gamma|") if normed else ("bias", "kernel norm")
+    return Cause(
+        "shift driven negative",
+        f"the {name} is {span(layer.shift[where])} against a {against} of {span(reach[where])}: no usual input lifts"
+        " the channel above zero",
+        "Set the shift of these channels to 0 to revive them; if it happens again, lower the learning rate or warm it"
+        " up.",
+        f"{CS231N}; {BATCH_NORM}" if normed else CS231N,
+        {"shift": float(layer.shift[where].min()), "reach": float(reach[where].max())},
+    )
+
+
+def _born_dead(view: View, where: Tensor) -> Cause:
+    return Cause(
+        "born dead",
+        "it has not fired once since training began at step 0: the draw of the initial weights put it there",
+        "Some of this is normal in deep networks without norms. Where it is much: put a norm before the activation,"
+        " make the layer wider, or use He initialisation, LeakyReLU or GELU.",
+        f"{LU}; {HE}",
+        {},
+    )
+
+
+def _faded(view: View, where: Tensor) -> Cause:
+    past = view.past
+    return Cause(
+        "faded",
+        f"it fired on {span(past.rate[where] * 100, '.2g')} % of samples and positions in"
+        f" {windows(past.last_fired[where])} and then on none, with no reckless step seen: the drift of ordinary"
+        " training",
+        "A few of these are normal, and some come back. If their number grows from window to window, put a norm before"
+        " the activation, lower the learning rate, or use LeakyReLU or GELU.",
+        f"{LU}; {CS231N}",
+        {"last_fired_in_window": int(past.last_fired[where].max()), "last_firing_rate": float(past.rate[where].max())},
+    )
+
+
+def _unknown_dead(view: View, where: Tensor) -> Cause:
+    past = view.past
+    fired = past.last_fired[where]
+    if bool((fired > 0).any()):
+        told = f"it fired until {windows(fired[fired > 0])} and then stopped"
+        rate = past.rate[where][fired > 0]
+        rate = rate[rate.isfinite()]
+        if rate.numel():
+            told += f" (on {span(rate * 100, '.2g')} % of samples and positions by then)"
+    else:
+        told = "it has not fired since it is watched, and the run had begun before that"
+    ruled_out = [
+        "no reckless update was sampled" if bool((fired > 0).any()) else "",
+        "the kernel is not zero" if not bool(zero_now(view)[where].any()) else "no decay explains the zero kernel",
+        "the shift is within reach" if view.layer.shift is not None else "",
+        "what feeds it is alive" if view.layer.producers else "",
+    ]
+    return Cause(
+        "unknown",
+        f"{told}; ruled out: {', '.join(filter(None, ruled_out))}",
+        "If their number grows from window to window, lower the learning rate or put a norm before the activation; a"
+        " small, steady number costs little.",
+        f"{LU}; {CS231N}",
+        {"last_fired_in_window": int(fired.max())} if bool((fired > 0).any()) else {},
+    )
+
+
+def _unknown_zero(view: View, where: Tensor) -> Cause:
+    ruled_out = (
+        "it was not zero at initialisation" if view.past.first_window == 0 else "its initialisation was not seen"
+    )
+    decay = view.layer.weight_decay
+    ruled_out += f", its parameter group has weight decay {decay:g}" + (" but it did not shrink" if decay else "")
+    return Cause(
+        "unknown",
+        f"ruled out: {ruled_out}, no mask holds it",
+        "Look for code that writes to the weights, an L1 or group penalty in the loss, or a reckless step.",
+        MEHTA,
+        {"weight_decay": decay},
+    )
+
+
+def _assign(
+    view: View, where: Tensor, rules: Sequence[tuple[Callable[[View], Tensor], Explain]], otherwise: Explain
+) -> list[tuple[Tensor, Cause]]:
+    """Give each channel the first cause that holds, and group the channels by cause."""
+    groups, left = [], where.clone()
+    for holds, explain in rules:
+        here = left & holds(view)
+        if bool(here.any()):
+            groups.append((here, explain(view, here)))
+            left &= ~here
+    if bool(left.any()):
+        groups.append((left, otherwise(view, left)))
+    return groups
+
+
+def why_dead(view: View, where: Tensor) -> list[tuple[Tensor, Cause]]:
+    """The causes of dead channels: groups of (C,) bool and what explains them."""
+    rules: list[tuple[Callable[[View], Tensor], Explain]] = [
+        (pruned, _pruned),
+        (upstream_dead, _upstream_dead),
+        (zero_at_initialisation, _zero_at_initialisation),
+        (worn_down, _decayed),
+        (knocked_out, _knocked_out),
+        (shift_negative, _shift_negative),
+        (decayed, _decayed),
+        (born_dead, _born_dead),
+        (faded, _faded),
+    ]
+    return _assign(view, where, rules, _unknown_dead)
+
+
+def why_zero(view: View, where: Tensor) -> list[tuple[Tensor, Cause]]:
+    """The causes of zero kernels: groups of (C,) bool and what explains them."""
+    rules: list[tuple[Callable[[View], Tensor], Explain]] = [
+        (pruned, _pruned),
+        (zero_at_initialisation, _zero_at_initialisation),
+        (decayed, _decayed),
+    ]
+    return _assign(view, where, rules, _unknown_zero)
+
+
+def why_starved(view: View) -> Cause:
+    """Why no gradient comes back to channels that fire."""
+    layer = view.layer
+    names = [consumer.layer for consumer in layer.consumers or ()]
+    if names and all(view.wholly_dead(name) for name in names):
+        told = ", ".join(names)
+        return Cause(
+            "dead downstream",
+            f"every channel of what reads this layer is dead ({told}), so no gradient comes back",
+            f"Revive {told}; this layer is sound and learns again as soon as something listens.",
+            LU,
+            {"consumers": told},
+        )
+    if layer.underflow_share is not None and layer.underflow_share > 0.5:
+        return Cause(
+            "underflow",
+            f"{layer.underflow_share:.0%} of the float16 gradient entries are exactly zero: too small to be held",
+            "Train with precision='16-mixed' (its loss scaling lifts gradients into range) or with bfloat16.",
+            MIXED,
+            {"underflow_share": layer.underflow_share},
+        )
+    if names:
+        told = ", ".join(names)
+        return Cause(
+            "outgoing zero",
+            f"it fires and {told} is not dead, yet its gradient is exactly zero: the weights that read it are zero, or"
+            " what reads it is off whenever it fires",
+            f"Look at the input slices of {told} for these channels: give them small random values, or release what"
+            " holds them at zero.",
+            CS231N,
+            {"consumers": told},
+        )
+    return Cause(
+        "unknown",
+        "the channels fire, yet their gradient is exactly zero; the graph does not show what reads them; ruled out: a"
+        " flat loss, since other layers have gradients",
+        "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss.",
+        CS231N,
+        {},
+    )
+
+
+def why_frozen(view: View, where: Tensor) -> Cause:
+    """Why kernels with a gradient did not change."""
+    layer = view.layer
+    if not layer.in_optimizer:
+        return Cause(
+            "not in the optimizer",
+            "a gradient reaches the weight, but no optimizer holds it, so no step can change it",
+            "Pass the parameter to the optimizer in configure_optimizers, or set requires_grad=False if it is frozen on"
+            " purpose (that saves its backward pass as well).",
+            OPTIM_DOCS,
+            {},
+        )
+    gradient = layer.weight_gradient if layer.weight_gradient is not None else layer.gradient
+    assert gradient is not None
+    rate, size = layer.learning_rate or 0.0, float(gradient[where].max())
+    largest = float(layer.largest[where].max()) if layer.largest is not None else float("nan")
+    epsilon = 2.0**-8 if layer.bytes_per_parameter == 2 else 2.0**-24
+    evidence: dict[str, float | int | str] = {
+        "learning_rate": rate,
+        "largest_gradient": size,
+        "largest_weight": largest,
+        "bytes_per_parameter": layer.bytes_per_parameter,
+    }
+    if layer.bytes_per_parameter == 2 or rate * size < epsilon * largest:
+        return Cause(
+            "below resolution",
+            f"steps at learning rate {rate:g} on gradients up to {size:.1e} round away in weights of up to"
+            f" {largest:.2g} held in {layer.bytes_per_parameter} bytes",
+            "Keep float32 master weights (precision='bf16-mixed' in place of 'bf16-true')."
+            if layer.bytes_per_parameter == 2
+            else "Raise the gradient of this layer (a norm, a shorter way to the loss) or its learning rate.",
+            MIXED,
+            evidence,
+        )
+    return Cause(
+        "unknown",
+        "ruled out: missing from the optimizer, learning rate zero, a pruning mask, steps below the weights'"
+        " resolution",
+        "Look for code that writes the weights back after each step, for a gradient zeroed in a hook before the step,"
+        " or for an optimizer that does not step in this phase.",
+        OPTIM_DOCS,
+        evidence,
+    )

@@ -1,0 +1,213 @@
+"""What is worth saying of channels: one rule, one function, each giving findings with numbers, cause and advice.
+
+Severities: *info* is worth knowing and normal, *warning* is capacity or speed lost, *error* makes training useless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_deadkernel import causes, references
+from lightning_deadkernel.history import gradient_seen
+from lightning_deadkernel.report import STATE_BITS, STATES, Finding, Severity, State
+from lightning_deadkernel.view import Cause, Evidence, View, finding, windows
+from lightning_deadkernel.window import LayerWindow
+
+FEW_BATCHES = 5
+"""One batch is no evidence: in a healthy layer of 1024 units 9 % were silent in one batch of 32, 0 % over ten."""
+CHANCE_SHARE = 0.5
+"""Healthy He-initialised networks, 20 layers deep and 64 wide, have up to 44 % of a deep layer dead from the first draw
+and ordinary drift."""
+CHANCE = ("born dead", "faded")
+SATURATED_MOST = 0.9
+
+
+def _since(view: View, channels: Tensor) -> Evidence:
+    return {"since_window": int(view.past.since[channels].min())}
+
+
+def dead_channels(view: View) -> Iterator[Finding]:
+    """Channels that never fired behind a gate."""
+    dead = view.mask(view.report.dead)
+    if not bool(dead.any()):
+        return
+    whole = bool(dead.all())
+    groups = causes.why_dead(view, dead)
+    chance = sum(float(where.float().mean()) for where, cause in groups if cause.word in CHANCE)
+    for where, cause in groups:
+        evidence = _since(view, where)
+        if view.window.samples:
+            evidence["highest_possible_firing_rate"] = (
+                3.0 / view.window.samples
+            )  # the 95 % bound of a rate never seen in n
+        if not view.layer.exact:
+            evidence["seen_on"] = "sampled steps and gradients"
+        yield finding(view, "dead_channels", _dead_severity(view, whole, where, cause, chance), cause, evidence, where)
+
+
+def _dead_severity(view: View, whole: bool, where: Tensor, cause: Cause, chance: float) -> Severity:
+    if cause.word == "pruned":
+        return "info"
+    if whole:
+        return "error"
+    young = bool((view.past.since[where] == view.window.index).all())
+    if cause.word in (*CHANCE, "unknown") and young and view.window.batches < FEW_BATCHES:
+        return "info"
+    return "info" if cause.word in CHANCE and chance < CHANCE_SHARE else "warning"
+
+
+def saturated_channels(view: View) -> Iterator[Finding]:
+    """Channels stuck on a flat end."""
+    layer = view.layer
+    where = view.mask(view.report.saturated)
+    if not bool(where.any()):
+        return
+    _, none = gradient_seen(layer)
+    share = None if layer.saturated_share is None else float(layer.saturated_share[where].mean())
+    silenced = int((none & where).sum())
+    told = (
+        f"{share:.0%} of their inputs lie on the flat end of {layer.activation}"
+        if share is not None
+        else f"they never fired and sit on the flat end of {layer.activation}"
+    )
+    cause = Cause(
+        "saturated",
+        f"{told}, where the slope is next to zero" + (f"; {silenced} of them have no gradient at all" * bool(silenced)),
+        "Put a norm before the activation, scale the initial weights down (Xavier initialisation) or lower the learning"
+        " rate.",
+        references.GLOROT,
+        {"without_gradient": silenced} if share is None else {"saturated_share": share, "without_gradient": silenced},
+    )
+    stuck = silenced == int(where.sum()) or (share is not None and share >= SATURATED_MOST)
+    severity: Severity = "error" if bool(where.all()) and stuck else "warning"
+    if layer.depth == 0 and not silenced:  # an output that has made up its mind is meant to saturate
+        severity = "info"
+    yield finding(view, "saturated_channels", severity, cause, _since(view, where), where)
+
+
+def starved_channels(view: View) -> Iterator[Finding]:
+    """Channels that fire while no gradient reaches them."""
+    where = view.mask(view.report.starved)
+    if not bool(where.any()) or loss_is_flat(view.window.layers):
+        return
+    cause = causes.why_starved(view)
+    rare = view.mask(view.report.rare)
+    severity: Severity = "error" if bool(where.all()) else "info" if bool((rare | ~where).all()) else "warning"
+    yield finding(view, "starved_channels", severity, cause, _since(view, where), where)
+
+
+def loss_is_flat(layers: Sequence[LayerWindow]) -> bool:
+    """Whether no watched layer had any gradient, though all were looked at."""
+    watched = [layer for layer in layers if layer.excluded is None]
+    return bool(watched) and all(bool(gradient_seen(layer)[1].all()) for layer in watched)
+
+
+def frozen_weights(view: View) -> Iterator[Finding]:
+    """Kernels that have a gradient and did not change in one bit."""
+    where = view.mask(view.report.frozen)
+    if not bool(where.any()):
+        return
+    cause = causes.why_frozen(view, where)
+    small = (
+        cause.word == "below resolution" and view.layer.bytes_per_parameter > 2 and float(where.float().mean()) < 0.5
+    )
+    evidence: Evidence = {"optimizer_steps": view.window.optimizer_steps}
+    yield finding(view, "frozen_weights", "info" if small else "warning", cause, evidence, where)
+
+
+def zero_kernels(view: View) -> Iterator[Finding]:
+    """Kernels that are zero or next to it."""
+    where = view.mask(view.report.zero_kernels) & ~_fresh_scale(view)
+    if not bool(where.any()):
+        return
+    for group, cause in causes.why_zero(view, where):
+        layer = view.layer
+        evidence: Evidence = {}
+        if layer.shift is not None:
+            evidence["constant_output"] = int((group & (layer.shift > 0)).sum())
+        learning = _recovering(view) & group
+        evidence["recoverable"] = int(learning.sum())
+        yield finding(view, "zero_kernels", _zero_severity(view, group, cause, learning), cause, evidence, group)
+
+
+def _fresh_scale(view: View) -> Tensor:
+    """(C,) bool: a norm's scale initialised to zero that has had no time to move, or moves."""
+    layer, past = view.layer, view.past
+    if layer.norm_scale is None or layer.norms is None or layer.largest is None:
+        return torch.zeros(layer.channels, dtype=torch.bool)
+    scale_only = (layer.largest > 0) & (layer.norms >= view.thresholds.zero_kernel * layer.norms.nan_to_num(0.0).amax())
+    young = view.window.index - past.first_window < 2 or not (layer.learning_rate or 0.0) > 0
+    fresh = past.scale_moved | torch.full_like(past.scale_moved, young)
+    return scale_only & (past.first_scale < view.thresholds.norm_scale) & fresh
+
+
+def _recovering(view: View) -> Tensor:
+    """(C,) bool: a gradient reaches the kernel and the kernel has begun to change."""
+    layer = view.layer
+    some, _ = gradient_seen(layer)
+    if layer.weight_gradient is not None:
+        some = layer.weight_gradient > 0
+    return some if layer.unchanged is None else some & ~layer.unchanged
+
+
+def _zero_severity(view: View, where: Tensor, cause: Cause, learning: Tensor) -> Severity:
+    whole = bool(where.all())
+    if cause.word == "pruned":
+        return "info"
+    if view.window.index == view.past.first_window:
+        return (
+            "info" if whole else "warning"
+        )  # an output layer of zeros is a usual initialisation, a few kernels are not
+    if cause.word == "zero at initialisation" and bool((learning == where).all()):
+        return "info"
+    return "error" if whole and not bool(learning.any()) else "warning"
+
+
+def dormant_channels(view: View) -> Iterator[Finding]:
+    """Channels that are alive and add next to nothing."""
+    active = view.mask([c for c, code in enumerate(view.report.codes) if code & STATE_BITS == STATES.index("active")])
+    where = view.mask(view.report.dormant) & active
+    if not bool(where.any()):
+        return
+    rare = int(view.mask(view.report.rare)[where].sum())
+    cause = Cause(
+        "low activity",
+        f"they fire, but at or below {view.thresholds.dormant:g} of the layer's mean activation"
+        + (f"; {rare} of them on fewer than {view.thresholds.rare:.0%} of samples and positions" if rare else ""),
+        "Normal in small numbers. Where the share grows from window to window, re-initialise these channels (ReDo) or"
+        " lower the learning rate.",
+        references.REDO,
+        {"rare": rare},
+    )
+    yield finding(view, "dormant_channels", "info", cause, {}, where)
+
+
+def revived_channels(view: View) -> Iterator[Finding]:
+    """Channels that were gone in the window before and are back."""
+    past, layer = view.past, view.layer
+    if past.first_window == view.window.index:
+        return
+    before, now = past.before & STATE_BITS, past.codes & STATE_BITS
+    some, _ = gradient_seen(layer)
+    fires = layer.fired if layer.fired is not None else torch.zeros_like(some)
+
+    def were(*states: State) -> Tensor:
+        return torch.isin(before, torch.tensor([STATES.index(state) for state in states], dtype=torch.uint8))
+
+    back = (were("dead") & fires) | (were("saturated", "starved", "zero-gradient") & some)
+    where = back & torch.isin(now, torch.tensor([STATES.index("active"), STATES.index("frozen")], dtype=torch.uint8))
+    if not bool(where.any()):
+        return
+    since = past.before_since[where]
+    told = sorted({STATES[int(number)] for number in before[where]})
+    cause = Cause(
+        "recovered",
+        f"{' or '.join(told)} since {windows(since)}, back in window {view.window.index}",
+        "Nothing to mend; channels that come and go point to a learning rate at the high end.",
+        references.REDO,
+        {"since_window": int(since.min()), "back_in_window": view.window.index},
+    )
+    yield finding(view, "revived_channels", "info", cause, {}, where)

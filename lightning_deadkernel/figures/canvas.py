@@ -1,0 +1,137 @@
+"""What all pictures share: their paper, their words for time, their legend.
+
+matplotlib is used without pyplot, which keeps global state and is not safe in threads.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning_deadkernel.palette import COLOURS, WORDS
+from lightning_deadkernel.report import Report
+from lightning_deadkernel.wording import shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 100
+WIDTH = 9.0
+"""Inches; TensorBoard's cards show 900 pixels well, and shrink them to half without losing the labels."""
+SMALL, MEDIUM, LARGE = 8.0, 9.5, 12.0
+"""Font sizes in points."""
+GREY = "#5A6670"
+NAME_LENGTH = 26
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure, sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="none", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def one_axes(height: float, title: str, below: str, left: float, right: float = 0.25, bottom: float = 0.6) -> Axes:
+    """A figure with one axes. Margins are in inches, so that they hold whatever the figure's height.
+
+    Args:
+        height: of the axes.
+        title: the finding.
+        below: what it rests on; written under the title.
+        left: margin.
+        right: margin.
+        bottom: margin.
+
+    """
+    lines = len(textwrap.wrap(title, 92)) or 1
+    top = 0.42 + 0.22 * lines
+    figure = new_figure(height + top + bottom)
+    total = height + top + bottom
+    axes = figure.add_axes((left / WIDTH, bottom / total, (WIDTH - left - right) / WIDTH, height / total))
+    write_title(figure, title, below)
+    plain(axes)
+    return axes
+
+
+def write_title(figure: Figure, title: str, below: str) -> None:
+    """The finding in large letters, and under it small what it rests on."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(title, int(92 * width / WIDTH)) or [""]
+    figure.suptitle("\n".join(lines), x=0.15 / width, y=1 - 0.1 / height, ha="left", va="top", size=LARGE, weight="bold")
+    figure.text(
+        0.15 / width, 1 - (0.14 + 0.205 * len(lines)) / height, below, ha="left", va="top", size=SMALL, color=GREY
+    )
+
+
+def plain(axes: Axes) -> None:
+    """No box, quiet ticks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=SMALL, color=GREY, labelcolor="black")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    kept = io.BytesIO()
+    figure.savefig(kept, format="png", dpi=DPI, pil_kwargs={"compress_level": 6})
+    return kept.getvalue()
+
+
+def short(name: str) -> str:
+    """A layer's name where there is little room."""
+    return shortened(name, NAME_LENGTH)
+
+
+def by_epoch(reports: Sequence[Report]) -> bool:
+    """Windows are epochs: no two share one."""
+    epochs = [report.epoch for report in reports if report.window]
+    return len(set(epochs)) == len(epochs)
+
+
+def moment(reports: Sequence[Report], place: int) -> str:
+    """A window in few words: ``"epoch 3"``, ``"step 1,200"``, ``"initialisation"``."""
+    report = reports[place]
+    if report.window == 0:
+        return "initialisation"
+    return f"epoch {report.epoch:,}" if by_epoch(reports) else f"step {report.global_step:,}"
+
+
+def times(reports: Sequence[Report]) -> tuple[str, list[str]]:
+    """The name of the time axis, and each window's label on it."""
+    named = by_epoch(reports)
+    labels = [
+        "init" if not report.window else f"{report.epoch if named else report.global_step:,}" for report in reports
+    ]
+    return ("epoch" if named else "global step"), labels
+
+
+def basis(reports: Sequence[Report]) -> str:
+    """What the last report rests on."""
+    report = reports[-1]
+    if report.audited is not None:
+        return f"weights of {report.audited}; nothing was run"
+    if not report.window:
+        return "at initialisation, before the first optimizer step"
+    samples = "unknown number of samples" if report.samples is None else f"{report.samples:,} samples"
+    return f"epoch {report.epoch:,}, global step {report.global_step:,}, {samples} in this window"
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """At most `most` places evenly among `count`, the last one always among them."""
+    step = max(1, math.ceil(count / max(most, 1)))
+    return list(range(count - 1, -1, -step))[::-1]
+
+
+def state_legend(axes: Axes, words: Sequence[str], **place: Any) -> None:
+    """Patches for the words, in the palette's order."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(facecolor=COLOURS[word], edgecolor=GREY, linewidth=0.4, label=word) for word in WORDS if word in words]
+    axes.legend(handles=patches, fontsize=SMALL, frameon=False, handlelength=1.2, columnspacing=1.2, **place)

@@ -1,0 +1,93 @@
+"""The first convolution's kernels, as the images they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, new_figure, state_legend, write_title
+from lightning_deadkernel.figures.titles import sick_channels, since, words_of
+from lightning_deadkernel.palette import COLOURS
+from lightning_deadkernel.report import LayerReport, Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_KERNELS = 96
+_COLUMNS = 16
+
+
+def as_image(kernel: Tensor, largest: float) -> np.ndarray[Any, Any]:
+    """(I, H, W) weights to an (H, W, 3) or (H, W) image in [0, 1], where 0.5 is a weight of zero.
+
+    Three inputs are shown as red, green and blue; of any other number the mean over the inputs is shown.
+    """
+    scaled = (0.5 + kernel.detach().float().nan_to_num() / (2 * largest or 1.0)).clamp(0, 1)
+    if scaled.shape[0] == 3:
+        return scaled.permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
+    return scaled.mean(0).numpy()  # type: ignore[no-any-return]
+
+
+def kernels_headline(reports: Sequence[Report], layer: LayerReport) -> str:
+    """Which of them are zero or ill."""
+    word, channels = sick_channels(layer)
+    zero = layer.zero_kernels
+    if not channels and not zero:
+        return f"{layer.name}: the {layer.channels:,} kernels that see the input, none dead, none zero"
+    said = []
+    if channels:
+        said.append(f"{len(channels):,} of {layer.channels:,} kernels {word} {since(reports, layer.name, word, channels)}")
+    if zero:
+        said.append(f"{len(zero):,} zero" if channels else f"{len(zero):,} of {layer.channels:,} kernels zero")
+    return f"{layer.name}: " + ", ".join(said)
+
+
+def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
+    """The first convolution's kernels, ill ones framed in their state's colour; None where there is none."""
+    report = reports[-1]
+    tensors = report.tensors
+    if tensors is None or tensors.first_kernels is None or tensors.first_layer is None:
+        return None
+    layer = next((layer for layer in report.watched if layer.name == tensors.first_layer), None)
+    if layer is None:
+        return None
+    words, kernels, zero = words_of(layer), tensors.first_kernels, set(layer.zero_kernels)
+    order = sorted(range(len(words)), key=lambda c: c not in zero and words[c] in ("active", "rare"))
+    shown = sorted(order[:_MOST_KERNELS])
+    columns = min(_COLUMNS, max(8, math.ceil(math.sqrt(2 * len(shown)))))
+    rows = math.ceil(len(shown) / columns)
+    cell = (WIDTH - 0.4) / columns
+    height = rows * (cell + 0.16) + 1.15
+    figure = new_figure(height)
+    note = basis(reports) + ("; red, green, blue as in the input" if kernels.shape[1] == 3 else "")
+    if kernels.shape[1] not in (1, 3):
+        note += f"; mean over {kernels.shape[1]} inputs"
+    if len(shown) < len(words):
+        note += f"; {len(shown):,} of {len(words):,} shown"
+    write_title(figure, kernels_headline(reports, layer), note)
+    largest = float(kernels.abs().nan_to_num(posinf=0).max())
+    framed = set()
+    for place, channel in enumerate(shown):
+        row, column = divmod(place, columns)
+        left, top = 0.2 + column * cell, 0.72 + row * (cell + 0.16)
+        size = cell * 0.86
+        axes = figure.add_axes((left / WIDTH, 1 - (top + size) / height, size / WIDTH, size / height))
+        axes.imshow(as_image(kernels[channel], largest), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.set(xticks=[], yticks=[], label=str(channel))
+        ill = words[channel] not in ("active", "rare")
+        said = f"{channel} zero" if channel in zero else str(channel)
+        axes.set_xlabel(said, fontsize=SMALL - 1, labelpad=2, weight="bold" if ill or channel in zero else "normal")
+        colour = COLOURS[words[channel]] if ill else "black" if channel in zero else "#C9D1D6"
+        axes.spines[:].set(color=colour, linewidth=3.5 if ill or channel in zero else 0.6)
+        framed |= {words[channel]} if ill else set()
+    if framed:
+        axes = figure.add_axes((0.2 / WIDTH, 0.02 / height, 0.9, 0.3 / height))
+        axes.set_axis_off()
+        state_legend(axes, sorted(framed), loc="lower left", borderaxespad=0, ncols=8)
+    return figure
+
+

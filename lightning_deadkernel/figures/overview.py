@@ -1,0 +1,100 @@
+"""One page: which kernels, since when, how the gradient flows, and what was found."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_deadkernel.figures.canvas import GREY, LARGE, MEDIUM, SMALL, basis, new_figure, plain, write_title
+from lightning_deadkernel.figures.flow import draw_gradient_flow, gradient_headline, has_gradients
+from lightning_deadkernel.figures.states import (
+    draw_kernel_map,
+    draw_life_lines,
+    life_headline,
+    life_note,
+    life_of,
+    map_legend,
+    most_told,
+)
+from lightning_deadkernel.palette import GOOD, STATE_COLOURS
+from lightning_deadkernel.report import Finding, Report
+from lightning_deadkernel.thresholds import Thresholds
+from lightning_deadkernel.wording import by_severity, headline, verdict, watched_and_not
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH, _HEIGHT = 14.0, 8.6
+_LETTERS = 78
+"""Letters in a line of the findings."""
+_SEVERITY_COLOURS = {"error": STATE_COLOURS["dead"], "warning": STATE_COLOURS["starved"], "info": STATE_COLOURS["frozen"]}
+
+
+def overview(reports: Sequence[Report]) -> Figure | None:
+    """The kernel map, the worst layer's life lines, the gradient flow and the findings; None if nothing is watched."""
+    report = reports[-1]
+    if not report.watched:
+        return None
+    figure = new_figure(_HEIGHT, _WIDTH)
+    write_title(figure, verdict(report), basis(reports))
+    left = figure.add_axes((0.125, 0.09, 0.31, 0.76))
+    plain(left)
+    shown = draw_kernel_map(left, report)
+    map_legend(left, shown, any(layer.zero_kernels for layer in report.watched))
+    _heading(left, "Every kernel")
+    name = most_told(reports)
+    life = life_of(reports, name) if name else None
+    if life and life.channels:
+        axes = figure.add_axes((0.585, 0.585, 0.395, 0.265))
+        plain(axes)
+        draw_life_lines(axes, reports, life)
+        note = life_note(life)
+        _heading(axes, life_headline(reports, life), note)
+    if has_gradients(reports):
+        axes = figure.add_axes((0.585, 0.335, 0.395, 0.14))
+        plain(axes)
+        draw_gradient_flow(axes, reports, Thresholds())
+        axes.set_xticks([])
+        axes.set_xlabel("layers from input to output", fontsize=SMALL, labelpad=2)
+        axes.set_ylabel("gradient ratio", fontsize=MEDIUM)
+        _heading(axes, gradient_headline(report, Thresholds()))
+    _write_findings(figure, report)
+    return figure
+
+
+def _heading(axes: Axes, text: str, note: str = "") -> None:
+    lines = textwrap.wrap(text, 74)
+    axes.set_title("\n".join(lines[:2]), fontsize=MEDIUM, loc="left", weight="bold", pad=6)
+    if note:
+        axes.text(1, 1.01, note, transform=axes.transAxes, fontsize=SMALL, color=GREY, ha="right", va="bottom")
+
+
+def _written(report: Report, finding: Finding) -> str:
+    cause = finding.cause.split(":", 1)
+    return headline(report, finding) + (f" - {cause[1].strip()}" if len(cause) > 1 else "")
+
+
+def _write_findings(figure: Figure, report: Report) -> None:
+    """As many findings as fit, worst first."""
+    x, y, line = 0.545, 0.285, 0.0235
+    figure.text(x, y, "Findings", fontsize=LARGE, weight="bold", va="top")
+    y -= 1.5 * line
+    findings = by_severity(report.findings)
+    if not findings:
+        figure.text(x, y, "\n".join(textwrap.wrap("Nothing found. " + watched_and_not(report), _LETTERS)), fontsize=MEDIUM, va="top", color=GOOD)
+        return
+    for place, finding in enumerate(findings):
+        lines = textwrap.wrap(_written(report, finding), _LETTERS)
+        if len(lines) > 2:
+            lines = [lines[0], lines[1][: _LETTERS - 3] + "..."]
+        rest = len(findings) - place
+        if y - len(lines) * line < 0.02 + (line if rest > 1 else 0):
+            figure.text(x, y, f"and {rest:,} more: see the report", fontsize=MEDIUM, color=GREY, va="top")
+            return
+        figure.text(x, y, "■", fontsize=MEDIUM, va="top", color=_SEVERITY_COLOURS[finding.severity])
+        figure.text(x + 0.013, y, "\n".join(lines), fontsize=MEDIUM, va="top", linespacing=1.25)
+        y -= (len(lines) + 0.35) * line
+
+

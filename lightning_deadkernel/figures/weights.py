@@ -1,0 +1,163 @@
+"""How the weights of each layer are spread, beside the Gaussian that they would be if only their size counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lightning_deadkernel.figures.canvas import GREY, MEDIUM, SMALL, basis, one_axes, short
+from lightning_deadkernel.palette import LINE
+from lightning_deadkernel.report import LayerReport, Report
+from lightning_deadkernel.statistics import to_edges
+from lightning_deadkernel.wording import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GAUSSIAN_NEAR_ZEROS = 0.0080
+"""Share of |w| < 1e-2 rms in a Gaussian: erf(1e-2 / sqrt 2)."""
+_MOST_LAYERS = 24
+_OCTAVES = 10
+"""Half-octave buckets reach this many octaves below the largest weight; what is smaller is one bucket at zero."""
+_ROW = 0.34
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Shares of a layer's weights per bucket."""
+
+    edges: list[float]
+    shares: list[float]
+    gaussian: list[float]
+    """Shares that a Gaussian of the same rms has in the same buckets."""
+
+
+def spread_of(counts: Tensor, smallest: float) -> Spread | None:
+    """A layer's weight histogram with all buckets within +-`smallest` joined; None if there is nothing finite.
+
+    Args:
+        counts: (1024,) counts as of `statistics.bit_histogram`.
+        smallest: a power of two.
+
+    """
+    low, limits, filled, _ = to_edges(counts)
+    total = sum(filled)
+    if not total:
+        return None
+    edges, kept, squares = [low], [], 0.0
+    for left, right, count in zip([low, *limits], limits, filled, strict=False):
+        squares += count * ((left + right) / 2) ** 2
+        if left >= -smallest and right <= smallest and kept and edges[-1] > -smallest:
+            kept[-1] += count
+            edges[-1] = right
+        else:
+            kept.append(count)
+            edges.append(right)
+    scale = math.sqrt(2 * squares / total)
+    below = [0.5 * (1 + math.erf(edge / scale)) if scale else float(edge > 0) for edge in edges]
+    return Spread(edges, [n / total for n in kept], [b - a for a, b in zip(below, below[1:], strict=False)])
+
+
+def _chosen(report: Report, histograms: dict[str, Tensor]) -> list[LayerReport]:
+    layers = [layer for layer in report.watched if layer.name in histograms]
+    if len(layers) <= _MOST_LAYERS:
+        return layers
+    sparse = sorted(layers, key=lambda layer: -(layer.weight_near_zeros or 0.0))[:_MOST_LAYERS]
+    return [layer for layer in layers if layer in sparse]
+
+
+def weights_headline(report: Report) -> str:
+    """Whether most weights are near zero somewhere, and whether that is unusual."""
+    seen = [(layer.weight_near_zeros, layer) for layer in report.watched if layer.weight_near_zeros is not None]
+    if not seen:
+        return "How the weights are spread"
+    near, layer = max(seen, key=lambda pair: pair[0])
+    if layer.weight_sparsity and layer.weight_sparsity > 0.05:
+        return f"{layer.name}: {percent(layer.weight_sparsity)} of the weights are exactly zero"
+    if near > 0.05:
+        return f"{layer.name}: {percent(near)} of the weights are near zero (a Gaussian has {percent(GAUSSIAN_NEAR_ZEROS)})"
+    return (
+        f"Few weights are near zero: at most {percent(near)}, in {layer.name} "
+        f"(a Gaussian has {percent(GAUSSIAN_NEAR_ZEROS)})"
+    )
+
+
+def weights(reports: Sequence[Report]) -> Figure | None:
+    """Distribution per layer on a symmetric-log axis; None where the last report has no weight histograms.
+
+    The Gaussian of the same rms is behind each in grey; shares of zeros and near zeros (|w| < 1e-2 rms) at the right.
+    """
+    report = reports[-1]
+    histograms = report.tensors.histograms.get("weights", {}) if report.tensors else {}
+    layers = _chosen(report, histograms)
+    if not layers:
+        return None
+    largest = max((abs(edge) for layer in layers for edge in _ends(histograms[layer.name])), default=1.0)
+    smallest = 2.0 ** (math.ceil(math.log2(largest or 1.0)) - _OCTAVES)
+    note = basis(reports) + "; grey: the Gaussian of the same rms"
+    if len(layers) < len(report.watched):
+        note += f"; the {len(layers)} layers with most near zeros of {len(report.watched):,}"
+    left = 0.3 + 0.068 * max(len(short(layer.name)) for layer in layers)
+    axes = one_axes(max(_ROW * len(layers), 1.2) + 0.25, weights_headline(report), note, left, 1.75, 0.65)
+    draw_weights(axes, layers, histograms, smallest, largest)
+    return axes.figure  # type: ignore[return-value]
+
+
+def _ends(counts: Tensor) -> tuple[float, float]:
+    low, limits, _, _ = to_edges(counts)
+    return low, limits[-1] if limits else 0.0
+
+
+def draw_weights(
+    axes: Axes, layers: Sequence[LayerReport], histograms: dict[str, Tensor], smallest: float, largest: float
+) -> None:
+    """One row per layer, first on top; heights are shares per half octave, each row to its own largest."""
+    axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+    axes.set_xlim(-largest * 1.1, largest * 1.1)
+    for row, layer in enumerate(layers):
+        spread, base = spread_of(histograms[layer.name], smallest), float(len(layers) - row - 1)
+        if spread is None:
+            axes.text(0, base + 0.3, "nothing finite", fontsize=SMALL, ha="center", color=GREY)
+            continue
+        outside = [
+            share
+            for share, left, right in zip(spread.shares, spread.edges, spread.edges[1:], strict=False)
+            if left >= smallest or right <= -smallest
+        ]
+        top = max([*outside, *spread.gaussian, 1e-9]) / 0.86
+        for values, style in (
+            (spread.gaussian, {"color": "#C9D1D6", "fill": True, "linewidth": 0, "label": "Gaussian"}),
+            (spread.shares, {"color": LINE, "fill": False, "linewidth": 1.2, "label": layer.name}),
+        ):
+            heights = [base + min(value / top, 0.95) for value in values]
+            axes.stairs(heights, spread.edges, baseline=base, **style)  # type: ignore[arg-type]
+        axes.axhline(base, color="#E8ECEF", linewidth=0.7, zorder=0)
+        zeros, near = layer.weight_sparsity, layer.weight_near_zeros
+        for place, value, limit in ((1.12, zeros, 0.05), (1.27, near, 0.05)):
+            strong = value is not None and value > limit
+            axes.annotate(
+                percent(value),
+                (place, base + 0.3),
+                xycoords=("axes fraction", "data"),
+                fontsize=SMALL,
+                ha="right",
+                weight="bold" if strong else "normal",
+                annotation_clip=False,
+            )
+    for place, word in ((1.12, "zeros"), (1.27, "near zeros")):
+        axes.annotate(word, (place, len(layers) + 0.1), xycoords=("axes fraction", "data"), fontsize=SMALL, ha="right", color=GREY)
+    axes.set_ylim(0, len(layers) + 0.05)
+    axes.set_yticks([len(layers) - row - 0.7 for row in range(len(layers))], [short(layer.name) for layer in layers])
+    exponents = range(math.ceil(math.log10(smallest)), math.floor(math.log10(largest)) + 1)
+    powers = [10.0**e for e in exponents]
+    axes.set_xticks([*(-p for p in reversed(powers)), 0.0, *powers])
+    axes.set_xlabel("weight (symmetric log axis)", fontsize=MEDIUM)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+

@@ -1,0 +1,601 @@
+"""The heart: reads from this step's autograd graph which activations hear each kernel.
+
+`walk` lists the live nodes of a step and a key of the graph's shape; `GraphMap` is what that shape means, worked out
+once per shape. Nothing is registered on the model, and no tensor is read here but a dropout mask, once per shape.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_deadkernel.channels import Shape, carried, output_shape
+from lightning_deadkernel.layers import Layer, LayerTable
+from lightning_deadkernel.nodes import (
+    ACTIVATIONS,
+    ARITHMETIC,
+    AVERAGES,
+    CHECKPOINTS,
+    COMPILED,
+    CONVOLUTIONS,
+    LOSSES,
+    MATMULS,
+    MIXERS,
+    NORMS,
+    REDUCTIONS,
+    Activation,
+    canonical,
+    peek,
+)
+from lightning_deadkernel.statistics import ChannelAxis
+
+Value = tuple[int, int]
+"""(index of the node that made it, which of its outputs)."""
+
+_ACCUMULATE = type(torch.zeros((), requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+
+
+def walk(root: Any) -> tuple[list[Any], Hashable]:
+    """All nodes of the graph under `root` in a fixed order, and a key that is equal for graphs of the same shape."""
+    nodes, place = [root], {root: 0}
+    shape: list[Any] = []
+    for node in nodes:
+        kind = type(node)
+        shape.append(kind)
+        if kind is _ACCUMULATE:
+            shape.append(id(node.variable))
+            continue
+        for child, slot in node.next_functions:
+            if child is None:
+                shape.append(None)
+                continue
+            index = place.get(child)
+            if index is None:
+                index = place[child] = len(nodes)
+                nodes.append(child)
+            shape.append(index if not slot else (index, slot))
+    return nodes, tuple(shape)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """An activation that hears a kernel: the node, and where the kernel's channels are in what it saved."""
+
+    node: int
+    activation: Activation
+    at: ChannelAxis
+    ndim: int
+    shape: Shape | None
+    """Shape the axis was worked out for, where it depends on it."""
+
+    def fits(self, saved: Tensor) -> bool:
+        """Whether this step's tensor has its channels where the map says."""
+        if self.shape is not None:
+            return tuple(saved.shape) == self.shape
+        return saved.ndim == self.ndim and saved.shape[self.at.axis] == self.at.size
+
+
+@dataclass
+class Ways:
+    """Where a kernel's output goes, all ways to the loss counted."""
+
+    taps: list[Tap] = field(default_factory=list)
+    open: bool = False
+    """Some way reaches a convolution, a linear op or the loss without an activation: the kernel is heard there."""
+    unknown: list[str] = field(default_factory=list)
+    """Names of ops that cannot be read."""
+    lost: str | None = None
+    """The op at which channels lose their identity."""
+    consumers: list[tuple[int, int]] = field(default_factory=list)
+    """(kernel op, weights per channel of one output) reached behind the activations."""
+    shared: bool = False
+    """On its way the output is added to something else, so that its channels cannot be removed alone."""
+    composed_norm: bool = False
+    """It passes a norm made of arithmetic."""
+
+
+@dataclass
+class LayerInGraph:
+    """What one graph shows of one layer."""
+
+    layer: Layer
+    depth: int
+    order: int
+    ways: Ways
+    bias: nn.Parameter | None = None
+    shift: nn.Parameter | None = None
+    scale: nn.Parameter | None = None
+    normed: bool = False
+    penalised: bool = False
+    producers: set[int] | None = None
+    """Activation nodes that are the only inputs; None where anything else enters."""
+
+
+class GraphMap:
+    """What a graph of one shape means: every layer's place, norm, activations and neighbours."""
+
+    def __init__(self, nodes: list[Any], table: LayerTable) -> None:
+        self.nodes = nodes
+        self.table = table
+        self.names = [canonical(node) for node in nodes]
+        place = {node: index for index, node in enumerate(nodes)}
+        self.inputs: list[list[Value | None]] = [
+            [None if child is None else (place[child], slot) for child, slot in node.next_functions] for node in nodes
+        ]
+        self.readers: list[list[tuple[int, int]]] = [[] for _ in nodes]
+        for index, values in enumerate(self.inputs):
+            for position, value in enumerate(values):
+                if value is not None:
+                    self.readers[value[0]].append((index, position))
+        self.leaves = {id(n.variable): i for i, n in enumerate(nodes) if type(n) is _ACCUMULATE}
+        self.rank = self._topological()
+        self.parameters = self._parameters_below()
+        self.kernels = dict(self._kernel_ops())
+        self.depth, self.feeds = self._depths()
+        self.compiled = any(name in COMPILED for name in self.names)
+        self.checkpointed = any(name in CHECKPOINTS for name in self.names)
+        self.found = self._find_layers()
+        self.nodes = []  # the map outlives the step: keep no node, and so no activation, alive
+
+    # -- the graph as a whole ------------------------------------------------------------------------------------
+
+    def _topological(self) -> list[int]:
+        """Rank of each node with inputs before outputs (forward order)."""
+        rank = [-1] * len(self.nodes)
+        stack, count = [(0, 0)], 0
+        seen = {0}
+        while stack:
+            node, position = stack.pop()
+            values = self.inputs[node]
+            while position < len(values):
+                value = values[position]
+                position += 1
+                if value is not None and value[0] not in seen:
+                    stack.append((node, position))
+                    seen.add(value[0])
+                    stack.append((value[0], 0))
+                    break
+            else:
+                rank[node] = count
+                count += 1
+        self.order = sorted(range(len(rank)), key=rank.__getitem__)
+        return rank
+
+    def _parameters_below(self) -> list[frozenset[int] | None]:
+        """The few parameters that alone make a node's output; None where data or many parameters do."""
+        below: list[frozenset[int] | None] = [None] * len(self.nodes)
+        for index in self.order:
+            if type(self.nodes[index]) is _ACCUMULATE:
+                below[index] = frozenset({id(self.nodes[index].variable)})
+                continue
+            name, values = self.names[index], self.inputs[index]
+            if name in CONVOLUTIONS or "Embedding" in name:
+                continue
+            parts = [below[value[0]] for value in values if value is not None]
+            if name in MATMULS and None in (values[MATMULS[name][0]], values[MATMULS[name][1]]):
+                # The side without a graph is data, unless the product makes a weight (spectral norm's W v, say).
+                below[index] = frozenset().union(*(part or () for part in parts))
+                if not self._is_weight_side(index):
+                    below[index] = None
+                continue
+            if parts and None not in parts:
+                union = frozenset().union(*(part for part in parts if part is not None))
+                below[index] = union if len(union) <= 6 else None
+        return below
+
+    def _weight_behind(self, value: Value | None) -> Layer | None:
+        below = None if value is None else self.parameters[value[0]]
+        owners = {id(o): o for o in (self.table.by_leaf.get(p) for p in below or ()) if o is not None}
+        if len(owners) > 1:  # e.g. a low-rank adapter added to the weight: the layer with the largest parameter
+            return max(owners.values(), key=lambda layer: layer.main.numel())
+        return next(iter(owners.values()), None)
+
+    def _kernel_ops(self) -> Iterator[tuple[int, tuple[Layer | None, int, int, int | None]]]:
+        """Kernel ops: index -> (layer or None, place of the data, of the weight, of the bias)."""
+        for index, name in enumerate(self.names):
+            values = self.inputs[index]
+            if name in CONVOLUTIONS:
+                yield index, (self._weight_behind(values[1]), 0, 1, 2)
+            elif name in MATMULS:
+                left, right, bias = MATMULS[name]
+                if name in ("Linear", "MkldnnLinear"):
+                    yield index, (self._weight_behind(values[right]), left, right, bias)
+                    continue
+                right_owner = self._weight_behind(values[right])
+                left_owner = None if right_owner is not None else self._weight_behind(values[left])
+                data, weight = (right, left) if left_owner is not None else (left, right)
+                if self.parameters[index] is not None:
+                    continue  # a product inside a parametrization (spectral norm's W v), not a layer's own op
+                yield index, (right_owner or left_owner, data, weight, bias)
+
+    def _is_weight_side(self, index: int) -> bool:
+        """Whether a product of parameters first meets another kernel op as its weight, not as its input."""
+        frontier, seen = [index], {index}
+        while frontier:
+            for reader, position in self.readers[frontier.pop()]:
+                name = self.names[reader]
+                if name in CONVOLUTIONS or name in MATMULS:
+                    weight = 1 if name in CONVOLUTIONS else MATMULS[name][1]
+                    return position == weight
+                if reader not in seen:
+                    seen.add(reader)
+                    frontier.append(reader)
+        return False
+
+    def _depths(self) -> tuple[list[int], list[bool]]:
+        """Kernel ops on the longest way to the loss, and whether any lies on a way at all."""
+        depth, feeds = [0] * len(self.nodes), [False] * len(self.nodes)
+        for index in reversed(self.order):
+            for reader, _ in self.readers[index]:
+                kernel = reader in self.kernels or self.names[reader] in MIXERS
+                depth[index] = max(depth[index], depth[reader] + (reader in self.kernels))
+                feeds[index] = feeds[index] or feeds[reader] or kernel
+        return depth, feeds
+
+    # -- one layer -----------------------------------------------------------------------------------------------
+
+    def _find_layers(self) -> list[LayerInGraph]:
+        found = []
+        for index in sorted(self.kernels, key=self.rank.__getitem__):
+            layer, data, weight, bias = self.kernels[index]
+            if layer is None or layer.excluded is not None:
+                continue
+            at = self._output_axis(index, layer, weight)
+            if at is None:
+                layer.note = layer.note or "its op mixes the weight's axes: no channel can be told apart"
+                found.append(LayerInGraph(layer, self.depth[index], self.rank[index], Ways(lost=self.names[index])))
+                continue
+            ways = self.follow(index, at)
+            entry = LayerInGraph(layer, self.depth[index], self.rank[index], ways)
+            entry.bias, entry.shift, entry.scale, entry.normed = self._sources(index, bias, at)
+            entry.producers = self._producers(self.inputs[index][data])
+            entry.penalised = self._is_penalised(layer)
+            ways.consumers, ways.shared = self._consumers(index, at)
+            found.append(entry)
+        return found
+
+    def _output_axis(self, index: int, layer: Layer, weight: int) -> ChannelAxis | None:
+        """Where the layer's channels are in the output of its op; corrects the table's channel axis on the way."""
+        out = output_shape(self.nodes[index])
+        if self.names[index] in CONVOLUTIONS:
+            layer.groups = int(getattr(self.nodes[index], "_saved_groups", layer.groups))
+            layer.transposed = bool(getattr(self.nodes[index], "_saved_transposed", layer.transposed))
+            layer.channel_dim, layer.channels = int(layer.transposed), out[1]
+            return ChannelAxis(1, out[1])
+        if len(out) not in (1, 2, 3) or (len(out) == 3 and out[0] != 1 and layer.main.ndim > 2):
+            return None
+        mat1 = MATMULS[self.names[index]][0]
+        axis = len(out) - (2 if weight == mat1 and len(out) > 1 else 1)
+        value = self.inputs[index][weight]
+        assert value is not None
+        operand = output_shape(self.nodes[value[0]], value[1])
+        wanted = len(operand) - (2 if weight == mat1 else 1)
+        if self.names[index] in ("Linear", "MkldnnLinear"):
+            wanted = 0
+        for dim in range(layer.main.ndim):
+            if self._axis_from_leaf(layer, dim, value) == wanted:
+                layer.channel_dim, layer.channels = dim, layer.main.shape[dim]
+                return ChannelAxis(axis, out[axis]) if out[axis] == layer.channels else None
+        return None
+
+    def _axis_from_leaf(self, layer: Layer, dim: int, operand: Value) -> int | None:
+        """Follows the weight's own axis `dim` from its parameter to the operand of the op."""
+        index, shape = self.leaves.get(id(layer.main)), tuple(layer.main.shape)
+        if index is None or len(shape) < 2:
+            return None
+        at: ChannelAxis | None = ChannelAxis(dim, shape[dim])
+        while at is not None and index != operand[0]:
+            readers = [
+                r for r, _ in self.readers[index] if r == operand[0] or self.parameters[r] is not None
+            ]
+            readers = [r for r in readers if self._leads_to(r, operand[0])]
+            if not readers:
+                return None
+            after = output_shape(self.nodes[readers[0]])
+            try:
+                at = carried(self.nodes[readers[0]], self.names[readers[0]], at, shape)
+            except LookupError:
+                at = at if after == shape else None  # weight norm, masks and the like keep the weight's shape
+            index, shape = readers[0], after
+        return None if at is None or at.outer != 1 or at.inner != 1 else at.axis
+
+    def _leads_to(self, start: int, goal: int) -> bool:
+        frontier, seen = [start], {start}
+        while frontier:
+            node = frontier.pop()
+            if node == goal:
+                return True
+            for reader, _ in self.readers[node]:
+                if self.rank[reader] <= self.rank[goal] and reader not in seen:
+                    seen.add(reader)
+                    frontier.append(reader)
+        return False
+
+    def _single_parameter(self, value: Value | None, channels: int) -> nn.Parameter | None:
+        """The (C,) parameter behind an argument, through casts, views and repeats."""
+        below = None if value is None else self.parameters[value[0]]
+        if value is None or below is None or len(below) != 1:
+            return None
+        index = value[0]
+        while type(self.nodes[index]) is not _ACCUMULATE:
+            index = next(v[0] for v in self.inputs[index] if v is not None)
+        parameter: nn.Parameter = self.nodes[index].variable
+        return parameter if parameter.numel() == channels and parameter.ndim == 1 else None
+
+    def _sources(
+        self, index: int, bias_at: int | None, at: ChannelAxis
+    ) -> tuple[nn.Parameter | None, nn.Parameter | None, nn.Parameter | None, bool]:
+        """Bias of the op; shift and scale of the norm that alone follows it; whether a norm follows at all."""
+        values = self.inputs[index]
+        channels = at.size
+        bias = self._single_parameter(values[bias_at], channels) if bias_at is not None and bias_at < len(values) else None
+        node, position, shape = index, at, output_shape(self.nodes[index])
+        while len(self.readers[node]) == 1:
+            reader, argument = self.readers[node][0]
+            name = self.names[reader]
+            if name in NORMS:
+                arguments = self.inputs[reader]
+                scale = self._single_parameter(arguments[1], channels) if argument == 0 and len(arguments) > 1 else None
+                shift = self._single_parameter(arguments[2], channels) if argument == 0 and len(arguments) > 2 else None
+                if name in ("NativeLayerNorm", "FusedRmsNorm") and (position.axis != len(shape) - 1):
+                    scale = shift = None
+                return bias, shift, scale, True
+            if name == "Add" and bias is None:
+                others = [v for p, v in enumerate(self.inputs[reader]) if p != argument]
+                bias = next((p for p in (self._single_parameter(v, channels) for v in others) if p is not None), None)
+                if bias is None:
+                    break
+            elif sum(value is not None for value in self.inputs[reader]) > 1:
+                break
+            try:
+                after = carried(self.nodes[reader], name, position, shape)
+            except LookupError:
+                break
+            if after is None or name in REDUCTIONS or name in ACTIVATIONS:
+                break
+            node, position, shape = reader, after, output_shape(self.nodes[reader])
+        return bias, None, None, False
+
+    def _is_penalised(self, layer: Layer) -> bool:
+        """Whether the weight also reaches the loss past its own op, as an L2 term in the loss does."""
+        frontier = [self.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in self.leaves]
+        seen = set(frontier)
+        while frontier:
+            current = frontier.pop()
+            if current == 0:
+                return True
+            for reader, _ in self.readers[current]:
+                if reader not in seen and reader not in self.kernels:
+                    seen.add(reader)
+                    frontier.append(reader)
+        return False
+
+    def _producers(self, value: Value | None) -> set[int] | None:
+        if value is None:
+            return None
+        frontier, seen, found = [value[0]], {value[0]}, set()
+        while frontier:
+            node = frontier.pop()
+            if self.names[node] in ACTIVATIONS:
+                found.add(node)
+                continue
+            if node in self.kernels or self.names[node] in MIXERS or type(self.nodes[node]) is _ACCUMULATE:
+                return None
+            values = [v for v in self.inputs[node] if v is not None]
+            if not values or "Embedding" in self.names[node]:
+                return None
+            # scales and shifts of norms enter as parameters, not as inputs
+            for child, _ in values[:1] if self.names[node] in NORMS else values:
+                if self.parameters[child] is None and child not in seen:
+                    seen.add(child)
+                    frontier.append(child)
+        return found or None
+
+    def _consumers(self, index: int, at: ChannelAxis) -> tuple[list[tuple[int, int]], bool]:
+        ways = self.follow(index, at, beyond=True)
+        return ways.consumers, ways.shared or bool(ways.unknown) or ways.lost is not None
+
+    # -- all ways of one output ----------------------------------------------------------------------------------
+
+    def follow(self, start: int, at: ChannelAxis, beyond: bool = False) -> Ways:
+        """All ways of the channels at `at` in the output of node `start`.
+
+        Args:
+            start: node whose first output is followed.
+            at: where the channels are in it.
+            beyond: pass through activations too and collect the kernel ops that consume the channels.
+        """
+        return _Follower(self, beyond).follow(start, at)
+
+
+class _Follower:
+    """One forward pass over the part of the graph that an output reaches.
+
+    Every value is labelled as one of: *carried* (has the channels at a known axis), a *statistic* of the channels (its
+    way must join a carried one again, as in a norm made of arithmetic), or *derived* (behind an activation).
+    """
+
+    def __init__(self, graph: GraphMap, beyond: bool) -> None:
+        self.graph = graph
+        self.beyond = beyond
+        self.ways = Ways()
+        self.carry: dict[int, tuple[ChannelAxis, Shape]] = {}
+        self.statistics: dict[int, tuple[str, bool]] = {}
+        """node -> (name of its first op, whether anything was averaged on the way)."""
+        self.derived: set[int] = set()
+        self.averaged: set[int] = set()
+        """Carried nodes that hold a mean or the like of the channels."""
+        self.queue: list[tuple[int, int]] = []
+        self.queued: set[int] = set()
+
+    def follow(self, start: int, at: ChannelAxis) -> Ways:
+        self.carry[start] = (at, output_shape(self.graph.nodes[start]))
+        self._push_readers(start)
+        while self.queue:
+            self._visit(heapq.heappop(self.queue)[1])
+        return self.ways
+
+    def _push_readers(self, node: int) -> None:
+        readers = self.graph.readers[node]
+        if not readers and node not in self.derived:
+            self.ways.open = True  # the loss itself
+        for reader, _ in readers:
+            if reader not in self.queued:
+                self.queued.add(reader)
+                heapq.heappush(self.queue, (self.graph.rank[reader], reader))
+
+    def _visit(self, index: int) -> None:
+        name = self.graph.names[index]
+        values = [value[0] for value in self.graph.inputs[index] if value is not None]
+        carried_in = [v for v in values if v in self.carry]
+        if index in self.graph.kernels or name in MIXERS:
+            self._end_at_kernel(index, carried_in, values)
+        elif name in LOSSES:
+            self.ways.open = self.ways.open or not all(v in self.derived for v in values)
+        elif carried_in:
+            self._visit_carried(index, name, carried_in, values)
+        elif any(v in self.statistics for v in values):
+            self._visit_statistic(index, name, values)
+        else:
+            self.derived.add(index)
+            self._push_readers(index)
+
+    def _end_at_kernel(self, index: int, carried_in: list[int], values: list[int]) -> None:
+        if any(v in self.statistics for v in values):
+            self._end_statistics(index, values)
+        if not carried_in:
+            return  # what is behind an activation was heard there
+        self.ways.open = True
+        if self.beyond and index in self.graph.kernels:
+            layer, data, _, _ = self.graph.kernels[index]
+            value = self.graph.inputs[index][data]
+            if layer is None or value is None or value[0] not in self.carry:
+                self.ways.shared = True
+                return
+            at, shape = self.carry[value[0]]
+            if at.axis == (1 if self.graph.names[index] in CONVOLUTIONS else len(shape) - 1):
+                self.ways.consumers.append((index, layer.main.numel() // at.size))
+            else:
+                self.ways.shared = True
+
+    def _end_statistics(self, index: int, values: list[int]) -> None:
+        for name, averaged in (self.statistics[v] for v in values if v in self.statistics):
+            if averaged:
+                self.ways.lost = self.ways.lost or name
+            else:
+                self.ways.unknown.append(name)
+
+    def _visit_carried(self, index: int, name: str, carried_in: list[int], values: list[int]) -> None:
+        graph, node = self.graph, self.graph.nodes[index]
+        at, shape = self.carry[carried_in[0]]
+        if name in ACTIVATIONS:
+            activation = ACTIVATIONS[name](node)
+            if activation is not None:
+                if self.beyond:
+                    self._carry_on(index, at)
+                    return
+                depends = shape if (at.outer, at.inner) != (1, 1) else None
+                self.ways.taps.append(Tap(index, activation, at, len(shape), depends))
+                self.derived.add(index)
+                self._push_readers(index)
+                return
+        joined = [self.statistics[v] for v in values if v in self.statistics]
+        if joined:
+            if not all(averaged for _, averaged in joined):
+                self.ways.unknown.append(joined[0][0])
+                return
+            self.ways.composed_norm = True
+        if name == "Mul" and len(values) == 2 and values[0] == values[1]:
+            self._visit_unlisted(index, "Pow")
+            return
+        if name == "Mul":
+            reason = self._why_product_is_unreadable(index, at, shape, values)
+            if reason is not None:
+                self.ways.unknown.append(reason)
+                return
+        if len({v in self.averaged for v in carried_in}) > 1:
+            self.ways.composed_norm = True  # x - mean(x), over dimensions other than the channels'
+        if len(carried_in) > 1 and any(self.carry[v][0] != at for v in carried_in[1:]):
+            others = {self.carry[v][0].axis - len(self.carry[v][1]) for v in carried_in}
+            if len(others) > 1:
+                self.ways.lost = self.ways.lost or name
+                return
+            # a per-channel statistic (1, C, 1, 1) beside the map: the wider one tells the axis
+            widest = max(carried_in, key=lambda v: len(self.carry[v][1]))
+            at, shape = self.carry[widest]
+        if self.beyond and name in ("Add", "Sub", "Mul", "Div", "Cat"):
+            foreign = [v for v in values if v not in self.carry and graph.parameters[v] is None]
+            self.ways.shared = self.ways.shared or bool(foreign)
+        try:
+            after = carried(node, name, at, shape)
+        except LookupError:
+            self._visit_unlisted(index, name)
+            return
+        if after is not None:
+            if name in REDUCTIONS or all(v in self.averaged for v in carried_in):
+                self.averaged.add(index)
+            self._carry_on(index, after)
+        elif name in REDUCTIONS or not graph.feeds[index]:
+            self.statistics[index] = (name, True)
+            self._push_readers(index)
+        else:
+            self.ways.lost = self.ways.lost or name
+
+    def _carry_on(self, index: int, at: ChannelAxis) -> None:
+        self.carry[index] = (at, output_shape(self.graph.nodes[index]))
+        self._push_readers(index)
+
+    def _visit_unlisted(self, index: int, name: str) -> None:
+        if name in ARITHMETIC:
+            self.statistics[index] = (name, False)
+            self._push_readers(index)
+        else:
+            self.ways.unknown.append(name)
+
+    def _visit_statistic(self, index: int, name: str, values: list[int]) -> None:
+        first, averaged = next(self.statistics[v] for v in values if v in self.statistics)
+        averaged = any(self.statistics[v][1] for v in values if v in self.statistics)
+        if name in REDUCTIONS or name in AVERAGES:
+            averaged = True
+        elif name not in ARITHMETIC and (name in ACTIVATIONS or not self._passes_on(index, name)):
+            if self.graph.feeds[index]:
+                self._end_statistics(index, values)
+            else:
+                self.ways.open = True
+            return
+        self.statistics[index] = (first, averaged)
+        self._push_readers(index)
+
+    def _passes_on(self, index: int, name: str) -> bool:
+        try:
+            carried(self.graph.nodes[index], name, ChannelAxis(0, 1), (1,))
+        except LookupError:
+            return False
+        except (IndexError, ValueError, AttributeError):
+            return True
+        return True
+
+    def _why_product_is_unreadable(self, index: int, at: ChannelAxis, shape: Shape, values: list[int]) -> str | None:
+        """A product gates its channels if the other side comes from the same channels: x * sigmoid(x), x * (x > 0)."""
+        if any(v in self.derived for v in values):
+            return "a product of the channels with their own activation"
+        node = self.graph.nodes[index]
+        if len(values) > 1:
+            return None
+        other = next((t for t in (peek(node, "other"), peek(node, "self")) if t is not None), None)
+        if other is None or other.numel() <= 1 or other.ndim < len(shape) or other.numel() != prod(shape):
+            return None  # a constant, or one value for many entries: no gate per channel and position
+        if other.dtype is torch.bool:
+            return "a product with a mask"
+        # Dropout scales what it keeps by 1/(1-p) > 1; a hand-made gate x * (x > 0) keeps it as it is.
+        kept = other[other != 0]
+        if kept.numel() and bool((kept == 1).all()) and kept.numel() < other.numel():
+            return "a product with a mask"
+        return None
+

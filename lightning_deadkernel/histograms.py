@@ -1,0 +1,117 @@
+"""Histograms cut from the floats' own bits: counted on the device, exact, and safe for NaN and infinities."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def block_size(x: Tensor) -> int:
+    """Entries per block: two 512 KiB buffers fit a core's cache; at most 2**24, up to which float32 counts exactly."""
+    return 1 << 17 if x.device.type == "cpu" else 1 << 24
+
+
+def flat_view(x: Tensor) -> Tensor:
+    """All entries in the order of memory: a view of any dense tensor."""
+    x = x.detach()
+    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(-1)
+
+
+def tally(counts: Tensor, part: Tensor, shift: int, scratch: Tensor) -> None:
+    """Add to `counts` how often each value of the high ``32 - shift`` bits occurs in a float32 block."""
+    high = torch.bitwise_right_shift(part.view(torch.int32), shift, out=scratch[: part.numel()])
+    # index_add_ needs no range check, so no wait for the device, and adds to one table over all blocks
+    one = counts.new_ones(()).expand(part.shape)
+    counts.index_add_(0, high.bitwise_and_(counts.numel() - 1), one)
+
+
+def tables(x: Tensor, bins: int) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    """An empty table of `bins` counts, int32 scratch for one block, and all entries of `x` in blocks."""
+    flat = flat_view(x)
+    counts = torch.zeros(bins, dtype=torch.int64, device=x.device)
+    scratch = torch.empty(min(block_size(x), flat.numel()), dtype=torch.int32, device=x.device)
+    return counts, scratch, torch.split(flat, block_size(x))
+
+
+def bit_histogram(x: Tensor) -> Tensor:
+    """Counts of all entries in half-octave bins cut from the float's own bits: (1024,) int64.
+
+    Bin ``(bits >> 22) & 0x3ff``: sign, exponent and one bit of mantissa of float32; exact and NaN-safe. float16 and
+    bfloat16 widen exactly; float64 rounds to float32, so beyond 3.4e38 it counts as infinite and below 1.2e-38 with
+    the zeros. See `to_edges` for the bins in order of value.
+    """
+    counts, scratch, blocks = tables(x, 1 << 10)
+    for part in blocks:
+        tally(counts, part.to(torch.float32), 22, scratch)
+    return counts
+
+
+@lru_cache(maxsize=1)
+def histogram_edges() -> tuple[float, ...]:
+    """The 1018 edges of the 1017 finite bins of `bit_histogram` in order of value.
+
+    The bin in the middle holds zeros and denormals, ``(-2**-126, 2**-126)``. Positive bins own their lower edge,
+    negative ones their upper.
+    """
+    positive = [math.ldexp(half, exponent) for exponent in range(-126, 128) for half in (1.0, 1.5)] + [2.0**128]
+    return (*(-edge for edge in reversed(positive)), *positive)
+
+
+class Buckets(NamedTuple):
+    """A histogram in order of value, as TensorBoard's `add_histogram_raw` takes it."""
+
+    low: float
+    """Left edge of the first bucket."""
+    limits: list[float]
+    """Right edge of each bucket."""
+    counts: list[int]
+    left_out: int
+    """NaN and infinite entries, which are in no bucket."""
+
+    @property
+    def moments(self) -> tuple[float, float]:
+        """Sum and sum of squares, every entry taken at the middle of its bucket."""
+        lefts = [self.low, *self.limits]
+        middles = [(left + right) / 2 for left, right in zip(lefts, self.limits, strict=False)]
+        pairs = list(zip(middles, self.counts, strict=True))
+        return sum(m * n for m, n in pairs), sum(m * m * n for m, n in pairs)
+
+
+def to_edges(counts: Tensor) -> Buckets:
+    """The counts of `bit_histogram` as finite buckets in order of value, empty ends trimmed; reads from the device."""
+    by_bits = counts.tolist()
+    zeros = by_bits[0] + by_bits[1] + by_bits[512] + by_bits[513]
+    by_value = [*reversed(by_bits[514:1022]), zeros, *by_bits[2:510]]
+    left_out = sum(by_bits) - sum(by_value)
+    filled = [bin for bin, count in enumerate(by_value) if count]
+    if not filled:
+        return Buckets(0.0, [], [], left_out)
+    first, last = filled[0], filled[-1] + 1
+    edges = histogram_edges()
+    return Buckets(edges[first], list(edges[first + 1 : last + 1]), by_value[first:last], left_out)
+
+
+def histogram_quantiles(counts: Tensor, q: Sequence[float]) -> list[float]:
+    """Quantiles `q` in [0, 1] of what `bit_histogram` counted, interpolated in its bin; reads from the device.
+
+    NaN where nothing finite was counted. For loggers without histograms.
+    """
+    low, limits, bucket_counts, _ = to_edges(counts)
+    reached = list(accumulate(bucket_counts))
+    quantiles = []
+    for share in q:
+        if not reached:
+            quantiles.append(math.nan)
+            continue
+        bucket = bisect_left(reached, max(share * reached[-1], 1))
+        left = limits[bucket - 1] if bucket else low
+        within = (share * reached[-1] - reached[bucket] + bucket_counts[bucket]) / bucket_counts[bucket]
+        quantiles.append(left + (limits[bucket] - left) * max(within, 0.0))
+    return quantiles

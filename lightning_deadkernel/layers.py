@@ -1,0 +1,205 @@
+"""The table of layers: which parameters make one kernel each, and along which axis the channels run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
+
+NOT_KERNELS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.PReLU, _NormBase)
+"""Owners of tensors with two or more axes that no convolution or matmul consumes as a kernel."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """A module that owns a weight which a convolution or a linear op consumes."""
+
+    name: str
+    module: nn.Module
+    tensor: str
+    """Name of the weight on its module, before any parametrization: ``"weight"``."""
+    leaves: tuple[nn.Parameter, ...]
+    """The parameters that make the weight: itself, or e.g. (g, v) under weight norm."""
+    channels: int
+    channel_dim: int = 0
+    transposed: bool = False
+    groups: int = 1
+    bias: nn.Parameter | None = None
+    excluded: str | None = None
+    note: str | None = None
+    standard: bool = True
+    """A convolution or linear module by type, known before any graph was seen."""
+    confirmed: bool = False
+    """A graph showed an op that consumes the weight."""
+
+    @property
+    def kind(self) -> str:
+        """Class name of the module."""
+        return type(self.module).__name__.removeprefix("Parametrized")
+
+    @property
+    def main(self) -> nn.Parameter:
+        """The leaf with the most elements, the one whose gradient and update speak for the weight."""
+        return max(self.leaves, key=lambda leaf: leaf.numel())
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """A weight-shaped tensor as (C, K), one kernel a row; a view where the layout allows."""
+        tensor = local(tensor)
+        if self.transposed and self.channel_dim == 1:
+            inputs, per_group = tensor.shape[:2]
+            grouped = tensor.reshape(self.groups, inputs // self.groups, per_group, -1)
+            return grouped.transpose(1, 2).reshape(self.groups * per_group, -1)
+        if self.channel_dim:
+            tensor = tensor.movedim(self.channel_dim, 0)
+        return tensor.reshape(tensor.shape[0], -1)
+
+    def rows_of(self, leaf: Tensor) -> Tensor | None:
+        """Like `rows` for any leaf; None for one that has no channel axis (a scalar scale, say)."""
+        values = local(leaf)
+        expected = self.channels // self.groups if self.transposed else self.channels
+        if values.ndim <= self.channel_dim or values.shape[self.channel_dim] != expected:
+            return None
+        return self.rows(values)
+
+    @torch.no_grad()
+    def weight(self) -> Tensor:
+        """The weight as the forward pass uses it, (…): masked, normalised, and computed without any side effect."""
+        held = self.module.__dict__.get(self.tensor)  # weight_norm, spectral_norm and pruning of torch.nn.utils
+        if isinstance(held, Tensor):
+            return held.detach()
+        parametrizations = getattr(self.module, "parametrizations", None)
+        if parametrizations is not None and self.tensor in parametrizations:
+            # A parametrization may have buffers (spectral norm's vectors) and draw random numbers: work on a copy.
+            with torch.random.fork_rng(devices=[]):
+                made = deepcopy(parametrizations[self.tensor]).eval()()
+            if isinstance(made, Tensor):
+                return made.detach()
+        return self.main.detach()
+
+    def mask(self) -> Tensor | None:
+        """The pruning mask of `torch.nn.utils.prune`, weight-shaped; None without one."""
+        mask = getattr(self.module, f"{self.tensor}_mask", None)
+        return mask if isinstance(mask, Tensor) else None
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's whole rows of a DTensor sharded over dim 0 (FSDP2); any other tensor as it is."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local is not None else tensor
+
+
+def _own_weights(name: str, module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
+    """The tensors of a module that may be kernels, each with the parameters behind it."""
+    parametrizations = getattr(module, "parametrizations", None)
+    if isinstance(parametrizations, nn.ModuleDict):
+        for tensor, chain in parametrizations.items():
+            yield tensor, tuple(chain.parameters(recurse=False))
+    own = dict(module.named_parameters(recurse=False))
+    for key in list(own):
+        if key.endswith("_g") and f"{key[:-2]}_v" in own:  # torch.nn.utils.weight_norm
+            yield key[:-2], (own.pop(key), own.pop(f"{key[:-2]}_v"))
+    for key, parameter in own.items():
+        # torch.nn.utils.spectral_norm and prune keep the leaf as `weight_orig`
+        yield key.removesuffix("_orig"), (parameter,)
+
+
+def _candidates(model: nn.Module) -> Iterator[Layer]:
+    inside = tuple(f"{name}.parametrizations" for name, m in model.named_modules() if hasattr(m, "parametrizations"))
+    for name, module in model.named_modules():
+        if isinstance(module, NOT_KERNELS) or any(name.startswith(prefix) for prefix in inside):
+            continue
+        for tensor, leaves in _own_weights(name, module):
+            lazy = any(isinstance(leaf, UninitializedParameter) for leaf in leaves)
+            if not leaves or (not lazy and max(leaf.ndim for leaf in leaves) < 2):
+                continue
+            if not lazy and not all(leaf.is_floating_point() for leaf in leaves):
+                continue
+            title = name if tensor == "weight" and name else ".".join(filter(None, (name, tensor)))
+            standard = isinstance(module, (_ConvNd, nn.Linear)) and tensor == "weight"
+            layer = Layer(title, module, tensor, leaves, channels=0, standard=standard)
+            if lazy:
+                layer.excluded = "its lazy parameters were never initialised"
+                yield layer
+                continue
+            layer.channels = layer.main.shape[0]
+            if standard and isinstance(module, _ConvNd):
+                layer.channels, layer.groups = module.out_channels, module.groups
+                layer.transposed = module.transposed
+                layer.channel_dim = 1 if module.transposed else 0
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter) and bias.numel() == layer.channels:
+                layer.bias = bias
+            yield layer
+
+
+@dataclass
+class LayerTable:
+    """All layers of a model, watched or not, by name and by parameter."""
+
+    layers: list[Layer]
+    by_leaf: dict[int, Layer] = field(default_factory=dict)
+    """id of a leaf parameter -> the layer it belongs to."""
+
+    @classmethod
+    def of(cls, model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> LayerTable:
+        """The layers of `model` whose names match a pattern of `include` (None: all) and none of `exclude`."""
+        table = cls(list(_candidates(model)))
+        for layer in table.layers:
+            first = next((table.by_leaf[id(leaf)] for leaf in layer.leaves if id(leaf) in table.by_leaf), None)
+            if first is not None:
+                layer.excluded = f"it shares its weight with {first.name}, where it is watched"
+                continue
+            table.by_leaf.update((id(leaf), layer) for leaf in layer.leaves)
+            if layer.excluded is None:
+                layer.excluded = _why_excluded(layer, include, exclude)
+        return table
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all layers, in module order."""
+        return [layer.name for layer in self.layers]
+
+    @property
+    def watched(self) -> list[Layer]:
+        """The layers that are not excluded, in module order."""
+        return [layer for layer in self.layers if layer.excluded is None]
+
+
+def _why_excluded(layer: Layer, include: Sequence[str] | None, exclude: Sequence[str] | None) -> str | None:
+    if include is not None and not any(fnmatchcase(layer.name, pattern) for pattern in include):
+        return "left out by `include`"
+    if exclude is not None and any(fnmatchcase(layer.name, pattern) for pattern in exclude):
+        return "left out by `exclude`"
+    if not any(leaf.requires_grad for leaf in layer.leaves):
+        return "requires_grad is False"
+    if layer.main.numel() == 0:
+        return "its weight is empty"
+    return None
+
+
+def check_patterns(option: str, patterns: Sequence[str] | None, names: Sequence[str]) -> None:
+    """Raises:
+    ValueError: if a glob pattern matches no layer name.
+    """
+    for pattern in patterns or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise ValueError(f"Expected every pattern of `{option}` to match a layer, but {pattern!r} matches none of: {shown}.")
+
+
+def optimizer_groups(optimizers: Sequence[Any]) -> dict[int, tuple[Any, dict[str, Any]]]:
+    """id of a parameter -> (its optimizer, its parameter group)."""
+    return {
+        id(parameter): (optimizer, group)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }

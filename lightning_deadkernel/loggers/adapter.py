@@ -1,0 +1,100 @@
+"""What each kind of logger can take; this base is every logger's: scalars, and quartiles in place of histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from lightning_deadkernel.loggers.scalars import Key
+from lightning_deadkernel.statistics import to_edges
+
+_SMALLEST_EDGE = 2.0**-126
+"""Values below the smallest normal float32 are counted in the bin of zero, and shown as zero."""
+
+
+class CustomChart(NamedTuple):
+    """One chart that shows several scalars together."""
+
+    category: str
+    title: str
+    section: str
+    cards: tuple[str, ...] | None
+    """None: every card of the section."""
+
+
+class CompactBuckets(NamedTuple):
+    """A histogram by its edges, runs of empty buckets merged into one."""
+
+    edges: list[float]
+    """Ascending; one more than counts."""
+    counts: list[int]
+
+    def middles(self) -> list[float]:
+        """The middle of each bucket."""
+        return [(low + high) / 2 for low, high in pairwise(self.edges)]
+
+
+def compact(counts: Tensor) -> CompactBuckets | None:
+    """Bit-histogram counts, (1024,) int64, as a short list of buckets; None where nothing finite was counted."""
+    low, limits, filled, _ = to_edges(counts)
+    if not filled:
+        return None
+    edges: list[float] = [low]
+    kept: list[int] = []
+    for limit, count in zip(limits, filled, strict=True):
+        if count == 0 and kept and kept[-1] == 0:
+            edges[-1] = limit
+        else:
+            edges.append(limit)
+            kept.append(count)
+    return CompactBuckets([0.0 if abs(edge) <= _SMALLEST_EDGE else edge for edge in edges], kept)
+
+
+class Adapter:
+    """Writes to one logger whose kind is not known: scalars only.
+
+    Attributes:
+        native_histograms: False: quartiles are logged as scalars instead.
+        prefix_joint: what the logger puts between its prefix and a tag.
+
+    """
+
+    native_histograms: ClassVar[bool] = False
+    prefix_joint: ClassVar[str] = "-"
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+        separator = getattr(logger, "group_separator", "/")
+        self.separator: str = separator if isinstance(separator, str) else "/"
+
+    def tag(self, key: Key) -> str:
+        """The key with the logger's own separator."""
+        return self.separator.join(key)
+
+    def tagged_with_prefix(self, key: Key) -> str:
+        """`tag`, behind the logger's own prefix: for what does not go through `log_metrics`, which adds it."""
+        prefix = getattr(self.logger, "_prefix", None)
+        return f"{prefix}{self.prefix_joint}{self.tag(key)}" if isinstance(prefix, str) and prefix else self.tag(key)
+
+    def scalars(self, scalars: Mapping[Key, float], step: int) -> None:
+        """All scalars of a window in one call."""
+        self.logger.log_metrics({self.tag(key): value for key, value in scalars.items()}, step=step)
+
+    def charts(self, charts: Sequence[CustomChart]) -> None:
+        """Which scalars belong into one chart; called once."""
+
+    def histograms(self, histograms: Mapping[Key, Tensor], step: int) -> None:
+        """Histograms, each (1024,) int64 counts in the bins of `statistics.bit_histogram`."""
+
+    def text(self, key: Key, markdown: str, step: int) -> None:
+        """The report in words."""
+
+    def pictures(self, pictures: Mapping[Key, bytes], step: int) -> None:
+        """PNG files."""
+
+    def files(self, folder: Path) -> None:
+        """Keeps a folder of files with the run."""

@@ -1,0 +1,170 @@
+"""One run's logging: every report to every logger, whatever one of them does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lightning_deadkernel.errors import DeadKernelWarning
+from lightning_deadkernel.loggers.adapter import Adapter, CustomChart
+from lightning_deadkernel.loggers.scalars import (
+    LAYER_STATISTICS,
+    SUMMARY,
+    ConstantKeys,
+    Key,
+    layer_scalars,
+    quartile_scalars,
+    summary_scalars,
+    worst_layers,
+    worst_scalars,
+)
+from lightning_deadkernel.report import Report
+
+ADAPTERS = {
+    "TensorBoardLogger": "tensorboard:TensorBoardAdapter",
+    "WandbLogger": "wandb:WandbAdapter",
+    "MLFlowLogger": "mlflow:MLFlowAdapter",
+    "CometLogger": "comet:CometAdapter",
+}
+"""Class name of a Lightning logger -> where its adapter is. Names, because the logger's package may not be there."""
+
+_LIGHTNING = ("lightning.pytorch.loggers", "pytorch_lightning.loggers", "lightning.fabric.loggers")
+
+
+def adapter_of(logger: Any) -> Adapter:
+    """The adapter for the logger's own type or the nearest base of it; the base `Adapter` for an unknown one."""
+    for base in type(logger).__mro__:
+        if base.__name__ in ADAPTERS and base.__module__.startswith(_LIGHTNING):
+            module, name = ADAPTERS[base.__name__].split(":")
+            made: Adapter = getattr(import_module(f"lightning_deadkernel.loggers.{module}"), name)(logger)
+            return made
+    return Adapter(logger)
+
+
+SUMMARY_CHARTS = {
+    "dead, starved, dormant and zero kernels (share)": (
+        "dead_fraction",
+        "starved_fraction",
+        "dormant_fraction",
+        "zero_kernel_fraction",
+    ),
+    "zeros (share)": ("weight_sparsity", "activation_sparsity"),
+    "smallest gradient ratio": ("min_gradient_ratio",),
+    "layers with vanishing gradient": ("vanishing_layers",),
+}
+
+
+def custom_charts(keys: Sequence[Key]) -> list[CustomChart]:
+    """The summary's charts, then one chart per statistic with all its layers."""
+    sections = {section for section, _ in keys}
+    charts = [CustomChart("deadkernel: the network", title, SUMMARY, cards) for title, cards in SUMMARY_CHARTS.items()]
+    charts += [
+        CustomChart("deadkernel: layer by layer", statistic.title, f"{SUMMARY}.{statistic.name}", None)
+        for statistic in LAYER_STATISTICS
+        if f"{SUMMARY}.{statistic.name}" in sections
+    ]
+    return charts
+
+
+class RunLog:
+    """Writes reports to all loggers of one run. To be used on rank zero only.
+
+    A logger that raises is warned about once and left out from then on.
+
+    Args:
+        loggers: Lightning's loggers, `trainer.loggers`; may be empty.
+        layers: True: every per-layer scalar; False: the summary alone; an int k: of each statistic the k worst values,
+            as ``deadkernel.<statistic>/worst_<rank>``, and the histograms of the k worst layers of that window.
+        histograms: whether to log them (as quartiles where the logger knows no histograms).
+
+    """
+
+    def __init__(self, loggers: Sequence[Any], *, layers: bool | int = True, histograms: bool = True) -> None:
+        self.layers = layers
+        self.with_histograms = histograms
+        self._adapters = [adapter_of(logger) for logger in loggers]
+        self._scalars, self._quartiles = ConstantKeys(), ConstantKeys()
+        self._charts_written = False
+
+    def log(
+        self,
+        report: Report,
+        step: int,
+        *,
+        text: str | None = None,
+        pictures: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Everything of one window.
+
+        Scalars start with the first window: at initialisation (window 0) nothing has run yet, and which statistics a
+        layer has is not known before its activation has been seen.
+
+        Args:
+            report: the window's report, with `tensors` if there are to be histograms.
+            step: the x-axis, in the unit that the run's own metrics have.
+            text: the report in Markdown.
+            pictures: name -> PNG file, as of `figures.draw_all`; ``"overview"`` is put beside the summary.
+
+        """
+        if report.window > 0:
+            self._log_scalars(report, step)
+        shown = self._histograms(report)
+        if shown:
+            self._each(lambda adapter: adapter.histograms(shown, step))
+        if text:
+            self._each(lambda adapter: adapter.text((SUMMARY, "report"), text, step))
+        if pictures:
+            named = {_picture_key(name): png for name, png in pictures.items()}
+            self._each(lambda adapter: adapter.pictures(named, step))
+
+    def files(self, folder: Path) -> None:
+        """Keeps the report's folder with the run where the logger can; called once, at the end of fit."""
+        self._each(lambda adapter: adapter.files(folder))
+
+    def _log_scalars(self, report: Report, step: int) -> None:
+        found = summary_scalars(report)
+        if self.layers is True:
+            found |= layer_scalars(report)
+        elif self.layers:
+            found |= worst_scalars(report, self.layers)
+        scalars, quartiles = self._scalars.fit(found), {}
+        if self.with_histograms and self.layers is True and not all(a.native_histograms for a in self._adapters):
+            quartiles = self._quartiles.fit(quartile_scalars(report.tensors.histograms if report.tensors else {}))
+        if not self._charts_written:
+            self._charts_written = True
+            charts = custom_charts(list(scalars))
+            self._each(lambda adapter: adapter.charts(charts))
+        self._each(lambda adapter: adapter.scalars(scalars if adapter.native_histograms else scalars | quartiles, step))
+
+    def _histograms(self, report: Report) -> dict[Key, Any]:
+        if not self.with_histograms or report.tensors is None:
+            return {}
+        names = {layer.name for layer in report.watched}
+        if self.layers is not True and self.layers:
+            names = set(worst_layers(report, self.layers))
+        return {
+            (f"{SUMMARY}.histograms.{statistic}", layer): counts
+            for statistic, layers in report.tensors.histograms.items()
+            for layer, counts in layers.items()
+            if layer in names
+        }
+
+    def _each(self, write: Callable[[Adapter], None]) -> None:
+        for adapter in list(self._adapters):
+            try:
+                write(adapter)
+            except Exception as error:  # whatever it is, it must not end the training
+                self._adapters.remove(adapter)
+                warnings.warn(
+                    f"{type(adapter.logger).__name__} raised {type(error).__name__}: {error}. "
+                    "The monitor logs nothing more to it; training and the other loggers go on.",
+                    DeadKernelWarning,
+                    stacklevel=2,
+                )
+
+
+def _picture_key(name: str) -> Key:
+    return (SUMMARY, name) if name == "overview" else (f"{SUMMARY}.figures", name)

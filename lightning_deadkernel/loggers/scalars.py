@@ -1,0 +1,167 @@
+"""A report as scalars: which there are, under which keys, and how they stay the same from window to window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_deadkernel.report import SEVERITIES, LayerReport, Report
+from lightning_deadkernel.statistics import histogram_quantiles
+
+Key = tuple[str, str]
+"""(section, card): written ``section + separator + card`` with the logger's own separator."""
+
+SUMMARY = "deadkernel"
+"""Section of the summary, of the overview picture and of the report's text. Dashboards sort sections by name: the
+per-layer sections are called ``deadkernel.<statistic>`` so that they come after it."""
+
+QUARTILES = {"q25": 0.25, "q50": 0.5, "q75": 0.75}
+
+_NEVER_SATURATED = frozenset({"relu", "relu6", "clamp", "threshold", "leaky_relu", "prelu", "rrelu"})
+_HEALTHY_UPDATE_RATIO = 1e-3
+"""CS231n, https://cs231n.github.io/neural-networks-3/#ratio."""
+
+
+def _readable(layer: LayerReport) -> bool:
+    return layer.activation not in (None, "unknown")
+
+
+@dataclass(frozen=True)
+class LayerStatistic:
+    """One number per layer and window."""
+
+    name: str
+    title: str
+    of: Callable[[LayerReport], float | None]
+    badness: Callable[[float], float] = lambda value: value
+    """Larger is worse; ranks the layers when only the worst are logged."""
+    applies: Callable[[LayerReport], bool] = lambda layer: True
+    """Whether a layer has this statistic at all, whatever a window shows of it."""
+
+    def value(self, layer: LayerReport) -> float:
+        """The statistic; NaN where the window did not show it."""
+        value = self.of(layer)
+        return math.nan if value is None else float(value)
+
+
+def _share(
+    name: str,
+    title: str,
+    channels: Callable[[LayerReport], Sequence[int]],
+    applies: Callable[[LayerReport], bool] = lambda layer: True,
+) -> LayerStatistic:
+    def of(layer: LayerReport) -> float | None:
+        return len(channels(layer)) / layer.channels if layer.channels else None
+
+    return LayerStatistic(name, title, of, applies=applies)
+
+
+def _off_landmark(ratio: float) -> float:
+    return abs(math.log10(ratio / _HEALTHY_UPDATE_RATIO)) if ratio > 0 else math.inf
+
+
+LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
+    _share("dead_fraction", "dead kernels", lambda layer: layer.dead, _readable),
+    _share(
+        "zero_gradient_fraction",
+        "kernels without gradient, activation not readable",
+        lambda layer: layer.zero_gradient,
+        lambda layer: not _readable(layer),
+    ),
+    _share(
+        "saturated_fraction",
+        "saturated kernels",
+        lambda layer: layer.saturated,
+        lambda layer: _readable(layer) and layer.activation not in _NEVER_SATURATED,
+    ),
+    _share("starved_fraction", "starved kernels", lambda layer: layer.starved, _readable),
+    _share("dormant_fraction", "dormant kernels", lambda layer: layer.dormant, _readable),
+    _share("frozen_fraction", "frozen kernels", lambda layer: layer.frozen),
+    _share("zero_kernel_fraction", "zero kernels", lambda layer: layer.zero_kernels),
+    LayerStatistic(
+        "firing_rate", "mean firing rate", lambda layer: layer.firing_rate, lambda value: -value, applies=_readable
+    ),
+    LayerStatistic(
+        "activation_sparsity", "zeros in the activation", lambda layer: layer.activation_sparsity, applies=_readable
+    ),
+    LayerStatistic("gradient_ratio", "gradient ratio", lambda layer: layer.gradient_ratio, lambda value: -value),
+    LayerStatistic("update_ratio", "update ratio", lambda layer: layer.update_ratio, _off_landmark),
+    LayerStatistic("weight_sparsity", "zeros in the weights", lambda layer: layer.weight_sparsity),
+)
+"""Every per-layer scalar: logged as ``deadkernel.<name>/<layer>``."""
+
+
+def summary_scalars(report: Report) -> dict[Key, float]:
+    """``deadkernel/<name>`` -> value, always the same keys."""
+    return {(SUMMARY, name): value for name, value in report.summary().items()}
+
+
+def layer_scalars(report: Report) -> dict[Key, float]:
+    """``deadkernel.<statistic>/<layer>`` -> value of each layer that has the statistic; NaN: not seen."""
+    return {
+        (f"{SUMMARY}.{statistic.name}", layer.name): statistic.value(layer)
+        for statistic in LAYER_STATISTICS
+        for layer in report.watched
+        if statistic.applies(layer)
+    }
+
+
+def worst_scalars(report: Report, k: int) -> dict[Key, float]:
+    """``deadkernel.<statistic>/worst_<rank>`` -> the k worst values of each statistic, whichever layers they are of.
+
+    Ranks and not names, because the layers that are worst at first are not those that fall ill later, and keys must
+    not change. The report's text and pictures name the layers. NaN where there are fewer than k layers.
+    """
+    digits, scalars = len(str(k)), {}
+    for statistic in LAYER_STATISTICS:
+        values = [statistic.value(layer) for layer in report.watched if statistic.applies(layer)]
+        seen = sorted((value for value in values if not math.isnan(value)), key=statistic.badness, reverse=True)
+        for rank in range(k):
+            key = (f"{SUMMARY}.{statistic.name}", f"worst_{rank + 1:0{digits}d}")
+            scalars[key] = seen[rank] if rank < len(seen) else math.nan
+    return scalars
+
+
+def worst_layers(report: Report, k: int) -> list[str]:
+    """Names of the k layers with most to say: by their worst finding, then by their share of channels not active."""
+    severity: dict[str, int] = {}
+    for finding in report.findings:
+        if finding.layer is not None:
+            severity[finding.layer] = max(severity.get(finding.layer, 0), 1 + SEVERITIES.index(finding.severity))
+
+    def badness(layer: LayerReport) -> tuple[int, float]:
+        idle = sum(state != "active" for state in layer.states)
+        return severity.get(layer.name, 0), idle / max(layer.channels, 1)
+
+    return [layer.name for layer in sorted(report.watched, key=badness, reverse=True)[:k]]
+
+
+def quartile_scalars(histograms: Mapping[str, Mapping[str, Tensor]]) -> dict[Key, float]:
+    """``deadkernel.<statistic>_q25/<layer>`` and so on, for loggers that know no histograms."""
+    scalars = {}
+    for statistic, layers in histograms.items():
+        for layer, counts in layers.items():
+            quartiles = histogram_quantiles(counts, list(QUARTILES.values()))
+            for name, value in zip(QUARTILES, quartiles, strict=True):
+                scalars[(f"{SUMMARY}.{statistic}_{name}", layer)] = value
+    return scalars
+
+
+class ConstantKeys:
+    """Holds the keys of the first log for good.
+
+    A later window that lacks one gives NaN and one that has more gives no more, because a new key makes `CSVLogger`
+    write its whole file anew, and a curve that starts late reads as something that has happened.
+    """
+
+    def __init__(self, keys: Sequence[Key] | None = None) -> None:
+        self.keys = keys
+
+    def fit(self, scalars: Mapping[Key, float]) -> dict[Key, float]:
+        """The scalars under exactly the keys of the first call."""
+        if self.keys is None:
+            self.keys = list(scalars)
+        return {key: scalars.get(key, math.nan) for key in self.keys}

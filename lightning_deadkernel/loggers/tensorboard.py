@@ -1,0 +1,73 @@
+"""TensorBoard: histograms from counts, pictures, the report as text, and one custom-scalars chart per statistic."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_deadkernel.loggers.adapter import Adapter, CustomChart, compact
+from lightning_deadkernel.loggers.scalars import Key
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header chunk of a PNG file (its first)."""
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+class TensorBoardAdapter(Adapter):
+    """`lightning.pytorch.loggers.TensorBoardLogger`."""
+
+    native_histograms = True
+
+    @property
+    def writer(self) -> Any:
+        """The logger's `SummaryWriter`."""
+        return self.logger.experiment
+
+    def charts(self, charts: Sequence[CustomChart]) -> None:
+        """Writes the layout of the custom-scalars tab. Its tags are regular expressions matched from the start."""
+        layout: dict[str, dict[str, list[Any]]] = {}
+        for chart in charts:
+            tags = [re.escape(self.tagged_with_prefix((chart.section, card))) + "$" for card in chart.cards or ()]
+            every = re.escape(self.tagged_with_prefix((chart.section, ""))) + ".+$"
+            layout.setdefault(chart.category, {})[chart.title] = ["Multiline", tags or [every]]
+        self.writer.add_custom_scalars(layout)
+
+    def histograms(self, histograms: Mapping[Key, Tensor], step: int) -> None:
+        """Writes the counts as they are; sums are of the buckets' middles."""
+        for key, counted in histograms.items():
+            buckets = compact(counted)
+            if buckets is None:
+                continue
+            edges, counts, middles = buckets.edges, buckets.counts, buckets.middles()
+            self.writer.add_histogram_raw(
+                self.tagged_with_prefix(key),
+                min=edges[0],
+                max=edges[-1],
+                num=sum(counts),
+                sum=math.fsum(x * n for x, n in zip(middles, counts, strict=True)),
+                sum_squares=math.fsum(x * x * n for x, n in zip(middles, counts, strict=True)),
+                bucket_limits=edges[1:],
+                bucket_counts=counts,
+                global_step=step,
+            )
+
+    def text(self, key: Key, markdown: str, step: int) -> None:
+        """Writes the Markdown, which the text tab renders."""
+        self.writer.add_text(self.tagged_with_prefix(key), markdown, step)
+
+    def pictures(self, pictures: Mapping[Key, bytes], step: int) -> None:
+        """Writes the PNG files as they are; `SummaryWriter.add_image` would decode and encode them again."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for key, png in pictures.items():
+            width, height = png_size(png)
+            image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+            value = Summary.Value(tag=self.tagged_with_prefix(key), image=image)
+            self.writer._get_file_writer().add_summary(Summary(value=[value]), step)

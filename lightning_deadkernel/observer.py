@@ -1,0 +1,163 @@
+"""One model under observation: what is done at each point of a training step. Knows torch, not Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_deadkernel.evidence import ChannelEvidence, SiteKey, Source
+from lightning_deadkernel.graph import Tap
+from lightning_deadkernel.knowledge import GraphReader, StepMap
+from lightning_deadkernel.layers import LayerTable, local
+from lightning_deadkernel.sampling import StepSampler
+from lightning_deadkernel.statistics import checksums
+
+Read = tuple[SiteKey, Tap, Tensor]
+
+
+class Observer:
+    """Evidence of the open window, and the graph knowledge it is gathered by."""
+
+    def __init__(self, model: nn.Module, table: LayerTable, when_compiled: str, surprise: Callable[[str, str], None]):
+        watched = table.watched
+        self.table = table
+        self.when_compiled = when_compiled
+        self.surprise = surprise
+        """Called with a layer's name and the reason when it can no longer be watched."""
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        first = next((layer.main for layer in watched), None)
+        self.device = local(first).device if first is not None else torch.device("cpu")
+        wide = any(layer.main.dtype == torch.float64 for layer in watched)
+        self.reader = GraphReader(table)
+        self.evidence = ChannelEvidence(torch.float64 if wide else torch.float32).to(self.device)
+        self.sampler = StepSampler(watched, self.device)
+        self.several_optimizers = False
+        self.checksums: dict[str, Tensor] = {}
+        self.open_window()
+        self.arrange()
+
+    def open_window(self) -> None:
+        """Forgets the last window's evidence."""
+        self.evidence.reset()
+        self.sampler.reset()
+        self.reached: set[str] = set()
+        self.backwards = 0
+        self.unread = 0
+        """Backwards of this window whose pending activations were not read (compiled steps)."""
+        self._alive: frozenset[str] | None = None
+
+    # -- layout --------------------------------------------------------------------------------------------------
+
+    def arrange(self) -> None:
+        """Gives every watched layer and every site known so far its place in the evidence."""
+        sources = {
+            layer.name: self.reader.known[layer.name].source or Source(layer) for layer in self.table.watched
+        }
+        sites = dict(self.evidence.sites)
+        for known in self.reader.known.values():
+            sites.update((site, known.layer.channels) for site in known.sites if site not in sites)
+        self.evidence.arrange(sources, sites)
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def before_backward(self, loss: Tensor, sampled: bool) -> bool:
+        """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step.
+
+        Returns:
+            Whether a graph of new shape was learned.
+        """
+        self.backwards += 1
+        if loss.grad_fn is None:
+            return False
+        if not (sampled or self.several_optimizers or not self.reader.maps or self._pending()):
+            return False
+        nodes, found, new = self.reader.read(loss.grad_fn)
+        if new:
+            self.arrange()
+        self.reached |= found.names
+        self._alive = found.names if self.several_optimizers else None
+        if found.compiled:
+            self.unread += 1
+        else:
+            self._read(nodes, found, sampled)
+        return new
+
+    def _pending(self) -> bool:
+        return any(self.evidence.is_pending(site) for site in self.evidence.sites)
+
+    def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
+        reads: list[Read] = []
+        for site, tap in found.taps:
+            if not sampled and not self.evidence.is_pending(site):
+                continue
+            try:
+                saved = tap.activation.saved_tensor(nodes[tap.node])
+                if not tap.fits(saved):
+                    self.reader.forget(found)
+                    raise LookupError("its feature map changes shape from step to step")
+                reads.append((site, tap, saved))
+                if sampled:
+                    self.evidence.sample_activation(site, tap.activation, tap.at, saved)
+            except Exception as error:  # a surprise at one activation ends the watch over its layers alone
+                self._give_up(site, error)
+        if not reads:
+            return
+        values = [(site, tap.at, tap.activation.positive(x) if tap.activation.positive else x) for site, tap, x in reads]
+        self.evidence.read_activations(values)
+
+    def _give_up(self, site: SiteKey, error: Exception) -> None:
+        for name in site:
+            layer = self.reader.known[name].layer
+            if layer.excluded is None:
+                layer.excluded = f"reading its activation failed: {error}"
+                self.surprise(name, layer.excluded)
+
+    def after_backward(self, sampled: bool) -> None:
+        """Takes the gradients of this backward: the arena on every step, unseen kernels on a sampled one."""
+        if self.when_compiled == "gradients" and not self.reader.maps:
+            self.reached.update(layer.name for layer in self.table.watched if layer.main.grad is not None)
+        self.evidence.read_gradients(self._alive)
+        if sampled:
+            self.evidence.read_kernels()
+
+    def before_step(self, optimizer: Any, scale: Tensor | None, scaled: bool, half: bool) -> None:
+        """On a sampled step: sizes of the gradients, and a copy of the weights for the update ratio."""
+        self.sampler.before_step(optimizer, self.names, scale, scaled, half)
+
+    def after_step(self) -> None:
+        """On a sampled step: the update ratio; the copy is freed."""
+        self.sampler.after_step()
+
+    # -- weights between windows ---------------------------------------------------------------------------------
+
+    def changed_since_last(self) -> dict[str, Tensor]:
+        """(C,) bool per layer: whether a bit of the kernel, in any of its parameters, changed since the last call."""
+        changed = {}
+        for layer in self.table.watched:
+            sums = [
+                checksums(rows)
+                for rows in (layer.rows_of(leaf.detach()) for leaf in layer.leaves if leaf.requires_grad)
+                if rows is not None
+            ]
+            if not sums:
+                continue
+            now = torch.stack(sums)
+            before = self.checksums.get(layer.name)
+            if before is not None and before.shape == now.shape:
+                changed[layer.name] = (now != before.to(now.device)).any(0)
+            self.checksums[layer.name] = now
+        return changed
+
+    # -- ranks and resume ----------------------------------------------------------------------------------------
+
+    def sites_known(self) -> list[tuple[SiteKey, int]]:
+        """Sites and their channels, for the ranks to agree on one layout."""
+        return sorted(self.evidence.sites.items())
+
+    def agree_on_sites(self, sites: Sequence[tuple[SiteKey, int]]) -> None:
+        """Lays the evidence out in the order that all ranks use."""
+        if list(self.evidence.sites.items()) != list(sites):
+            self.evidence.arrange(self.evidence.sources, dict(sites))
