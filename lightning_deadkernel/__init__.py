@@ -1,4 +1,4 @@
-"""One callback that tells, for every kernel of a network, whether it is alive, why it is not, and what to do about it."""
+"""One callback that tells of every kernel of a network whether it is alive, why it is not, and what to do about it."""
 
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
 from lightning_deadkernel.monitor import DeadKernelMonitor

@@ -16,8 +16,6 @@ from lightning_deadkernel.references import (
     HE,
     LU,
     MEHTA,
-    MIXED,
-    OPTIM_DOCS,
     PRUNE_DOCS,
     WARMUP,
 )
@@ -287,90 +285,3 @@ def why_zero(view: View, where: Tensor) -> list[tuple[Tensor, Cause]]:
         (decayed, _decayed),
     ]
     return _assign(view, where, rules, _unknown_zero)
-
-
-def why_starved(view: View) -> Cause:
-    """Why no gradient comes back to channels that fire."""
-    layer = view.layer
-    names = [consumer.layer for consumer in layer.consumers or ()]
-    if names and all(view.wholly_dead(name) for name in names):
-        told = ", ".join(names)
-        return Cause(
-            "dead downstream",
-            f"every channel of what reads this layer is dead ({told}), so no gradient comes back",
-            f"Revive {told}; this layer is sound and learns again as soon as something listens.",
-            LU,
-            {"consumers": told},
-        )
-    if layer.underflow_share is not None and layer.underflow_share > 0.5:
-        return Cause(
-            "underflow",
-            f"{layer.underflow_share:.0%} of the float16 gradient entries are exactly zero: too small to be held",
-            "Train with precision='16-mixed' (its loss scaling lifts gradients into range) or with bfloat16.",
-            MIXED,
-            {"underflow_share": layer.underflow_share},
-        )
-    if names:
-        told = ", ".join(names)
-        return Cause(
-            "outgoing zero",
-            f"it fires and {told} is not dead, yet its gradient is exactly zero: the weights that read it are zero, or"
-            " what reads it is off whenever it fires",
-            f"Look at the input slices of {told} for these channels: give them small random values, or release what"
-            " holds them at zero.",
-            CS231N,
-            {"consumers": told},
-        )
-    return Cause(
-        "unknown",
-        "the channels fire, yet their gradient is exactly zero; the graph does not show what reads them; ruled out: a"
-        " flat loss, since other layers have gradients",
-        "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss.",
-        CS231N,
-        {},
-    )
-
-
-def why_frozen(view: View, where: Tensor) -> Cause:
-    """Why kernels with a gradient did not change."""
-    layer = view.layer
-    if not layer.in_optimizer:
-        return Cause(
-            "not in the optimizer",
-            "a gradient reaches the weight, but no optimizer holds it, so no step can change it",
-            "Pass the parameter to the optimizer in configure_optimizers, or set requires_grad=False if it is frozen on"
-            " purpose (that saves its backward pass as well).",
-            OPTIM_DOCS,
-            {},
-        )
-    gradient = layer.weight_gradient if layer.weight_gradient is not None else layer.gradient
-    assert gradient is not None
-    rate, size = layer.learning_rate or 0.0, float(gradient[where].max())
-    largest = float(layer.largest[where].max()) if layer.largest is not None else float("nan")
-    epsilon = 2.0**-8 if layer.bytes_per_parameter == 2 else 2.0**-24
-    evidence: dict[str, float | int | str] = {
-        "learning_rate": rate,
-        "largest_gradient": size,
-        "largest_weight": largest,
-        "bytes_per_parameter": layer.bytes_per_parameter,
-    }
-    if layer.bytes_per_parameter == 2 or rate * size < epsilon * largest:
-        return Cause(
-            "below resolution",
-            f"steps at learning rate {rate:g} on gradients up to {size:.1e} round away in weights of up to"
-            f" {largest:.2g} held in {layer.bytes_per_parameter} bytes",
-            "Keep float32 master weights (precision='bf16-mixed' in place of 'bf16-true')."
-            if layer.bytes_per_parameter == 2
-            else "Raise the gradient of this layer (a norm, a shorter way to the loss) or its learning rate.",
-            MIXED,
-            evidence,
-        )
-    return Cause(
-        "unknown",
-        "ruled out: missing from the optimizer, learning rate zero, a pruning mask, steps below the weights'"
-        " resolution",
-        "Look for code that writes the weights back after each step, for a gradient zeroed in a hook before the step,"
-        " or for an optimizer that does not step in this phase.",
-        OPTIM_DOCS,
-        evidence,
-    )

@@ -102,6 +102,16 @@ def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis
     if name == "Stack":
         (dim,) = _unwrapped(node._saved_dim, len(before) + 1)
         return _at(at, at.axis + (dim <= at.axis))
-    if name in ("PixelShuffle", "PixelUnshuffle", "Glu", "ChannelShuffle", "NativeChannelShuffle", "Im2Col", "Col2Im", "Index", "Gather"):
+    if name in (
+        "PixelShuffle",
+        "PixelUnshuffle",
+        "Glu",
+        "ChannelShuffle",
+        "NativeChannelShuffle",
+        "Im2Col",
+        "Col2Im",
+        "Index",
+        "Gather",
+    ):
         return None
     raise LookupError(name)

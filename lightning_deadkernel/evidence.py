@@ -52,7 +52,7 @@ class _Countdown:
         """Takes (len(slots),) int32 counts on the device; they are known to `is_done` once they have arrived."""
         if counts.is_cuda:
             host = torch.empty_like(counts, device="cpu", pin_memory=True).copy_(counts, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._flights.append((slots, host, event))
         else:
@@ -290,7 +290,7 @@ def kernel_peaks(layer: Layer) -> Tensor | None:
     rows = layer.rows_of(grad.detach())
     if rows is None:
         return None
-    peaks = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
+    peaks: Tensor = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
     if hasattr(grad, "to_local"):
         offset = shard_offset(grad)
         peaks = torch.nn.functional.pad(peaks, (offset, layer.channels - offset - len(peaks)))

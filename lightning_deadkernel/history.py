@@ -150,7 +150,7 @@ class History:
             layers: the verdicts, one for each of `window.layers` (by name). Excluded layers leave their past untouched.
         """
         reports = {report.name: report for report in layers}
-        ratios = {layer.name: layer.update_ratio_max or 0.0 for layer in window.layers}
+        ratios = {layer.name: self._ratio(layer, window) for layer in window.layers}
         for layer in window.layers:
             report = reports[layer.name]
             if layer.excluded is not None or report.excluded is not None:
@@ -162,9 +162,17 @@ class History:
                 self._states(past, window, layer, report)
             self._evidence(past, window, layer)
             near = [ratios.get(name, 0.0) for name in (layer.name, *(layer.producers or ()))]
-            self._reckless(past, window, max((ratio for ratio in near if not math.isnan(ratio)), default=0.0))
+            self._reckless(past, window, max(near))
         if window.gradient_norm is not None and math.isfinite(window.gradient_norm):
             self.gradient_norms = [*self.gradient_norms, float(window.gradient_norm)][-BASELINE_WINDOWS:]
+
+    def _ratio(self, layer: LayerWindow, window: Window) -> float:
+        """The largest update ratio; 0 if it was not observed, or means nothing as the layer has begun at zero."""
+        ratio, past = layer.update_ratio_max, self._layers.get(layer.name)
+        if ratio is None or math.isnan(ratio):
+            return 0.0
+        begun_at_zero = past is not None and bool((past.first_norm == 0).all())
+        return 0.0 if past is not None and begun_at_zero and window.index <= past.first_window + 1 else float(ratio)
 
     @staticmethod
     def _states(past: LayerPast, window: Window, layer: LayerWindow, report: LayerReport) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_deadkernel.evidence import SiteKey, Source
-from lightning_deadkernel.graph import GraphMap, LayerInGraph, Tap, walk
+from lightning_deadkernel.graph import GraphMap, LayerInGraph, walk
 from lightning_deadkernel.layers import Layer, LayerTable
+from lightning_deadkernel.ways import Tap
 from lightning_deadkernel.window import Consumer, Gating
 
 MAPS = 64
@@ -207,5 +208,3 @@ class GraphReader:
         if not consumers:
             return None
         return tuple(Consumer(layer, weights) for layer, weights in consumers.items())
-
-

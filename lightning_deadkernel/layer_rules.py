@@ -171,6 +171,7 @@ def identical_kernels(view: View) -> Iterator[Finding]:
     if not layer.identical or layer.largest is None or not bool((layer.largest > 0).all()):
         return
     stays = view.window.index > view.past.first_window and view.window.optimizer_steps > 0
+    stays = stays and (layer.learning_rate or 0.0) > 0  # in a warm-up from zero nothing could part them yet
     cause = Cause(
         "constant initialisation",
         f"all {layer.channels} kernels are bitwise equal"

@@ -192,7 +192,9 @@ def check_patterns(option: str, patterns: Sequence[str] | None, names: Sequence[
     for pattern in patterns or ():
         if not any(fnmatchcase(name, pattern) for name in names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(f"Expected every pattern of `{option}` to match a layer, but {pattern!r} matches none of: {shown}.")
+            raise ValueError(
+                f"Expected every pattern of `{option}` to match a layer, but {pattern!r} matches none of: {shown}."
+            )
 
 
 def optimizer_groups(optimizers: Sequence[Any]) -> dict[int, tuple[Any, dict[str, Any]]]:

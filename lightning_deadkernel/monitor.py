@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lightning_deadkernel import compiled, ranks, resume, trainer_facts
+from lightning_deadkernel import compiled, options, ranks, resume, trainer_facts
 from lightning_deadkernel.diagnosis import diagnose, headline, new_findings, savings
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning, DeadKernelWarning
+from lightning_deadkernel.guard import guarded
 from lightning_deadkernel.history import History
 from lightning_deadkernel.layers import LayerTable, check_patterns
 from lightning_deadkernel.observer import Observer
@@ -22,25 +22,6 @@ from lightning_deadkernel.readout import read_window
 from lightning_deadkernel.report import Report
 from lightning_deadkernel.thresholds import Thresholds
 from lightning_deadkernel.window import Window
-
-WhenCompiled = Literal["sample", "gradients"]
-OnFinding = Literal["warn", "ignore", "raise"]
-Hook = TypeVar("Hook", bound=Callable[..., None])
-
-
-def _guarded(hook: Hook) -> Hook:
-    """Whatever goes wrong inside of the monitor must not touch the training: one warning, and the watch ends."""
-
-    @functools.wraps(hook)
-    def guarded(self: DeadKernelMonitor, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        try:
-            hook(self, trainer, *args, **kwargs)
-        except DeadKernelError:
-            raise
-        except Exception as error:  # the monitor's own fault, whatever it is, is never the training's
-            self._give_up(hook.__name__, error)
-
-    return cast(Hook, guarded)
 
 
 class DeadKernelMonitor(Callback):
@@ -69,8 +50,8 @@ class DeadKernelMonitor(Callback):
     Logged scalars (the key set is constant from the first window on; the separator is the logger's own):
         ``deadkernel/dead_fraction``, ``deadkernel/dead_channels``, ``deadkernel/zero_kernel_fraction``,
         ``deadkernel/starved_fraction``, ``deadkernel/dormant_fraction``, ``deadkernel/weight_sparsity``,
-        ``deadkernel/activation_sparsity``, ``deadkernel/min_gradient_ratio``, ``deadkernel/vanishing_layers``, also in
-        ``trainer.callback_metrics``, so `EarlyStopping` and `ModelCheckpoint` can monitor them; and per layer
+        ``deadkernel/activation_sparsity``, ``deadkernel/min_gradient_ratio``, ``deadkernel/vanishing_layers``,
+        also in ``trainer.callback_metrics``, so `EarlyStopping` and `ModelCheckpoint` can monitor them; and per layer
         ``deadkernel.<statistic>/<layer>``, e.g. ``deadkernel.dead_fraction/conv1``, ``deadkernel.gradient_ratio/conv1``.
 
     Raises:
@@ -96,26 +77,24 @@ class DeadKernelMonitor(Callback):
         log_figures: bool = True,
         log_layers: bool | int = True,
         save_report: bool = True,
-        when_compiled: WhenCompiled = "sample",
-        on_finding: OnFinding = "warn",
+        when_compiled: options.WhenCompiled = "sample",
+        on_finding: options.OnFinding = "warn",
         prog_bar: bool = False,
     ) -> None:
-        _check_step_count(every_n_train_steps)
-        _check_globs("include", include)
-        _check_globs("exclude", exclude)
-        _check_choice("when_compiled", when_compiled, get_args(WhenCompiled))
-        _check_choice("on_finding", on_finding, get_args(OnFinding))
-        if not isinstance(thresholds, Thresholds):
-            raise TypeError(f"Expected `thresholds` to be a Thresholds, but got {thresholds!r}.")
-        if not isinstance(log_layers, bool) and not (isinstance(log_layers, int) and log_layers > 0):
-            raise ValueError(f"Expected `log_layers` to be a bool or a positive int, but got {log_layers!r}.")
+        options.check_step_count(every_n_train_steps)
+        options.check_globs("include", include)
+        options.check_globs("exclude", exclude)
+        options.check_choice("when_compiled", when_compiled, get_args(options.WhenCompiled))
+        options.check_choice("on_finding", on_finding, get_args(options.OnFinding))
+        options.check_thresholds(thresholds)
+        options.check_log_layers(log_layers)
         self.every_n_train_steps = every_n_train_steps
         self.include, self.exclude = include, exclude
         self.thresholds = thresholds
         self.log_histograms, self.log_figures, self.log_layers = log_histograms, log_figures, log_layers
         self.save_report = save_report
-        self.when_compiled: WhenCompiled = when_compiled
-        self.on_finding: OnFinding = on_finding
+        self.when_compiled: options.WhenCompiled = when_compiled
+        self.on_finding: options.OnFinding = on_finding
         self.prog_bar = prog_bar
 
         self.reports: list[Report] = []
@@ -131,6 +110,7 @@ class DeadKernelMonitor(Callback):
         self._stance = compiled.Stance()
         self._restored: dict[str, Any] | None = None
         self._begun = 0
+        self._log_every = 50
 
     @property
     def report(self) -> Report | None:
@@ -156,9 +136,9 @@ class DeadKernelMonitor(Callback):
         check_patterns("exclude", self.exclude, table.names)
         self._start(trainer, pl_module, table)
 
-    @_guarded
+    @guarded
     def _start(self, trainer: Trainer, pl_module: LightningModule, table: LayerTable) -> None:
-        self._log_every = trainer.log_every_n_steps
+        self._log_every = trainer_facts.log_every(trainer)
         self._broken = None
         self._warned = set()
         self._output = None
@@ -169,7 +149,7 @@ class DeadKernelMonitor(Callback):
         self._observer.several_optimizers = len(trainer.optimizers) > 1
         self._observer.reader.compiled = compiled.is_compiled(trainer, pl_module)
 
-    @_guarded
+    @guarded
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the weights at initialisation, or resumes where a checkpoint left off."""
         observer = self._watching()
@@ -199,7 +179,7 @@ class DeadKernelMonitor(Callback):
 
     # -- one batch -----------------------------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Counts samples, and decides whether this step is a sampled one."""
         observer = self._watching()
@@ -210,7 +190,9 @@ class DeadKernelMonitor(Callback):
         window.samples = None if size is None or window.samples is None else window.samples + size
         steps = trainer_facts.will_step(trainer)
         first = window.batches == 0 or (steps and window.sampled_steps == 0)
-        self._sampled = first or (steps and (self.should_sample(trainer_facts.logger_step(trainer)) or self._is_last(trainer)))
+        self._sampled = first or (
+            steps and (self.should_sample(trainer_facts.logger_step(trainer)) or self._is_last(trainer))
+        )
         window.batches += 1
         if self._sampled and observer.reader.compiled and self.when_compiled == "sample":
             self._stance.force_eager()
@@ -219,9 +201,11 @@ class DeadKernelMonitor(Callback):
         """Whether the window is foreseen to end with this batch."""
         if trainer_facts.is_last_batch(trainer):
             return True
-        return self.every_n_train_steps is not None and trainer.global_step + 1 - self._begun >= self.every_n_train_steps
+        return (
+            self.every_n_train_steps is not None and trainer.global_step + 1 - self._begun >= self.every_n_train_steps
+        )
 
-    @_guarded
+    @guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Reads the graph, and the activations it holds."""
         observer = self._watching()
@@ -231,14 +215,14 @@ class DeadKernelMonitor(Callback):
             self._warn("the loss has no graph: nothing can be seen of what it depends on.", "graph")
         observer.before_backward(loss, self._sampled)
 
-    @_guarded
+    @guarded
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the gradients of this backward into the evidence."""
         observer = self._watching()
         if observer is not None:
             observer.after_backward(self._sampled)
 
-    @_guarded
+    @guarded
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """On a sampled step: sizes of gradients, and the weights before the step."""
         observer = self._watching()
@@ -248,7 +232,7 @@ class DeadKernelMonitor(Callback):
             observer.before_step(optimizer, scale, scaler is not None, trainer_facts.is_half(trainer))
             self._window.sampled_steps += 1
 
-    @_guarded
+    @guarded
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -267,13 +251,13 @@ class DeadKernelMonitor(Callback):
         if ends:
             self._close(trainer, pl_module)
 
-    @_guarded
+    @guarded
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes an epoch's window whose last batch was not foreseen."""
         if self.every_n_train_steps is None:
             self._close(trainer, pl_module)
 
-    @_guarded
+    @guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes what is open; prints the table, and saves the last report with its pictures."""
         self._close(trainer, pl_module)
@@ -287,7 +271,7 @@ class DeadKernelMonitor(Callback):
         if trainer.world_size == 1 and not isinstance(exception, DeadKernelError) and trainer.training:
             self._close_after_exception(trainer, pl_module)
 
-    @_guarded
+    @guarded
     def _close_after_exception(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watching() is not None:
             self._window.optimizer_steps = trainer.global_step - self._begun
@@ -428,22 +412,3 @@ class DeadKernelMonitor(Callback):
                 DeadKernelInternalWarning,
                 stacklevel=2,
             )
-
-
-def _check_step_count(value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"Expected `every_n_train_steps` to be None or a positive int, but got {value!r}.")
-
-
-def _check_globs(option: str, patterns: Any) -> None:
-    if patterns is None:
-        return
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"Expected `{option}` to be None or a list of glob patterns, but got {patterns!r}.")
-
-
-def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Expected `{option}` to be one of {', '.join(map(repr, choices))}, but got {value!r}.")
-
-

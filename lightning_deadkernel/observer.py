@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_deadkernel.evidence import ChannelEvidence, SiteKey, Source
-from lightning_deadkernel.graph import Tap
 from lightning_deadkernel.knowledge import GraphReader, StepMap
 from lightning_deadkernel.layers import LayerTable, local
 from lightning_deadkernel.sampling import StepSampler
 from lightning_deadkernel.statistics import checksums
+from lightning_deadkernel.ways import Tap
 
 Read = tuple[SiteKey, Tap, Tensor]
 
@@ -53,9 +53,7 @@ class Observer:
 
     def arrange(self) -> None:
         """Gives every watched layer and every site known so far its place in the evidence."""
-        sources = {
-            layer.name: self.reader.known[layer.name].source or Source(layer) for layer in self.table.watched
-        }
+        sources = {layer.name: self.reader.known[layer.name].source or Source(layer) for layer in self.table.watched}
         sites = dict(self.evidence.sites)
         for known in self.reader.known.values():
             sites.update((site, known.layer.channels) for site in known.sites if site not in sites)
@@ -105,7 +103,9 @@ class Observer:
                 self._give_up(site, error)
         if not reads:
             return
-        values = [(site, tap.at, tap.activation.positive(x) if tap.activation.positive else x) for site, tap, x in reads]
+        values = [
+            (site, tap.at, tap.activation.positive(x) if tap.activation.positive else x) for site, tap, x in reads
+        ]
         self.evidence.read_activations(values)
 
     def _give_up(self, site: SiteKey, error: Exception) -> None:

@@ -84,7 +84,7 @@ def _describe(layer: Layer, known: Knowledge) -> LayerWindow:
 def _not_used(layer: Layer, observer: Observer, graph_seen: bool, window: Window) -> str | None:
     if window.index == 0 or not graph_seen or layer.name in observer.reached:
         return None
-    if layer.confirmed or layer.name in observer.reader.known and observer.reader.known[layer.name].order >= 0:
+    if layer.confirmed or (layer.name in observer.reader.known and observer.reader.known[layer.name].order >= 0):
         return "not used in this window"
     return "not in the graph of the loss: never used in the training step, or detached"
 
@@ -220,5 +220,3 @@ class _Steps:
         if self.sampler.largest_at is not None:
             names, place = self.sampler.largest_at
             window.largest_gradient_at = names[int(place)]
-
-

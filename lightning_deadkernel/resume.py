@@ -23,7 +23,11 @@ SERIES = ("ratios", "rms", "updates", "totals", "underflow")
 
 
 def pack(
-    reports: list[Report], history: History, said: set[tuple[str, str | None]], window: Window, observer: Observer | None
+    reports: list[Report],
+    history: History,
+    said: set[tuple[str, str | None]],
+    window: Window,
+    observer: Observer | None,
 ) -> dict[str, Any]:
     """Everything that a resumed run needs to go on as if it had not been interrupted."""
     state: dict[str, Any] = {

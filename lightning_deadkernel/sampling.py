@@ -59,7 +59,9 @@ class StepSampler:
         """A gradient scaler is in use: a step whose gradients overflowed was skipped."""
 
     @torch.no_grad()
-    def before_step(self, optimizer: Any, names: dict[int, str], scale: Tensor | None, scaled: bool, underflow: bool) -> None:
+    def before_step(
+        self, optimizer: Any, names: dict[int, str], scale: Tensor | None, scaled: bool, underflow: bool
+    ) -> None:
         """Reads the gradients that `optimizer` is about to use: accumulated, unclipped.
 
         Args:
@@ -70,7 +72,10 @@ class StepSampler:
             underflow: count exact zeros among the gradient entries (fp16).
         """
         parameters = [
-            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None and not p.grad.is_sparse
+            p
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None and not p.grad.is_sparse
         ]
         self._note_groups(optimizer)
         if not parameters:
@@ -95,9 +100,10 @@ class StepSampler:
             copies = [local(layer.main).detach().clone() for layer in mine]
             self._before.update((la.name, (la.main, copy)) for la, copy in zip(mine, copies, strict=True))
 
-    def _sizes(self, parameters: list[nn.Parameter], grads: list[Tensor], scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _sizes(
+        self, parameters: list[nn.Parameter], grads: list[Tensor], scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """rms of each gradient, and the L2 norm of all; sums of squares are added up over the shards of a DTensor."""
-        # float32 at least, and scaled by the largest entry, so that no square underflows
         norms = [_norm(g).to(self.device) for g in grads]
         stacked = torch.stack(norms)
         if any(hasattr(p, "to_local") for p in parameters):
@@ -145,7 +151,8 @@ class StepSampler:
 
 def _norm(x: Tensor) -> Tensor:
     """L2 norm in at least float32."""
-    return torch.linalg.vector_norm(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return norm
 
 
 def _pick(values: Tensor, index: list[int]) -> Tensor:

@@ -16,7 +16,7 @@ FADED_RATE = 0.3
 """In healthy He-initialised networks, 20 layers deep and 64 wide, the channels that drift off fired on 0.05 to 24 % of
 inputs in their last window."""
 SHRUNK = 0.1
-"""A kernel has shrunk once its norm has fallen to a tenth: where that came before it stopped firing, it wore down first."""
+"""A kernel has shrunk once its norm has fallen to a tenth; where that came first, it is the likelier cause."""
 
 
 def _everywhere(view: View, holds: bool = True) -> Tensor:

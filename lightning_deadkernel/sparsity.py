@@ -61,8 +61,9 @@ def weight_summary(weights: Tensor) -> WeightSummary:
     rms = (squares / flat.numel()).sqrt()
     limit, near = (rms * NEAR_ZERO).float(), torch.zeros_like(rms)
     for part in blocks:
-        tally(counts, part.to(torch.float32), 17, scratch)
-        size = torch.abs(part, out=scratch.view(torch.float32)[: part.numel()])
+        single = part.to(torch.float32)
+        tally(counts, single, 17, scratch)
+        size = torch.abs(single, out=scratch.view(torch.float32)[: part.numel()])
         near += torch.lt(size, limit, out=size).sum()
     by_size = torch.add(counts[: 1 << 14], counts[1 << 14 :])
     finite, middles = by_size[: 0xFF << 6].double(), _magnitudes(flat.device)

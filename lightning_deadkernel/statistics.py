@@ -128,6 +128,8 @@ def _layout(shape: tuple[int, ...], stride: tuple[int, ...], at: ChannelAxis, it
 def _by_channel(x: Tensor, at: ChannelAxis) -> tuple[Tensor, int, int]:
     """`x` as (outer, fold * C, inner), the fold, and the repeats; a view wherever strides allow one."""
     layout = _layout(tuple(x.shape), x.stride(), at, x.element_size())
+    if not x.numel():
+        return x.new_empty(0, at.size, 1), 1, 1
     if layout is not None:
         return x.as_strided(layout.shape, layout.stride), layout.fold, layout.repeats
     return x.movedim(at.axis, -1).reshape(-1, at.size, at.inner), 1, 1
@@ -290,8 +292,9 @@ def row_peaks(rows: Tensor) -> Tensor:
     dtype = torch.promote_types(rows.dtype, torch.float32)
     if not rows.numel():
         return rows.new_zeros(rows.shape[0], dtype=dtype)
-    # two reductions without a temporary: 0.8 ms where abs().amax() takes 1.4 and vector_norm(inf) 7.9
-    return torch.maximum(rows.amax(1), rows.amin(1).neg_()).abs_().to(dtype)
+    # two reductions in cache and no temporary: 6 ms for ResNet-18; abs().amax() takes 8, vector_norm(inf) 40
+    parts = torch.split(rows, max(1, block_size(rows) // rows.shape[1]))
+    return torch.cat([torch.maximum(part.amax(1), part.amin(1).neg_()) for part in parts]).abs_().to(dtype)
 
 
 @lru_cache(maxsize=64)
@@ -313,8 +316,9 @@ def _odd_constants(length: int, device: torch.device) -> Tensor:
 def checksums(rows: Tensor) -> Tensor:
     """(C,) int64 checksum of the bits of each row of (C, K): differs if one bit of the row does.
 
-    ``sum_k bits_k * odd_k mod 2**64``, bits as signed integers. One changed entry always changes it (odd constants are
-    invertible); several do but for a chance of 2**-32 or less, as do entries that change places. -0 differs from +0.
+    ``sum_k bits_k * odd_k mod 2**64``, bits as signed integers (float64: with the high half added to the low). One
+    changed entry always changes it, as odd constants are invertible; several do but for a chance of about 2**-32, as do
+    entries that change places. -0 differs from +0.
     """
     rows = rows.detach()
     count, length = rows.shape
@@ -328,5 +332,7 @@ def checksums(rows: Tensor) -> Tensor:
             # cast, multiply and sum in cache: 18 ms for ResNet-18, against 40 (100 on two threads) promoted at once
             bits = _bits(rows[c : c + step, k : k + width])
             wide = scratch[: bits.numel()].view(bits.shape).copy_(bits)
+            if bits.dtype == torch.int64:  # a product keeps nothing above bit 63, where float64 has its sign
+                wide += wide >> 32
             total[c : c + step] += wide.mul_(odd[k : k + bits.shape[1]]).sum(1)
     return total

@@ -29,14 +29,19 @@ def will_step(trainer: Any) -> bool:
     """Whether an optimizer step follows this batch; under manual optimization it is taken to."""
     if not trainer.lightning_module.automatic_optimization:
         return True
-    return not trainer.fit_loop._should_accumulate()
+    return not bool(trainer.fit_loop._should_accumulate())
 
 
 def is_last_batch(trainer: Any) -> bool:
     """Whether the epoch ends with this batch, as far as it is known: by its data, or by `max_steps`."""
     if trainer.is_last_batch:
         return True
-    return 0 < trainer.max_steps <= trainer.global_step + (1 if trainer.fit_loop.epoch_loop.batch_progress else 0)
+    return bool(0 < trainer.max_steps <= trainer.global_step + 1)
+
+
+def log_every(trainer: Any) -> int:
+    """The trainer's `log_every_n_steps`."""
+    return int(trainer.log_every_n_steps)
 
 
 def logger_step(trainer: Any) -> int:
@@ -50,7 +55,7 @@ def scaler(trainer: Any) -> Any:
 
 
 def scale_left(scaler: Any, optimizer: Any) -> Tensor | None:
-    """The factor that gradients still carry when the optimizer unscales them itself (fused ones), as a device scalar."""
+    """The factor that gradients still carry when the optimizer unscales them itself (fused ones): a device scalar."""
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return None
     # `get_scale()` would wait for the device

@@ -210,20 +210,28 @@ def test_an_mlp_has_the_depth_width_norms_and_activations_asked_for() -> None:
     assert not any(isinstance(m, nn.BatchNorm1d) for m in MLP(norm=False).modules())
 
 
-def test_initialisations_are_what_their_names_say() -> None:
+def hidden(model: MLP) -> list[nn.Linear]:
+    return [module for module in model.net if isinstance(module, nn.Linear)][:-1]
+
+
+def test_initialisations_are_what_their_names_say_and_leave_the_head_alone() -> None:
     torch.manual_seed(0)
     constant = MLP(init="constant", init_scale=0.25, depth=2)
-    assert {value for p in constant.parameters() for value in p.unique().tolist()} == {0.0, 0.25}
-    uniform = torch.cat([p.flatten() for p in MLP(init="uniform", init_scale=0.1).parameters() if p.dim() == 2])
+    assert [layer.weight.unique().tolist() for layer in hidden(constant)] == [[0.25], [0.25]]
+    assert [layer.bias.unique().tolist() for layer in hidden(constant)] == [[0.0], [0.0]]
+    assert constant.net.head.weight.unique().numel() == 640
+    uniform = torch.cat([layer.weight.flatten() for layer in hidden(MLP(init="uniform", init_scale=0.1))])
     assert uniform.abs().max().item() == pytest.approx(0.1, abs=1e-3)
     assert uniform.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.02)
-    he = MLP(init="he", width=256).net.linear2
+    he = hidden(MLP(init="he", width=256))[1]
     assert he.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.02)
     assert he.bias.count_nonzero().item() == 0
+    cnn = PlainCNN(init="constant", init_scale=0.5)
+    assert {c.weight.unique().item() for c in (cnn.conv1, cnn.conv2, cnn.conv3)} == {0.5}
     torch.manual_seed(1)
     default = nn.Linear(64, 64)
     torch.manual_seed(1)
-    assert torch.equal(MLP(init="default").net.linear1.weight, default.weight)
+    assert torch.equal(hidden(MLP(init="default"))[0].weight, default.weight)
 
 
 @pytest.mark.parametrize(

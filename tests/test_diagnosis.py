@@ -93,7 +93,7 @@ def test_a_window_without_an_optimizer_step_freezes_nothing() -> None:
 
 
 def test_frozen_is_also_told_of_a_layer_without_activation_and_of_a_silent_one() -> None:
-    held = {"channels": 1, "unchanged": each(True)}
+    held: dict[str, Any] = {"channels": 1, "unchanged": each(True)}
     run = Run().next(start(channels=1), start("out", channels=1))
     run.next(layer(**held, **OFF, **LEAKY), layer("out", **{**BLIND, **held}))
     assert (run.report().states, run.report().frozen) == (["silent"], [0])
@@ -143,7 +143,7 @@ def test_a_channel_that_was_seen_to_fire_is_not_dead_whatever_else_was_nan() -> 
 
 
 def test_dormant_is_the_redo_score_at_or_below_the_line() -> None:
-    means = {"activation_mean": each(0.02, 0.025, 0.03, 3.925)}  # their mean is 1
+    means: dict[str, Any] = {"activation_mean": each(0.02, 0.025, 0.03, 3.925)}  # their mean is 1
     run = Run().next(start())
     assert run.next(layer(**means)).report().dormant == [0, 1]
     assert Run(dormant=0.001).next(start()).next(layer(**means)).report().dormant == []
@@ -155,12 +155,12 @@ def test_a_layer_of_zeros_is_dormant_throughout() -> None:
 
 @pytest.mark.parametrize("evidence", [{"depth": 0}, {"gating": None}, {"activation_mean": None}])
 def test_the_last_layer_and_unreadable_ones_are_never_dormant(evidence: dict[str, Any]) -> None:
-    means = {"activation_mean": each(0.0, 1, 1, 1)} | evidence
+    means: dict[str, Any] = {"activation_mean": each(0.0, 1, 1, 1)} | evidence
     assert Run().next(start()).next(layer(**means)).report().dormant == []
 
 
 def test_rare_fires_on_fewer_than_its_share_and_is_not_dead() -> None:
-    rates = {"firing_rate": each(0.009, 0.01, 0.0, 0.0), "fired": each(True, True, True, False)}
+    rates: dict[str, Any] = {"firing_rate": each(0.009, 0.01, 0.0, 0.0), "fired": each(True, True, True, False)}
     run = Run().next(start()).next(layer(**rates, gradient=each(1.0, 1, 1, 0), weight_gradient=each(1.0, 1, 1, 0)))
     assert run.report().rare == [0, 2]
     assert run.report().dead == [3]
@@ -184,7 +184,7 @@ def test_a_zero_kernel_is_zero_small_beside_its_layer_or_scaled_to_zero(
 
 
 def test_the_lines_of_zero_kernels_can_be_moved() -> None:
-    weights = {"norms": each(0.05, 1.0, 1, 1), "norm_scale": each(1.0, 0.05, 1, 1)}
+    weights: dict[str, Any] = {"norms": each(0.05, 1.0, 1, 1), "norm_scale": each(1.0, 0.05, 1, 1)}
     assert Run().next(start(**weights)).report().zero_kernels == []
     assert Run(zero_kernel=0.1).next(start(**weights)).report().zero_kernels == [0]
     assert Run(norm_scale=0.1).next(start(**weights)).report().zero_kernels == [1]
@@ -196,7 +196,7 @@ def test_kernels_are_not_zero_because_one_beside_them_blew_up() -> None:
 
 
 def test_saturated_share_is_a_line_that_can_be_moved() -> None:
-    tanh = {"channels": 1, **TANH, "saturated_share": each(0.4)}
+    tanh: dict[str, Any] = {"channels": 1, **TANH, "saturated_share": each(0.4)}
     assert Run().next(start(channels=1)).next(layer(**tanh)).report().saturated == []
     assert Run(saturated_share=0.3).next(start(channels=1)).next(layer(**tanh)).report().saturated == [0]
 
@@ -291,7 +291,11 @@ def test_excluded_layers_keep_their_reason_and_give_no_values_or_findings() -> N
 
 # -- savings ---------------------------------------------------------------------------------------------------------
 
-GONE = {"fired": each(False, True, True, True), "gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)}
+GONE: dict[str, Any] = {
+    "fired": each(False, True, True, True),
+    "gradient": each(0.0, 1, 1, 1),
+    "weight_gradient": each(0.0, 1, 1, 1),
+}
 
 
 def _savings(*layers: LayerWindow) -> Any:
@@ -315,7 +319,11 @@ def test_what_a_dead_producer_and_a_dead_consumer_share_is_counted_once() -> Non
 
 
 def test_a_whole_dead_pair_saves_no_more_than_there_is() -> None:
-    off = {"fired": torch.zeros(4, dtype=torch.bool), "gradient": torch.zeros(4), "weight_gradient": torch.zeros(4)}
+    off: dict[str, Any] = {
+        "fired": torch.zeros(4, dtype=torch.bool),
+        "gradient": torch.zeros(4),
+        "weight_gradient": torch.zeros(4),
+    }
     first = layer("a", parameters=40, consumers=(Consumer("b", 36),), **off)
     saved = _savings(first, layer("b", parameters=148, producers=("a",), **off))
     assert saved.parameters == 40 + 148
@@ -330,7 +338,7 @@ def test_consumers_the_graph_does_not_show_are_named() -> None:
 
 
 def test_a_slice_that_reads_a_sum_goes_only_with_all_of_the_sum() -> None:
-    read = {"consumers": (Consumer("c", 36),), "parameters": 40}
+    read: dict[str, Any] = {"consumers": (Consumer("c", 36),), "parameters": 40}
     reader = layer("c", parameters=148, producers=("a", "b"))
     alone = _savings(layer("a", **read, **GONE), layer("b", **read), reader)
     assert alone.parameters == 10
@@ -339,7 +347,7 @@ def test_a_slice_that_reads_a_sum_goes_only_with_all_of_the_sum() -> None:
 
 
 def test_slices_side_by_side_go_each_with_its_own() -> None:
-    read = {"consumers": (Consumer("c", 36),), "parameters": 40}
+    read: dict[str, Any] = {"consumers": (Consumer("c", 36),), "parameters": 40}
     reader = layer("c", parameters=292, producers=("a", "b"))  # 4 kernels of 8 * 9 weights and a bias
     assert _savings(layer("a", **read, **GONE), layer("b", **read), reader).parameters == 10 + 36
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,11 @@ from lightning_deadkernel.diagnosis import diagnose
 from lightning_deadkernel.history import BASELINE_WINDOWS, NEVER, History, gradient_seen
 from lightning_deadkernel.thresholds import Thresholds
 
-OFF = {"fired": each(False, True, True, True), "gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)}
+OFF: dict[str, Any] = {
+    "fired": each(False, True, True, True),
+    "gradient": each(0.0, 1, 1, 1),
+    "weight_gradient": each(0.0, 1, 1, 1),
+}
 
 
 def reload(history: History) -> History:
@@ -47,7 +52,7 @@ def test_the_update_ratio_of_the_window_after_the_last_firing_counts_too() -> No
 
 
 def test_a_reckless_producer_counts_as_much_as_the_layer_itself() -> None:
-    fed = {"name": "fc", "producers": ("conv",)}
+    fed: dict[str, Any] = {"name": "fc", "producers": ("conv",)}
     run = Run().next(start(), start(**fed)).next(layer(update_ratio_max=0.9), layer(**fed))
     assert run.history["fc"].reckless.tolist() == pytest.approx([0.9] * 4)
 

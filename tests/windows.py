@@ -97,3 +97,27 @@ class Run:
     def only(self, kind: str, name: str | None = "conv") -> Finding:
         (finding,) = self.of(kind, name)
         return finding
+
+
+ALL_OFF: dict[str, Any] = {
+    "fired": torch.zeros(4, dtype=torch.bool),
+    "gradient": torch.zeros(4),
+    "weight_gradient": torch.zeros(4),
+    "firing_rate": torch.zeros(4),
+    "activation_mean": torch.zeros(4),
+}
+FIRST_OFF: dict[str, Any] = {
+    "fired": each(False, True, True, True),
+    "gradient": each(0.0, 1, 1, 1),
+    "weight_gradient": each(0.0, 1, 1, 1),
+}
+NO_GRADIENT: dict[str, Any] = {"gradient": torch.zeros(4), "weight_gradient": torch.zeros(4)}
+ZERO: dict[str, Any] = {"norms": each(0.0, 1, 1, 1), "largest": each(0.0, 1, 1, 1)}
+
+
+def begun(**changes: Any) -> Run:
+    return Run().next(start(**changes)).next(layer(**changes))
+
+
+def alive(name: str = "other") -> Any:
+    return layer(name)

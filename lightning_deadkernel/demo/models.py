@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import lightning as L
@@ -36,11 +37,11 @@ def make_activation(name: ActivationName) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def initialise(network: nn.Module, init: InitName, scale: float) -> None:
-    """Fill the weights of every convolution and linear layer in place; biases become 0 unless `init` is "default".
+def initialise(layers: Iterable[nn.Module], init: InitName, scale: float) -> None:
+    """Fill the weights of convolution and linear layers in place; biases become 0 unless `init` is "default".
 
     Args:
-        network: Its Conv2d and Linear layers are filled.
+        layers: The Conv2d and Linear layers among them are filled.
         init: "default" leaves PyTorch's own; "he" is normal with variance 2 / fan-in (He et al. 2015, arXiv
             1502.01852); "constant" gives all weights one value; "uniform" draws them from U(-scale, scale).
         scale: The value for "constant", the bound for "uniform"; unused otherwise.
@@ -52,7 +53,7 @@ def initialise(network: nn.Module, init: InitName, scale: float) -> None:
         raise ValueError(f"Expected `init` to be one of default, he, constant, uniform, but got {init!r}.")
     if init == "default":
         return
-    for module in network.modules():
+    for module in layers:
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         if init == "he":
@@ -176,7 +177,7 @@ class PlainCNN(ImageClassifier):
         classes: Number of classes.
         width: Kernels of the first convolution; the second and third have twice as many.
         activation: Activation after each convolution.
-        init: How weights are drawn, see `initialise`.
+        init: How the weights before the head are drawn, see `initialise`; the head has PyTorch's own.
         init_scale: The value for `init="constant"`, the bound for "uniform"; unused otherwise.
         **optimization: `optimizer`, `lr`, `weight_decay` and `momentum` of `ImageClassifier`.
     """
@@ -198,7 +199,7 @@ class PlainCNN(ImageClassifier):
         self.conv3 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         self.activation = make_activation(activation)
         self.head = nn.Linear(2 * width * 2 * 2, classes)
-        initialise(self, init, init_scale)
+        initialise([self.conv1, self.conv2, self.conv3], init, init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to logits (N, classes)."""
@@ -219,7 +220,7 @@ class MLP(ImageClassifier):
         width: Units of each hidden layer.
         activation: Activation after each hidden layer.
         norm: Put batch norm between each hidden layer and its activation.
-        init: How weights are drawn, see `initialise`.
+        init: How the weights before the head are drawn, see `initialise`; the head has PyTorch's own.
         init_scale: The value for `init="constant"`, the bound for "uniform"; unused otherwise.
         **optimization: `optimizer`, `lr`, `weight_decay` and `momentum` of `ImageClassifier`.
 
@@ -249,9 +250,9 @@ class MLP(ImageClassifier):
             if norm:
                 layers[f"norm{i}"] = nn.BatchNorm1d(width)
             layers[f"activation{i}"] = make_activation(activation)
+        initialise(layers.values(), init, init_scale)
         layers["head"] = nn.Linear(width, classes)
         self.net = nn.Sequential(layers)
-        initialise(self, init, init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, *) of `in_features` values each to logits (N, classes)."""

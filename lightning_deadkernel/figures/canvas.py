@@ -24,6 +24,8 @@ WIDTH = 9.0
 """Inches; TensorBoard's cards show 900 pixels well, and shrink them to half without losing the labels."""
 SMALL, MEDIUM, LARGE = 8.0, 9.5, 12.0
 """Font sizes in points."""
+LETTERS = 82
+"""Letters of a title on a line of a figure of normal width."""
 GREY = "#5A6670"
 NAME_LENGTH = 26
 
@@ -50,7 +52,7 @@ def one_axes(height: float, title: str, below: str, left: float, right: float = 
         bottom: margin.
 
     """
-    lines = len(textwrap.wrap(title, 92)) or 1
+    lines = len(textwrap.wrap(title, LETTERS)) or 1
     top = 0.42 + 0.22 * lines
     figure = new_figure(height + top + bottom)
     total = height + top + bottom
@@ -63,7 +65,7 @@ def one_axes(height: float, title: str, below: str, left: float, right: float = 
 def write_title(figure: Figure, title: str, below: str) -> None:
     """The finding in large letters, and under it small what it rests on."""
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(title, int(92 * width / WIDTH)) or [""]
+    lines = textwrap.wrap(title, int(LETTERS * width / WIDTH)) or [""]
     figure.suptitle("\n".join(lines), x=0.15 / width, y=1 - 0.1 / height, ha="left", va="top", size=LARGE, weight="bold")
     figure.text(
         0.15 / width, 1 - (0.14 + 0.205 * len(lines)) / height, below, ha="left", va="top", size=SMALL, color=GREY

@@ -22,6 +22,7 @@ _MOST_PAST = 25
 _MOST_NAMES = 34
 LANDMARK = 1e-3
 """Healthy ratio of update to weight, CS231n, https://cs231n.github.io/neural-networks-3/#ratio."""
+_ON_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -64,6 +65,7 @@ def draw_gradient_flow(axes: Axes, reports: Sequence[Report], limits: Thresholds
     axes.plot(places, last, color=LINE, linewidth=2, marker="o", markersize=4 if len(names) < 40 else 2.5, label="last")
     bottom = min(lows) / 3
     axes.set_yscale("log")
+    axes.minorticks_off()
     axes.set_ylim(bottom, 3)
     axes.axhspan(limits.vanishing_gradient, limits.weak_gradient, color=BAND, alpha=0.15, linewidth=0)
     axes.axhspan(min(bottom, limits.vanishing_gradient) / 1e3, limits.vanishing_gradient, color=BAND, alpha=0.4, linewidth=0)
@@ -158,8 +160,9 @@ def draw_update_ratios(
         if last is not None:
             ends.append((last, name, colour))
     values = [value for curve in curves.values() for value in curve if value == value]
-    low, high = min([LANDMARK, *values]) / 3, max([LANDMARK, *values]) * 3
+    low, high = min([LANDMARK / 3, *values]) / 3, max([LANDMARK * 3, *values]) * 3
     axes.set_yscale("log")
+    axes.minorticks_off()
     axes.set_ylim(low, high)
     axes.axhline(LANDMARK, color=GREY, linestyle="--", linewidth=1, label="landmark")
     axes.axhspan(limits.update_large, max(high, limits.update_large) * 10, color=BAND, alpha=0.3, linewidth=0)
@@ -169,7 +172,7 @@ def draw_update_ratios(
     axes.set_xticks(at, [labels[i] for i in at], fontsize=SMALL)
     first = next((i for i, _ in enumerate(reports) if any(curve[i] == curve[i] for curve in curves.values())), 0)
     axes.set_xlim(first - 0.5 if len(reports) - first < 3 else first, len(reports) - 1 + (0.5 if len(reports) < 4 else 0))
-    axes.text(axes.get_xlim()[0], LANDMARK * 1.06, " healthy: about 0.001", fontsize=SMALL, color=GREY, va="bottom")
+    axes.text(axes.get_xlim()[0], LANDMARK * 1.06, " healthy: about 0.001", fontsize=SMALL, color=GREY, va="bottom", bbox=_ON_LINES)
     axes.set_xlabel(name, fontsize=MEDIUM)
     axes.set_ylabel("update ratio  ‖ΔW‖ / ‖W‖", fontsize=MEDIUM)
     axes.grid(axis="y", color="#E8ECEF", linewidth=0.7)

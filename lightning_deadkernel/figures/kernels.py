@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, new_figure, state_legend, write_title
+from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, one_axes, state_legend
 from lightning_deadkernel.figures.titles import sick_channels, since, words_of
 from lightning_deadkernel.palette import COLOURS
 from lightning_deadkernel.report import LayerReport, Report
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOST_KERNELS = 96
 _COLUMNS = 16
+_NUMBER = 0.17
+"""Inches for the number under each."""
 
 
 def as_image(kernel: Tensor, largest: float) -> np.ndarray[Any, Any]:
@@ -48,6 +50,8 @@ def kernels_headline(reports: Sequence[Report], layer: LayerReport) -> str:
 
 def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
     """The first convolution's kernels, ill ones framed in their state's colour; None where there is none."""
+    from matplotlib.patches import Rectangle
+
     report = reports[-1]
     tensors = report.tensors
     if tensors is None or tensors.first_kernels is None or tensors.first_layer is None:
@@ -55,39 +59,38 @@ def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
     layer = next((layer for layer in report.watched if layer.name == tensors.first_layer), None)
     if layer is None:
         return None
-    words, kernels, zero = words_of(layer), tensors.first_kernels, set(layer.zero_kernels)
-    order = sorted(range(len(words)), key=lambda c: c not in zero and words[c] in ("active", "rare"))
+    words, kernels, zeros = words_of(layer), tensors.first_kernels, set(layer.zero_kernels)
+    order = sorted(range(len(words)), key=lambda c: c not in zeros and words[c] in ("active", "rare"))
     shown = sorted(order[:_MOST_KERNELS])
     columns = min(_COLUMNS, max(8, math.ceil(math.sqrt(2 * len(shown)))))
     rows = math.ceil(len(shown) / columns)
     cell = (WIDTH - 0.4) / columns
-    height = rows * (cell + 0.16) + 1.15
-    figure = new_figure(height)
     note = basis(reports) + ("; red, green, blue as in the input" if kernels.shape[1] == 3 else "")
     if kernels.shape[1] not in (1, 3):
         note += f"; mean over {kernels.shape[1]} inputs"
     if len(shown) < len(words):
         note += f"; {len(shown):,} of {len(words):,} shown"
-    write_title(figure, kernels_headline(reports, layer), note)
+    title = kernels_headline(reports, layer)
+    axes = one_axes(rows * (cell + _NUMBER), title, note, 0.2, 0.2, 0.4)
+    # the unit of both axes is an inch, so that kernels are square
+    axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + _NUMBER), 0), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
     largest = float(kernels.abs().nan_to_num(posinf=0).max())
     framed = set()
     for place, channel in enumerate(shown):
         row, column = divmod(place, columns)
-        left, top = 0.2 + column * cell, 0.72 + row * (cell + 0.16)
-        size = cell * 0.86
-        axes = figure.add_axes((left / WIDTH, 1 - (top + size) / height, size / WIDTH, size / height))
-        axes.imshow(as_image(kernels[channel], largest), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-        axes.set(xticks=[], yticks=[], label=str(channel))
-        ill = words[channel] not in ("active", "rare")
-        said = f"{channel} zero" if channel in zero else str(channel)
-        axes.set_xlabel(said, fontsize=SMALL - 1, labelpad=2, weight="bold" if ill or channel in zero else "normal")
-        colour = COLOURS[words[channel]] if ill else "black" if channel in zero else "#C9D1D6"
-        axes.spines[:].set(color=colour, linewidth=3.5 if ill or channel in zero else 0.6)
+        left, top, size = (column + 0.07) * cell, row * (cell + _NUMBER), cell * 0.86
+        image = as_image(kernels[channel], largest)
+        extent = (left, left + size, top + size, top)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect="auto")
+        ill, zero = words[channel] not in ("active", "rare"), channel in zeros
+        colour = COLOURS[words[channel]] if ill else "black" if zero else "#C9D1D6"
+        width = 3.5 if ill or zero else 0.6
+        axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=colour, linewidth=width))
+        said, weight = f"{channel} zero" if zero else str(channel), "bold" if ill or zero else "normal"
+        axes.text(left + size / 2, top + size + 0.03, said, fontsize=SMALL - 1, ha="center", va="top", weight=weight)
         framed |= {words[channel]} if ill else set()
+    axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + _NUMBER), 0))
     if framed:
-        axes = figure.add_axes((0.2 / WIDTH, 0.02 / height, 0.9, 0.3 / height))
-        axes.set_axis_off()
-        state_legend(axes, sorted(framed), loc="lower left", borderaxespad=0, ncols=8)
-    return figure
-
-
+        state_legend(axes, sorted(framed), loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
+    return axes.figure  # type: ignore[return-value]

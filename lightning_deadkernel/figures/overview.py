@@ -14,7 +14,9 @@ from lightning_deadkernel.figures.states import (
     life_headline,
     life_note,
     life_of,
+    map_height,
     map_legend,
+    map_note,
     most_told,
 )
 from lightning_deadkernel.palette import GOOD, STATE_COLOURS
@@ -39,21 +41,24 @@ def overview(reports: Sequence[Report]) -> Figure | None:
         return None
     figure = new_figure(_HEIGHT, _WIDTH)
     write_title(figure, verdict(report), basis(reports))
-    left = figure.add_axes((0.125, 0.09, 0.31, 0.76))
+    most = 0.8
+    height = min(most, map_height(report) / _HEIGHT)
+    left = figure.add_axes((0.125, 0.89 - height, 0.31, height))
     plain(left)
     shown = draw_kernel_map(left, report)
     map_legend(left, shown, any(layer.zero_kernels for layer in report.watched))
-    _heading(left, "Every kernel")
+    _heading(left, "Every kernel" + ("" if height < most else map_note(report)))
     name = most_told(reports)
     life = life_of(reports, name) if name else None
     if life and life.channels:
-        axes = figure.add_axes((0.585, 0.585, 0.395, 0.265))
+        axes = figure.add_axes((0.585, 0.615, 0.395, 0.275))
         plain(axes)
         draw_life_lines(axes, reports, life)
-        note = life_note(life)
-        _heading(axes, life_headline(reports, life), note)
+        _heading(axes, life_headline(reports, life))
+        if note := life_note(life):
+            axes.set_xlabel(f"{axes.get_xlabel()}; {note}")
     if has_gradients(reports):
-        axes = figure.add_axes((0.585, 0.335, 0.395, 0.14))
+        axes = figure.add_axes((0.585, 0.345, 0.395, 0.14))
         plain(axes)
         draw_gradient_flow(axes, reports, Thresholds())
         axes.set_xticks([])
@@ -64,11 +69,9 @@ def overview(reports: Sequence[Report]) -> Figure | None:
     return figure
 
 
-def _heading(axes: Axes, text: str, note: str = "") -> None:
+def _heading(axes: Axes, text: str) -> None:
     lines = textwrap.wrap(text, 74)
     axes.set_title("\n".join(lines[:2]), fontsize=MEDIUM, loc="left", weight="bold", pad=6)
-    if note:
-        axes.text(1, 1.01, note, transform=axes.transAxes, fontsize=SMALL, color=GREY, ha="right", va="bottom")
 
 
 def _written(report: Report, finding: Finding) -> str:

@@ -46,11 +46,15 @@ _SERIOUSNESS = [
     for word in WORDS
 ]
 _COLUMNS = (32, 64, 128, 256)
-_MOST_LINES = 110
+_MOST_LINES = 70
 _LINE = 0.115
-"""Inches per line of cells, and..."""
+"""Inches per line of cells where there are many."""
+_LONE_LINE = 0.28
+"""Inches per line of cells at most."""
 _GAP = 0.6
-"""...lines between two layers."""
+"""Lines between two layers, up to..."""
+_MOST_SPACED = 70
+"""...this many layers."""
 _MOST_CHANNELS_IN_LIFE = 64
 
 
@@ -90,19 +94,22 @@ class MapLayout:
 
 def map_layout(channels: Sequence[int]) -> MapLayout:
     """As few columns as let every layer fit; layers wrap, and beyond that channels share cells."""
-    bin_size = 1
-    while True:
-        for columns in _COLUMNS:
-            lines = [math.ceil(math.ceil(count / bin_size) / columns) for count in channels]
-            if sum(lines) + _GAP * len(lines) <= _MOST_LINES:
-                break
+    gap = _GAP if len(channels) <= _MOST_SPACED else _GAP / 3
+    room = max(_MOST_LINES, math.ceil(len(channels) * (1 + gap)))
+    bin_size, columns = 1, _COLUMNS[0]
+    while (total := sum(_lines(channels, bin_size, columns)) + gap * (len(channels) - 1)) > room:
+        if columns < _COLUMNS[-1]:
+            columns = _COLUMNS[_COLUMNS.index(columns) + 1]
         else:
-            if bin_size < max(channels):
-                bin_size *= 2
-                continue
-        starts = np.cumsum([0.0] + [n + _GAP for n in lines])
-        columns = min(columns, max(math.ceil(count / bin_size) for count in channels))
-        return MapLayout(columns, bin_size, tuple(starts[:-1]), tuple(lines), float(starts[-1]) - _GAP)
+            bin_size *= 2
+    lines = _lines(channels, bin_size, columns)
+    starts = tuple(float(start) for start in np.cumsum([0.0] + [n + gap for n in lines[:-1]]))
+    columns = min(columns, max(math.ceil(count / bin_size) for count in channels))
+    return MapLayout(columns, bin_size, starts, lines, total)
+
+
+def _lines(channels: Sequence[int], bin_size: int, columns: int) -> tuple[int, ...]:
+    return tuple(max(1, math.ceil(count / bin_size / columns)) for count in channels)
 
 
 def draw_kernel_map(axes: Axes, report: Report) -> set[str]:
@@ -142,10 +149,10 @@ def draw_kernel_map(axes: Axes, report: Report) -> set[str]:
 
 def _mark_zero_kernels(axes: Axes, layer: LayerReport, start: float, layout: MapLayout) -> None:
     cells = sorted({channel // layout.bin_size for channel in layer.zero_kernels})
-    if cells and layout.columns <= 128:
+    if cells:
         x = [cell % layout.columns + 0.5 for cell in cells]
         y = [start + cell // layout.columns + 0.5 for cell in cells]
-        axes.scatter(x, y, s=7, c="black", linewidths=0, zorder=3, label="zero kernel")
+        axes.scatter(x, y, s=7 if layout.columns <= 128 else 3, c="black", linewidths=0, zorder=3, label="zero kernel")
 
 
 def _name_layers(axes: Axes, layers: Sequence[LayerReport], layout: MapLayout) -> None:
@@ -176,7 +183,7 @@ def _name_layers(axes: Axes, layers: Sequence[LayerReport], layout: MapLayout) -
 def map_height(report: Report) -> float:
     """Inches that the cells take."""
     total = map_layout([layer.channels for layer in report.watched]).total
-    return max(total * (_LINE if total > 12 else 0.28), 0.6)
+    return max(min(total * _LONE_LINE, 3.0), total * _LINE)
 
 
 def kernel_map(reports: Sequence[Report]) -> Figure | None:
@@ -184,18 +191,21 @@ def kernel_map(reports: Sequence[Report]) -> Figure | None:
     report = reports[-1]
     if not report.watched:
         return None
+    left = 0.3 + 0.068 * max(len(short(layer.name)) for layer in report.watched)
+    axes = one_axes(map_height(report), state_headline(reports), basis(reports) + map_note(report), left, 1.55, 0.5)
+    shown = draw_kernel_map(axes, report)
+    map_legend(axes, shown, any(layer.zero_kernels for layer in report.watched))
+    return axes.figure  # type: ignore[return-value]
+
+
+def map_note(report: Report) -> str:
+    """How wide layers are shown, and what is not."""
     layout = map_layout([layer.channels for layer in report.watched])
     note = "" if layout.bin_size == 1 else f"; each cell is the gravest of {layout.bin_size} neighbouring kernels"
     if max(layout.lines) > 1:
         note += f"; {layout.columns} cells a line"
     left_out = len(report.layers) - len(report.watched)
-    if left_out:
-        note += f"; {left_out:,} layer{'s' * (left_out > 1)} not watched"
-    left = 0.3 + 0.068 * max(len(short(layer.name)) for layer in report.watched)
-    axes = one_axes(map_height(report), state_headline(reports), basis(reports) + note, left, 1.55, 0.5)
-    shown = draw_kernel_map(axes, report)
-    map_legend(axes, shown, any(layer.zero_kernels for layer in report.watched) and layout.columns <= 128)
-    return axes.figure  # type: ignore[return-value]
+    return note + (f"; {left_out:,} layer{'s' * (left_out > 1)} not watched" if left_out else "")
 
 
 def map_legend(axes: Axes, shown: set[str], zero_kernels: bool) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_deadkernel.figures.canvas import GREY, MEDIUM, SMALL, basis, one_axes, short
+from lightning_deadkernel.figures.canvas import GREY, MEDIUM, SMALL, WIDTH, basis, one_axes, short
 from lightning_deadkernel.palette import LINE
 from lightning_deadkernel.report import LayerReport, Report
 from lightning_deadkernel.statistics import to_edges
@@ -29,12 +30,15 @@ _ROW = 0.34
 
 @dataclass(frozen=True)
 class Spread:
-    """Shares of a layer's weights per bucket."""
+    """A layer's weights: how many there are per half octave, and all those near zero in one bucket."""
 
     edges: list[float]
-    shares: list[float]
+    density: list[float]
+    """Share per half octave of size; of the bucket at zero, the share in it."""
     gaussian: list[float]
-    """Shares that a Gaussian of the same rms has in the same buckets."""
+    """The same of a Gaussian of the same rms."""
+    center: int | None
+    """Place of the bucket at zero."""
 
 
 def spread_of(counts: Tensor, smallest: float) -> Spread | None:
@@ -60,7 +64,15 @@ def spread_of(counts: Tensor, smallest: float) -> Spread | None:
             edges.append(right)
     scale = math.sqrt(2 * squares / total)
     below = [0.5 * (1 + math.erf(edge / scale)) if scale else float(edge > 0) for edge in edges]
-    return Spread(edges, [n / total for n in kept], [b - a for a, b in zip(below, below[1:], strict=False)])
+    inside = [abs(low + high) <= smallest for low, high in pairwise(edges)]
+    # bins are halves of an octave by value, 1 to 1.5 and 1.5 to 2, so not of one width on a log axis
+    widths = [
+        1.0 if near or low * high <= 0 else 2 * abs(math.log2(high / low))
+        for near, (low, high) in zip(inside, pairwise(edges), strict=True)
+    ]
+    density = [n / total / width for n, width in zip(kept, widths, strict=True)]
+    gaussian = [(b - a) / width for (a, b), width in zip(pairwise(below), widths, strict=True)]
+    return Spread(edges, density, gaussian, inside.index(True) if True in inside else None)
 
 
 def _chosen(report: Report, histograms: dict[str, Tensor]) -> list[LayerReport]:
@@ -118,28 +130,27 @@ def draw_weights(
 ) -> None:
     """One row per layer, first on top; heights are shares per half octave, each row to its own largest."""
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+    axes.minorticks_off()
     axes.set_xlim(-largest * 1.1, largest * 1.1)
+    inches = axes.get_position().width * WIDTH
+    zeros_at, near_zeros_at = 1 + 0.65 / inches, 1 + 1.5 / inches
     for row, layer in enumerate(layers):
         spread, base = spread_of(histograms[layer.name], smallest), float(len(layers) - row - 1)
         if spread is None:
             axes.text(0, base + 0.3, "nothing finite", fontsize=SMALL, ha="center", color=GREY)
             continue
-        outside = [
-            share
-            for share, left, right in zip(spread.shares, spread.edges, spread.edges[1:], strict=False)
-            if left >= smallest or right <= -smallest
-        ]
+        outside = [density for place, density in enumerate(spread.density) if place != spread.center]
         top = max([*outside, *spread.gaussian, 1e-9]) / 0.86
         for values, style in (
             (spread.gaussian, {"color": "#C9D1D6", "fill": True, "linewidth": 0, "label": "Gaussian"}),
-            (spread.shares, {"color": LINE, "fill": False, "linewidth": 1.2, "label": layer.name}),
+            (spread.density, {"color": LINE, "fill": False, "linewidth": 1.2, "label": layer.name}),
         ):
             heights = [base + min(value / top, 0.95) for value in values]
             axes.stairs(heights, spread.edges, baseline=base, **style)  # type: ignore[arg-type]
         axes.axhline(base, color="#E8ECEF", linewidth=0.7, zorder=0)
         zeros, near = layer.weight_sparsity, layer.weight_near_zeros
-        for place, value, limit in ((1.12, zeros, 0.05), (1.27, near, 0.05)):
-            strong = value is not None and value > limit
+        for place, value in ((zeros_at, zeros), (near_zeros_at, near)):
+            strong = value is not None and value > 0.05
             axes.annotate(
                 percent(value),
                 (place, base + 0.3),
@@ -149,7 +160,7 @@ def draw_weights(
                 weight="bold" if strong else "normal",
                 annotation_clip=False,
             )
-    for place, word in ((1.12, "zeros"), (1.27, "near zeros")):
+    for place, word in ((zeros_at, "zeros"), (near_zeros_at, "near zeros")):
         axes.annotate(word, (place, len(layers) + 0.1), xycoords=("axes fraction", "data"), fontsize=SMALL, ha="right", color=GREY)
     axes.set_ylim(0, len(layers) + 0.05)
     axes.set_yticks([len(layers) - row - 0.7 for row in range(len(layers))], [short(layer.name) for layer in layers])

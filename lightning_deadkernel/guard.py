@@ -1,0 +1,26 @@
+"""The wall between the monitor and the training."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from lightning_deadkernel.errors import DeadKernelError
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+def guarded(hook: Hook) -> Hook:
+    """Whatever goes wrong in a hook of the monitor does not touch the training: one warning, and the watch ends."""
+
+    @functools.wraps(hook)
+    def run(monitor: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            hook(monitor, *args, **kwargs)
+        except DeadKernelError:  # the user's own wish
+            raise
+        except Exception as error:  # the monitor's own fault, whatever it is, is never the training's
+            monitor._give_up(hook.__name__, error)
+
+    return cast("Hook", run)

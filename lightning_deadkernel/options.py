@@ -1,0 +1,42 @@
+"""The monitor's options, checked before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lightning_deadkernel.thresholds import Thresholds
+
+WhenCompiled = Literal["sample", "gradients"]
+OnFinding = Literal["warn", "ignore", "raise"]
+
+
+def check_step_count(value: Any) -> None:
+    """Raises ValueError for anything but None or a positive int."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"Expected `every_n_train_steps` to be None or a positive int, but got {value!r}.")
+
+
+def check_globs(option: str, patterns: Any) -> None:
+    """Raises TypeError for anything but None or a list of strings."""
+    if patterns is None:
+        return
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"Expected `{option}` to be None or a list of glob patterns, but got {patterns!r}.")
+
+
+def check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises ValueError for anything but one of the choices."""
+    if value not in choices:
+        raise ValueError(f"Expected `{option}` to be one of {', '.join(map(repr, choices))}, but got {value!r}.")
+
+
+def check_thresholds(value: Any) -> None:
+    """Raises TypeError for anything but a `Thresholds`."""
+    if not isinstance(value, Thresholds):
+        raise TypeError(f"Expected `thresholds` to be a Thresholds, but got {value!r}.")
+
+
+def check_log_layers(value: Any) -> None:
+    """Raises ValueError for anything but a bool or a positive int."""
+    if not isinstance(value, bool) and not (isinstance(value, int) and value > 0):
+        raise ValueError(f"Expected `log_layers` to be a bool or a positive int, but got {value!r}.")
