@@ -152,7 +152,7 @@ def _knocked_out(view: View, where: Tensor) -> Cause:
     ratio = past.reckless[where]
     return Cause(
         "knocked out",
-        f"it fired until {windows(past.last_fired[where])}, when one optimizer step changed the weights by"
+        f"fired until {windows(past.last_fired[where])}, when one optimizer step changed the weights by"
         f" {span(ratio)} of their own norm (above {view.thresholds.update_large:g} is reckless)",
         "Lower the learning rate three- to tenfold, or warm it up over the first few hundred steps; clip the gradient"
         " norm if the jump came late in training.",
@@ -182,7 +182,7 @@ def _shift_negative(view: View, where: Tensor) -> Cause:
 def _born_dead(view: View, where: Tensor) -> Cause:
     return Cause(
         "born dead",
-        "it has not fired once since training began at step 0: the draw of the initial weights put it there",
+        "has not fired once since training began at step 0: the draw of the initial weights put it there",
         "Some of this is normal in deep networks without norms. Where it is much: put a norm before the activation,"
         " make the layer wider, or use He initialisation, LeakyReLU or GELU.",
         f"{LU}; {HE}",
@@ -194,7 +194,7 @@ def _faded(view: View, where: Tensor) -> Cause:
     past = view.past
     return Cause(
         "faded",
-        f"it fired on {span(past.rate[where] * 100, '.2g')} % of samples and positions in"
+        f"fired on {span(past.rate[where] * 100, '.2g')} % of samples and positions in"
         f" {windows(past.last_fired[where])} and then on none, with no reckless step seen: the drift of ordinary"
         " training",
         "A few of these are normal, and some come back. If their number grows from window to window, put a norm before"
@@ -208,13 +208,13 @@ def _unknown_dead(view: View, where: Tensor) -> Cause:
     past = view.past
     fired = past.last_fired[where]
     if bool((fired > 0).any()):
-        told = f"it fired until {windows(fired[fired > 0])} and then stopped"
+        told = f"fired until {windows(fired[fired > 0])} and then stopped"
         rate = past.rate[where][fired > 0]
         rate = rate[rate.isfinite()]
         if rate.numel():
             told += f" (on {span(rate * 100, '.2g')} % of samples and positions by then)"
     else:
-        told = "it has not fired since it is watched, and the run had begun before that"
+        told = "has not fired since it is watched, and the run had begun before that"
     ruled_out = [
         "no reckless update was sampled" if bool((fired > 0).any()) else "",
         "the kernel is not zero" if not bool(zero_now(view)[where].any()) else "no decay explains the zero kernel",

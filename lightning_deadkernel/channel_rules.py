@@ -111,9 +111,10 @@ def frozen_weights(view: View) -> Iterator[Finding]:
     if not bool(where.any()):
         return
     cause = _why_frozen(view, where)
-    small = (
-        cause.word == "below resolution" and view.layer.bytes_per_parameter > 2 and float(where.float().mean()) < 0.5
-    )
+    # a vanishing gradient is a finding of its own, and the root of this one
+    vanishing = view.layer.vanishing_share >= view.thresholds.share_of_steps
+    few = vanishing or float(where.float().mean()) < 0.5
+    small = cause.word == "below resolution" and view.layer.bytes_per_parameter > 2 and few
     evidence: Evidence = {"optimizer_steps": view.window.optimizer_steps}
     yield finding(view, "frozen_weights", "info" if small else "warning", cause, evidence, where)
 
@@ -238,7 +239,7 @@ def _why_starved(view: View) -> Cause:
         told = ", ".join(names)
         return Cause(
             "outgoing zero",
-            f"it fires and {told} is not dead, yet its gradient is exactly zero: the weights that read it are zero, or"
+            f"fires, and {told} is not dead, yet its gradient is exactly zero: the weights that read it are zero, or"
             " what reads it is off whenever it fires",
             f"Look at the input slices of {told} for these channels: give them small random values, or release what"
             " holds them at zero.",

@@ -159,7 +159,8 @@ def update_too_small(view: View) -> Iterator[Finding]:
         references.CS231N,
         {"update_ratio": ratio, "learning_rate": rate},
     )
-    yield finding(view, "update_too_small", "warning" if again else "info", cause, {})
+    alarm = again and not weak  # a weak gradient is a finding of its own, and the root of this
+    yield finding(view, "update_too_small", "warning" if alarm else "info", cause, {})
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lightning_deadkernel.histograms import bit_histogram
 from lightning_deadkernel.report import (
     DORMANT,
     RARE,
@@ -18,7 +19,6 @@ from lightning_deadkernel.report import (
     Savings,
     WindowTensors,
 )
-from lightning_deadkernel.statistics import bit_histogram
 
 SMALL = (("conv1", "Conv2d", 16, "relu"), ("conv2", "Conv2d", 32, "relu"), ("fc", "Linear", 10, None))
 

@@ -84,6 +84,8 @@ def test_nan_in_one_layer_is_told_of_that_layer_and_nan_everywhere_once() -> Non
     both = begun().next(layer(non_finite_gradients=7, norms=nan), layer("other", non_finite_gradients=5))
     assert [(f.kind, f.layer, f.severity) for f in both.findings] == [("non_finite_gradient", None, "error")]
     assert both.findings[0].evidence == {"entries": 12, "layers": 2}
+    some = begun().next(layer(non_finite_gradients=7), layer("other", non_finite_gradients=5))
+    assert [(f.layer, f.severity) for f in some.findings] == [(None, "warning")]
 
 
 def test_gradients_that_are_nan_on_most_steps_are_an_error() -> None:
@@ -108,6 +110,14 @@ def test_a_slow_update_is_a_warning_once_it_lasts() -> None:
     assert (finding.severity, finding.cause_word) == ("warning", "slow updates")
     assert finding.evidence == {"update_ratio": 1e-8, "learning_rate": 0.1}
     assert not Run(update_small=1e-9).next(start()).next(layer(update_ratio=1e-8)).findings
+
+
+def test_slow_updates_of_a_weak_gradient_are_not_an_alarm_of_their_own() -> None:
+    slow: dict[str, Any] = {"update_ratio": 1e-8, "gradient_ratio": 1e-5, "weak_share": 1.0}
+    run = begun(**slow).next(layer(**slow))
+    assert run.only("update_too_small").severity == "info"
+    assert "weak too (1.0e-05 of the largest)" in run.only("update_too_small").cause
+    assert run.only("weak_gradient").severity == "warning"
 
 
 def test_slow_updates_that_the_schedule_asks_for_are_no_finding() -> None:

@@ -27,12 +27,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from lightning_deadkernel.errors import DeadKernelWarning
+from lightning_deadkernel.histograms import bit_histogram
 from lightning_deadkernel.loggers import Adapter, RunLog, report_folder
 from lightning_deadkernel.loggers.adapter import compact
 from lightning_deadkernel.loggers.run_log import adapter_of
 from lightning_deadkernel.loggers.scalars import worst_layers, worst_scalars
 from lightning_deadkernel.report import Report, WindowTensors
-from lightning_deadkernel.statistics import bit_histogram
 
 HISTOGRAMS = ("weights", "gradients", "firing_rate", "kernel_norms")
 SUMMARY = {

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from lightning_deadkernel.figures.canvas import png
 from lightning_deadkernel.figures.flow import gradient_flow, update_ratios
+from lightning_deadkernel.figures.kernel_map import kernel_map
 from lightning_deadkernel.figures.kernels import first_layer_kernels
+from lightning_deadkernel.figures.life_lines import life_lines
 from lightning_deadkernel.figures.overview import overview
-from lightning_deadkernel.figures.states import kernel_map, life_lines
 from lightning_deadkernel.figures.weights import weights
 from lightning_deadkernel.report import Report
 

@@ -35,7 +35,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="none", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=None, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -66,14 +66,31 @@ def write_title(figure: Figure, title: str, below: str) -> None:
     """The finding in large letters, and under it small what it rests on."""
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(title, int(LETTERS * width / WIDTH)) or [""]
-    figure.suptitle("\n".join(lines), x=0.15 / width, y=1 - 0.1 / height, ha="left", va="top", size=LARGE, weight="bold")
+    figure.suptitle(
+        "\n".join(lines), x=0.15 / width, y=1 - 0.1 / height, ha="left", va="top", size=LARGE, weight="bold"
+    )
     figure.text(
         0.15 / width, 1 - (0.14 + 0.205 * len(lines)) / height, below, ha="left", va="top", size=SMALL, color=GREY
     )
 
 
+def figure_of(axes: Axes) -> Figure:
+    """The figure that an axes is on."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def inches_of(axes: Axes) -> tuple[float, float]:
+    """Width and height of an axes."""
+    width, height = figure_of(axes).get_size_inches()
+    place = axes.get_position()
+    return place.width * width, place.height * height
+
+
 def plain(axes: Axes) -> None:
     """No box, quiet ticks."""
+    axes.set_title("", y=1.0)  # a fixed height: else every label is measured to keep the title clear of them
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(labelsize=SMALL, color=GREY, labelcolor="black")
@@ -82,7 +99,7 @@ def plain(axes: Axes) -> None:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     kept = io.BytesIO()
-    figure.savefig(kept, format="png", dpi=DPI, pil_kwargs={"compress_level": 6})
+    figure.savefig(kept, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
     return kept.getvalue()
 
 
@@ -131,9 +148,14 @@ def spaced(count: int, most: int) -> list[int]:
     return list(range(count - 1, -1, -step))[::-1]
 
 
-def state_legend(axes: Axes, words: Sequence[str], **place: Any) -> None:
-    """Patches for the words, in the palette's order."""
+def state_legend(axes: Axes, words: Sequence[str], zero_kernels: bool, **place: Any) -> None:
+    """Patches for the words, in the palette's order, and the dot of zero kernels."""
+    from matplotlib.artist import Artist
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    patches = [Patch(facecolor=COLOURS[word], edgecolor=GREY, linewidth=0.4, label=word) for word in WORDS if word in words]
-    axes.legend(handles=patches, fontsize=SMALL, frameon=False, handlelength=1.2, columnspacing=1.2, **place)
+    shown = [word for word in WORDS if word in words]
+    handles: list[Artist] = [Patch(facecolor=COLOURS[w], edgecolor=GREY, linewidth=0.4, label=w) for w in shown]
+    if zero_kernels:
+        handles.append(Line2D([], [], marker="o", color="black", markersize=3, linestyle="none", label="zero kernel"))
+    axes.legend(handles=handles, fontsize=SMALL, frameon=False, handlelength=1.2, columnspacing=1.2, **place)

@@ -6,7 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_deadkernel.figures.canvas import GREY, MEDIUM, SMALL, basis, moment, one_axes, short, spaced, times
+from lightning_deadkernel.figures.canvas import (
+    GREY,
+    MEDIUM,
+    SMALL,
+    basis,
+    figure_of,
+    inches_of,
+    one_axes,
+    short,
+    spaced,
+    times,
+)
 from lightning_deadkernel.figures.titles import past_of
 from lightning_deadkernel.palette import BAND, FAINT, LINE
 from lightning_deadkernel.report import LayerReport, Report
@@ -68,24 +79,30 @@ def draw_gradient_flow(axes: Axes, reports: Sequence[Report], limits: Thresholds
     axes.minorticks_off()
     axes.set_ylim(bottom, 3)
     axes.axhspan(limits.vanishing_gradient, limits.weak_gradient, color=BAND, alpha=0.15, linewidth=0)
-    axes.axhspan(min(bottom, limits.vanishing_gradient) / 1e3, limits.vanishing_gradient, color=BAND, alpha=0.4, linewidth=0)
+    axes.axhspan(
+        min(bottom, limits.vanishing_gradient) / 1e3, limits.vanishing_gradient, color=BAND, alpha=0.4, linewidth=0
+    )
     edge = len(names) - 1 + 0.02 * len(names)
     for limit, word in ((limits.weak_gradient, "weak"), (limits.vanishing_gradient, "vanishing")):
-        if bottom < limit / 1.5:
+        if bottom < limit / 3:
             axes.text(edge, limit / 1.25, word, fontsize=SMALL, color=GREY, ha="right", va="top")
     none = [i for i in places if report[names[i]].gradient_ratio == 0]
     axes.plot(none, [bottom * 1.3] * len(none), "v", color="#D55E00", markersize=8, label="no gradient")
     for i in none[:8]:
         axes.annotate("0", (i, bottom * 1.3), (0, 7), textcoords="offset points", fontsize=SMALL, ha="center")
     axes.set_xlim(-0.03 * len(names) - 0.2, edge + 0.2)
-    at = spaced(len(names), _MOST_NAMES)
-    axes.set_xticks(at, [short(names[i]) for i in at], fontsize=SMALL, rotation=40 if len(names) > 4 else 0)
-    if len(names) > 4:
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
     axes.set_ylabel("gradient ratio\nrms(grad) / largest rms(grad)", fontsize=MEDIUM)
     axes.grid(axis="y", color="#E8ECEF", linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def name_places(axes: Axes, names: Sequence[str]) -> None:
+    """Layer names under a picture that has one place per layer."""
+    at = spaced(len(names), _MOST_NAMES)
+    slanted = len(names) > 4
+    axes.set_xticks(at, [short(names[i]) for i in at], fontsize=SMALL, rotation=40 if slanted else 0)
+    for label in axes.get_xticklabels() if slanted else ():
+        label.set(ha="right", rotation_mode="anchor")
 
 
 def has_gradients(reports: Sequence[Report]) -> bool:
@@ -103,8 +120,9 @@ def gradient_flow(reports: Sequence[Report], thresholds: Thresholds | None = Non
     note = basis(reports) + ("; earlier windows faint" if len(reports) > 2 else "")
     axes = one_axes(3.4, gradient_headline(reports[-1], limits), note, 0.95, bottom=below)
     draw_gradient_flow(axes, reports, limits)
+    name_places(axes, [layer.name for layer in reports[-1].watched if layer.gradient_ratio is not None])
     axes.set_xlabel("layers from input to output", fontsize=MEDIUM)
-    return axes.figure  # type: ignore[return-value]
+    return figure_of(axes)
 
 
 def update_headline(report: Report, limits: Thresholds) -> str:
@@ -121,7 +139,9 @@ def update_headline(report: Report, limits: Thresholds) -> str:
         return f"The weights of {slow:,} {of} {said}: update ratio {number(least)} at {low}"
     if len(seen) == 1:
         return f"Update ratio {number(least)} at {low}; about {LANDMARK:g} is healthy"
-    return f"Update ratios are between {number(least)} ({low}) and {number(most)} ({high}); about {LANDMARK:g} is healthy"
+    return (
+        f"Update ratios are between {number(least)} ({low}) and {number(most)} ({high}); about {LANDMARK:g} is healthy"
+    )
 
 
 def update_ratios(reports: Sequence[Report], thresholds: Thresholds | None = None) -> Figure | None:
@@ -134,7 +154,7 @@ def update_ratios(reports: Sequence[Report], thresholds: Thresholds | None = Non
     right = 0.35 + 0.07 * max(len(short(layer.name)) for layer in seen)
     axes = one_axes(3.4, update_headline(report, limits), note, 0.95, right, 0.65)
     draw_update_ratios(axes, reports, seen, limits)
-    return axes.figure  # type: ignore[return-value]
+    return figure_of(axes)
 
 
 def draw_update_ratios(
@@ -155,12 +175,19 @@ def draw_update_ratios(
     ends = []
     for place, name in enumerate(strong):
         colour = _SERIES[place]
-        axes.plot(curves[name], color=colour, linewidth=1.8, marker="o" if len(reports) <= 12 else None, markersize=4, label=name)
+        axes.plot(
+            curves[name],
+            color=colour,
+            linewidth=1.8,
+            marker="o" if len(reports) <= 12 else None,
+            markersize=4,
+            label=name,
+        )
         last = next((value for value in reversed(curves[name]) if value == value), None)
         if last is not None:
             ends.append((last, name, colour))
     values = [value for curve in curves.values() for value in curve if value == value]
-    low, high = min([LANDMARK / 3, *values]) / 3, max([LANDMARK * 3, *values]) * 3
+    low, high = min([LANDMARK / 4, *values]) / 3, max([LANDMARK * 4, *values]) * 3
     axes.set_yscale("log")
     axes.minorticks_off()
     axes.set_ylim(low, high)
@@ -171,8 +198,18 @@ def draw_update_ratios(
     at = spaced(len(reports), 12)
     axes.set_xticks(at, [labels[i] for i in at], fontsize=SMALL)
     first = next((i for i, _ in enumerate(reports) if any(curve[i] == curve[i] for curve in curves.values())), 0)
-    axes.set_xlim(first - 0.5 if len(reports) - first < 3 else first, len(reports) - 1 + (0.5 if len(reports) < 4 else 0))
-    axes.text(axes.get_xlim()[0], LANDMARK * 1.06, " healthy: about 0.001", fontsize=SMALL, color=GREY, va="bottom", bbox=_ON_LINES)
+    axes.set_xlim(
+        first - 0.5 if len(reports) - first < 3 else first, len(reports) - 1 + (0.5 if len(reports) < 4 else 0)
+    )
+    axes.text(
+        axes.get_xlim()[0],
+        LANDMARK * 1.06,
+        " healthy: about 0.001",
+        fontsize=SMALL,
+        color=GREY,
+        va="bottom",
+        bbox=_ON_LINES,
+    )
     axes.set_xlabel(name, fontsize=MEDIUM)
     axes.set_ylabel("update ratio  ‖ΔW‖ / ‖W‖", fontsize=MEDIUM)
     axes.grid(axis="y", color="#E8ECEF", linewidth=0.7)
@@ -183,15 +220,19 @@ def draw_update_ratios(
 def _name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Names beside the ends of the lines, pushed apart where they would overlap."""
     low, high = (math.log10(limit) for limit in axes.get_ylim())
-    inches = axes.get_position().height * axes.figure.get_size_inches()[1]
+    inches = inches_of(axes)[1]
     least = SMALL * 1.2 / 72 / inches
     at = -math.inf
     for value, name, colour in sorted(ends):
         y = (math.log10(value) - low) / (high - low)
         at = max(y, at + least)
         axes.annotate(
-            short(name), (1, y), (1.02, at), xycoords="axes fraction", fontsize=SMALL, color=colour, va="center",
+            short(name),
+            (1, y),
+            (1.02, at),
+            xycoords="axes fraction",
+            fontsize=SMALL,
+            color=colour,
+            va="center",
             annotation_clip=False,
         )
-
-

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, one_axes, state_legend
+from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, figure_of, one_axes, state_legend
 from lightning_deadkernel.figures.titles import sick_channels, since, words_of
 from lightning_deadkernel.palette import COLOURS
 from lightning_deadkernel.report import LayerReport, Report
@@ -30,8 +30,8 @@ def as_image(kernel: Tensor, largest: float) -> np.ndarray[Any, Any]:
     """
     scaled = (0.5 + kernel.detach().float().nan_to_num() / (2 * largest or 1.0)).clamp(0, 1)
     if scaled.shape[0] == 3:
-        return scaled.permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
-    return scaled.mean(0).numpy()  # type: ignore[no-any-return]
+        return np.asarray(scaled.permute(1, 2, 0))
+    return np.asarray(scaled.mean(0))
 
 
 def kernels_headline(reports: Sequence[Report], layer: LayerReport) -> str:
@@ -42,7 +42,9 @@ def kernels_headline(reports: Sequence[Report], layer: LayerReport) -> str:
         return f"{layer.name}: the {layer.channels:,} kernels that see the input, none dead, none zero"
     said = []
     if channels:
-        said.append(f"{len(channels):,} of {layer.channels:,} kernels {word} {since(reports, layer.name, word, channels)}")
+        said.append(
+            f"{len(channels):,} of {layer.channels:,} kernels {word} {since(reports, layer.name, word, channels)}"
+        )
     if zero:
         said.append(f"{len(zero):,} zero" if channels else f"{len(zero):,} of {layer.channels:,} kernels zero")
     return f"{layer.name}: " + ", ".join(said)
@@ -92,5 +94,5 @@ def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
         framed |= {words[channel]} if ill else set()
     axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + _NUMBER), 0))
     if framed:
-        state_legend(axes, sorted(framed), loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
-    return axes.figure  # type: ignore[return-value]
+        state_legend(axes, sorted(framed), False, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
+    return figure_of(axes)

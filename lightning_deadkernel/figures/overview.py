@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_deadkernel.figures.canvas import GREY, LARGE, MEDIUM, SMALL, basis, new_figure, plain, write_title
-from lightning_deadkernel.figures.flow import draw_gradient_flow, gradient_headline, has_gradients
-from lightning_deadkernel.figures.states import (
-    draw_kernel_map,
-    draw_life_lines,
-    life_headline,
-    life_note,
-    life_of,
-    map_height,
-    map_legend,
-    map_note,
-    most_told,
+from lightning_deadkernel.figures.flow import (
+    draw_gradient_flow,
+    draw_update_ratios,
+    gradient_headline,
+    has_gradients,
+    name_places,
+    update_headline,
 )
+from lightning_deadkernel.figures.kernel_map import draw_kernel_map, map_height, map_legend, map_note
+from lightning_deadkernel.figures.life_lines import draw_life_lines, life_headline, life_note, life_of, most_told
 from lightning_deadkernel.palette import GOOD, STATE_COLOURS
 from lightning_deadkernel.report import Finding, Report
 from lightning_deadkernel.thresholds import Thresholds
@@ -28,50 +26,70 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _HEIGHT = 14.0, 8.6
-_LETTERS = 78
+_WIDTH = 14.0
+_HEIGHT, _LOW_HEIGHT = 8.6, 6.6
+"""Inches; the second where the kernel map is so low that the findings go below it."""
+_LETTERS = 76
 """Letters in a line of the findings."""
-_SEVERITY_COLOURS = {"error": STATE_COLOURS["dead"], "warning": STATE_COLOURS["starved"], "info": STATE_COLOURS["frozen"]}
+_SEVERITY_COLOURS = {
+    "error": STATE_COLOURS["dead"],
+    "warning": STATE_COLOURS["starved"],
+    "info": STATE_COLOURS["frozen"],
+}
 
 
 def overview(reports: Sequence[Report]) -> Figure | None:
-    """The kernel map, the worst layer's life lines, the gradient flow and the findings; None if nothing is watched."""
+    """The kernel map, the worst layer's life lines, the gradient flow and the findings; None before the first window
+    and where nothing is watched."""
     report = reports[-1]
-    if not report.watched:
+    if not report.watched or not report.window:
         return None
-    figure = new_figure(_HEIGHT, _WIDTH)
+    roomy = map_height(report) < 0.45 * _LOW_HEIGHT
+    total = _LOW_HEIGHT if roomy else _HEIGHT
+    figure = new_figure(total, _WIDTH)
     write_title(figure, verdict(report), basis(reports))
-    most = 0.8
-    height = min(most, map_height(report) / _HEIGHT)
-    left = figure.add_axes((0.125, 0.89 - height, 0.31, height))
+    top = 0.87 if roomy else 0.89
+    height = min(0.8, map_height(report) / total)
+    left = figure.add_axes((0.125, top - height, 0.31, height))
     plain(left)
     shown = draw_kernel_map(left, report)
     map_legend(left, shown, any(layer.zero_kernels for layer in report.watched))
-    _heading(left, "Every kernel" + ("" if height < most else map_note(report)))
+    _heading(left, f"Every kernel{map_note(report)}")
     name = most_told(reports)
     life = life_of(reports, name) if name else None
     if life and life.channels:
-        axes = figure.add_axes((0.585, 0.615, 0.395, 0.275))
+        axes = figure.add_axes((0.585, top - 0.275, 0.395, 0.275))
         plain(axes)
         draw_life_lines(axes, reports, life)
         _heading(axes, life_headline(reports, life))
         if note := life_note(life):
             axes.set_xlabel(f"{axes.get_xlabel()}; {note}")
+    elif updating := [layer for layer in report.watched if layer.update_ratio is not None]:
+        axes = figure.add_axes((0.585, top - 0.275, 0.3, 0.275))
+        plain(axes)
+        draw_update_ratios(axes, reports, updating, Thresholds())
+        _heading(axes, update_headline(report, Thresholds()))
     if has_gradients(reports):
-        axes = figure.add_axes((0.585, 0.345, 0.395, 0.14))
+        axes = figure.add_axes((0.585, 0.19, 0.395, 0.265) if roomy else (0.585, 0.345, 0.395, 0.14))
         plain(axes)
         draw_gradient_flow(axes, reports, Thresholds())
-        axes.set_xticks([])
-        axes.set_xlabel("layers from input to output", fontsize=SMALL, labelpad=2)
+        if roomy:
+            name_places(axes, [layer.name for layer in report.watched if layer.gradient_ratio is not None])
+        else:
+            axes.set_xticks([])
+            axes.set_xlabel("layers from input to output", fontsize=SMALL, labelpad=2)
         axes.set_ylabel("gradient ratio", fontsize=MEDIUM)
         _heading(axes, gradient_headline(report, Thresholds()))
-    _write_findings(figure, report)
+    if roomy:
+        _write_findings(figure, report, 0.025, top - height - 0.12)
+    else:
+        _write_findings(figure, report, 0.545, 0.285)
     return figure
 
 
 def _heading(axes: Axes, text: str) -> None:
     lines = textwrap.wrap(text, 74)
-    axes.set_title("\n".join(lines[:2]), fontsize=MEDIUM, loc="left", weight="bold", pad=6)
+    axes.set_title("\n".join(lines[:2]), fontsize=MEDIUM, loc="left", weight="bold", y=1.0, pad=6)
 
 
 def _written(report: Report, finding: Finding) -> str:
@@ -79,14 +97,15 @@ def _written(report: Report, finding: Finding) -> str:
     return headline(report, finding) + (f" - {cause[1].strip()}" if len(cause) > 1 else "")
 
 
-def _write_findings(figure: Figure, report: Report) -> None:
-    """As many findings as fit, worst first."""
-    x, y, line = 0.545, 0.285, 0.0235
+def _write_findings(figure: Figure, report: Report, x: float, y: float) -> None:
+    """As many findings as fit below `y`, worst first."""
+    line = 0.2 / figure.get_size_inches()[1]
     figure.text(x, y, "Findings", fontsize=LARGE, weight="bold", va="top")
     y -= 1.5 * line
     findings = by_severity(report.findings)
     if not findings:
-        figure.text(x, y, "\n".join(textwrap.wrap("Nothing found. " + watched_and_not(report), _LETTERS)), fontsize=MEDIUM, va="top", color=GOOD)
+        said = textwrap.wrap(f"Nothing found. {watched_and_not(report)}", _LETTERS)
+        figure.text(x, y, "\n".join(said), fontsize=MEDIUM, va="top", color=GOOD)
         return
     for place, finding in enumerate(findings):
         lines = textwrap.wrap(_written(report, finding), _LETTERS)
@@ -99,5 +118,3 @@ def _write_findings(figure: Figure, report: Report) -> None:
         figure.text(x, y, "■", fontsize=MEDIUM, va="top", color=_SEVERITY_COLOURS[finding.severity])
         figure.text(x + 0.013, y, "\n".join(lines), fontsize=MEDIUM, va="top", linespacing=1.25)
         y -= (len(lines) + 0.35) * line
-
-

@@ -77,7 +77,7 @@ def state_headline(reports: Sequence[Report]) -> str:
     if layer is None:
         if not report.window:
             return f"{report.channels:,} kernels in {len(report.watched):,} layers, before the first step"
-        return f"All {report.channels:,} kernels are alive"
+        return f"None of {report.channels:,} kernels found dead, saturated, starved or frozen"
     word, channels = sick_channels(layer)
     others = [
         (other.name, here) for other in report.watched if (here := words_of(other).count(word)) and other is not layer

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_deadkernel.figures.canvas import GREY, MEDIUM, SMALL, WIDTH, basis, one_axes, short
+from lightning_deadkernel.figures.canvas import GREY, MEDIUM, SMALL, basis, figure_of, inches_of, one_axes, short
+from lightning_deadkernel.histograms import to_edges
 from lightning_deadkernel.palette import LINE
 from lightning_deadkernel.report import LayerReport, Report
-from lightning_deadkernel.statistics import to_edges
 from lightning_deadkernel.wording import percent
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def spread_of(counts: Tensor, smallest: float) -> Spread | None:
     """A layer's weight histogram with all buckets within +-`smallest` joined; None if there is nothing finite.
 
     Args:
-        counts: (1024,) counts as of `statistics.bit_histogram`.
+        counts: (1024,) counts as of `histograms.bit_histogram`.
         smallest: a power of two.
 
     """
@@ -53,7 +53,8 @@ def spread_of(counts: Tensor, smallest: float) -> Spread | None:
     total = sum(filled)
     if not total:
         return None
-    edges, kept, squares = [low], [], 0.0
+    edges, squares = [low], 0.0
+    kept: list[int] = []
     for left, right, count in zip([low, *limits], limits, filled, strict=False):
         squares += count * ((left + right) / 2) ** 2
         if left >= -smallest and right <= smallest and kept and edges[-1] > -smallest:
@@ -91,12 +92,10 @@ def weights_headline(report: Report) -> str:
     near, layer = max(seen, key=lambda pair: pair[0])
     if layer.weight_sparsity and layer.weight_sparsity > 0.05:
         return f"{layer.name}: {percent(layer.weight_sparsity)} of the weights are exactly zero"
+    usual = f"(a Gaussian has {percent(GAUSSIAN_NEAR_ZEROS)})"
     if near > 0.05:
-        return f"{layer.name}: {percent(near)} of the weights are near zero (a Gaussian has {percent(GAUSSIAN_NEAR_ZEROS)})"
-    return (
-        f"Few weights are near zero: at most {percent(near)}, in {layer.name} "
-        f"(a Gaussian has {percent(GAUSSIAN_NEAR_ZEROS)})"
-    )
+        return f"{layer.name}: {percent(near)} of the weights are near zero {usual}"
+    return f"Few weights are near zero: at most {percent(near)}, in {layer.name} {usual}"
 
 
 def weights(reports: Sequence[Report]) -> Figure | None:
@@ -117,7 +116,7 @@ def weights(reports: Sequence[Report]) -> Figure | None:
     left = 0.3 + 0.068 * max(len(short(layer.name)) for layer in layers)
     axes = one_axes(max(_ROW * len(layers), 1.2) + 0.25, weights_headline(report), note, left, 1.75, 0.65)
     draw_weights(axes, layers, histograms, smallest, largest)
-    return axes.figure  # type: ignore[return-value]
+    return figure_of(axes)
 
 
 def _ends(counts: Tensor) -> tuple[float, float]:
@@ -132,7 +131,7 @@ def draw_weights(
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
     axes.minorticks_off()
     axes.set_xlim(-largest * 1.1, largest * 1.1)
-    inches = axes.get_position().width * WIDTH
+    inches = inches_of(axes)[0]
     zeros_at, near_zeros_at = 1 + 0.65 / inches, 1 + 1.5 / inches
     for row, layer in enumerate(layers):
         spread, base = spread_of(histograms[layer.name], smallest), float(len(layers) - row - 1)
@@ -161,7 +160,9 @@ def draw_weights(
                 annotation_clip=False,
             )
     for place, word in ((zeros_at, "zeros"), (near_zeros_at, "near zeros")):
-        axes.annotate(word, (place, len(layers) + 0.1), xycoords=("axes fraction", "data"), fontsize=SMALL, ha="right", color=GREY)
+        axes.annotate(
+            word, (place, len(layers) + 0.1), xycoords=("axes fraction", "data"), fontsize=SMALL, ha="right", color=GREY
+        )
     axes.set_ylim(0, len(layers) + 0.05)
     axes.set_yticks([len(layers) - row - 0.7 for row in range(len(layers))], [short(layer.name) for layer in layers])
     exponents = range(math.ceil(math.log10(smallest)), math.floor(math.log10(largest)) + 1)
@@ -170,5 +171,3 @@ def draw_weights(
     axes.set_xlabel("weight (symmetric log axis)", fontsize=MEDIUM)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-
-

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from lightning_deadkernel.histograms import to_edges
 from lightning_deadkernel.loggers.scalars import Key
-from lightning_deadkernel.statistics import to_edges
 
 _SMALLEST_EDGE = 2.0**-126
 """Values below the smallest normal float32 are counted in the bin of zero, and shown as zero."""
@@ -88,7 +88,7 @@ class Adapter:
         """Which scalars belong into one chart; called once."""
 
     def histograms(self, histograms: Mapping[Key, Tensor], step: int) -> None:
-        """Histograms, each (1024,) int64 counts in the bins of `statistics.bit_histogram`."""
+        """Histograms, each (1024,) int64 counts in the bins of `histograms.bit_histogram`."""
 
     def text(self, key: Key, markdown: str, step: int) -> None:
         """The report in words."""

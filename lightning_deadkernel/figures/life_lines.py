@@ -1,0 +1,151 @@
+"""One layer's kernels from window to window: which died when, and which came back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_deadkernel.figures.canvas import (
+    MEDIUM,
+    SMALL,
+    figure_of,
+    inches_of,
+    moment,
+    one_axes,
+    spaced,
+    state_legend,
+    times,
+)
+from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
+from lightning_deadkernel.figures.titles import BY_SERIOUSNESS, past_of, worst_layer
+from lightning_deadkernel.palette import WORDS
+from lightning_deadkernel.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_CHANNELS_IN_LIFE = 64
+
+
+@dataclass(frozen=True)
+class Life:
+    """One layer's channels from window to window."""
+
+    layer: str
+    channels: tuple[int, ...]
+    """The channels shown, one per row."""
+    always_active: int
+    """Channels left out, because they were active in every window."""
+    words: Any
+    """(rows, windows) uint8 places in `WORDS`; `EMPTY` where the layer was not watched."""
+
+
+def life_of(reports: Sequence[Report], name: str) -> Life:
+    """All channels of a narrow layer; of a wide one those that were ever anything but active, the longest ill first."""
+    past = past_of(reports, name)
+    channels = max(layer.channels for layer in past if layer is not None)
+    words = np.full((channels, len(past)), EMPTY, np.uint8)
+    for place, layer in enumerate(past):
+        if layer is not None:
+            words[:, place] = places_of(layer.codes)
+    if channels <= _MOST_CHANNELS_IN_LIFE:
+        return Life(name, tuple(range(channels)), 0, words)
+    harmless = [WORDS.index("active"), WORDS.index("rare"), EMPTY]
+    ill = ~np.isin(words, harmless)
+    rows = np.flatnonzero(ill.any(1))
+    rows = rows[np.argsort(-ill[rows].sum(1), kind="stable")]
+    return Life(name, tuple(int(row) for row in rows), channels - len(rows), words[rows])
+
+
+def draw_life_lines(axes: Axes, reports: Sequence[Report], life: Life) -> set[str]:
+    """Channels as rows, windows as columns. Gives the words that were shown."""
+    table, (rows, windows) = colour_table(), life.words.shape
+    axes.imshow(table[life.words], extent=(-0.5, windows - 0.5, rows, 0), interpolation="nearest", aspect="auto")
+    if windows <= 60:
+        axes.vlines(np.arange(windows - 1) + 0.5, 0, rows, color="white", linewidth=0.7)
+    if rows <= 64:
+        axes.hlines(range(1, rows), -0.5, windows - 0.5, color="white", linewidth=0.7)
+    name, labels = times(reports)
+    at = spaced(windows, 12)
+    axes.set_xticks(at, [labels[i] for i in at], fontsize=SMALL)
+    axes.set_xlabel(name, fontsize=MEDIUM)
+    inches = inches_of(axes)[1]
+    numbered = spaced(rows, int(inches * 72 / (SMALL * 1.15)))
+    axes.set_yticks([i + 0.5 for i in numbered], [str(life.channels[i]) for i in numbered], fontsize=SMALL)
+    axes.set_ylabel("channel", fontsize=MEDIUM)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return {WORDS[place] for place in np.unique(life.words) if place != EMPTY}
+
+
+def life_note(life: Life) -> str:
+    """What is left out."""
+    if not life.always_active:
+        return ""
+    return f"{life.always_active:,} channel{'s' * (life.always_active > 1)} never ill, not shown"
+
+
+def life_headline(reports: Sequence[Report], life: Life) -> str:
+    """Which died when, and which came back."""
+    ill = np.isin(life.words, [WORDS.index(word) for word in BY_SERIOUSNESS[:5]])
+    seen_well = ~ill & (life.words != EMPTY)
+    now, total = ill[:, -1], len(life.channels) + life.always_active
+    back = int((ill[:, :-1].any(1) & seen_well[:, -1]).sum())
+    if now.any():
+        word = WORDS[int(np.bincount(life.words[now, -1]).argmax())]
+        # the window after the last in which each was well
+        begins = np.where((~ill).any(1), ill.shape[1] - (~ill)[:, ::-1].argmax(1), 0)[now]
+        since = moment(reports, int(begins.max()))
+        if begins.max() <= 1 and not reports[0].window:
+            since = "from the start"
+        else:
+            since = f"all since {since}" if (begins == begins[0]).all() else f"the last of them since {since}"
+        said = f"{life.layer}: {int(now.sum()):,} of {total:,} kernels {word}, {since}"
+    else:
+        said = f"{life.layer}: none of {total:,} kernels found dead"
+    return said + (f"; {back:,} came back to life" if back else "")
+
+
+def most_told(reports: Sequence[Report]) -> str | None:
+    """The layer whose life is shown: the worst now, else the one with most changes of state, else the first."""
+    worst = worst_layer(reports[-1])
+    if worst is not None:
+        return worst.name
+    names = [layer.name for layer in reports[-1].watched]
+
+    def changes(name: str) -> int:
+        codes = [places_of(layer.codes) for layer in past_of(reports[-20:], name) if layer is not None]
+        return sum(int((a != b).sum()) for a, b in pairwise(codes))
+
+    return max(names, key=changes, default=None)
+
+
+def life_lines(reports: Sequence[Report], layer: str | None = None) -> Figure | None:
+    """One layer's channels from window to window; None if nothing is watched or there is nothing to tell.
+
+    Args:
+        reports: one per window.
+        layer: its name; None: the layer with most to tell.
+
+    """
+    name = layer or most_told(reports)
+    if name is None or not reports[-1].window:
+        return None
+    life = life_of(reports, name)
+    if not life.channels:
+        return None
+    height = min(max(1.6, 0.16 * len(life.channels)), 6.5)
+    note = life_note(life)
+    below = f"{len(reports):,} windows, channels as rows" + (f"; {note}" if note else "")
+    axes = one_axes(height, life_headline(reports, life), below, 0.75, 0.25, 0.85)
+    shown = draw_life_lines(axes, reports, life)
+    bottom = -0.48 / height
+    state_legend(
+        axes, sorted(shown), False, loc="upper left", bbox_to_anchor=(-0.005, bottom), borderaxespad=0, ncols=8
+    )
+    return figure_of(axes)
