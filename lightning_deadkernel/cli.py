@@ -1,19 +1,26 @@
-"""The `lightning-deadkernel` command: train any LightningModule with the monitor in place."""
+"""The `lightning-deadkernel` command: train with the monitor in place, audit weights, show and compare reports."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import pydoc
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lightning_deadkernel import DeadKernelMonitor, __version__
+from lightning_deadkernel import DeadKernelMonitor, Report, __version__, wording
+from lightning_deadkernel.audit import AuditError, audit
+from lightning_deadkernel.console import has_rich, plain_table, print_report, printable, rich_table, write
 from lightning_deadkernel.demo import DatasetNotFoundError
 from lightning_deadkernel.errors import DeadKernelError
+from lightning_deadkernel.schema import to_json
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -100,6 +107,9 @@ def _is_monitor(callback: Namespace) -> bool:
     return isinstance(kind, type) and issubclass(kind, DeadKernelMonitor)
 
 
+# -- commands that train nothing ---------------------------------------------------------------------------------------
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the commands that train nothing; it also lists those that do, for `--help` and for typos."""
     parser = argparse.ArgumentParser(
@@ -111,7 +121,137 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, text in TRAINER_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
+
+    one = commands.add_parser(
+        "audit",
+        help="what the weights in a file tell: zero kernels, collapsed norm scales, sparsity, identical kernels",
+        description="What the weights in a file tell of a network, without its code and without data: zero kernels, "
+        "batch norm scales that have collapsed, sparsity, identical kernels. Code in the file is never run.",
+        epilog=_EXIT_STATUS,
+    )
+    one.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a Lightning checkpoint (.ckpt), a saved state_dict (.pt, .pth, .bin) or a .safetensors file",
+    )
+    _add_format(one, ("table", "json", "markdown"))
+    _add_fail_on(one, "dead_fraction=0.1")
+    one.set_defaults(run=_audit)
+
+    show = commands.add_parser(
+        "show",
+        help="the table of a saved report",
+        description="The table of a saved report, with every layer and finding if asked for.",
+        epilog=_EXIT_STATUS,
+    )
+    show.add_argument("report", metavar="REPORT", help=_REPORT)
+    show.add_argument("--full", action="store_true", help="every layer and every finding, not only the worst")
+    _add_format(show, ("table", "json", "markdown"))
+    _add_fail_on(show, "vanishing_layers=0")
+    show.set_defaults(run=_show)
     return parser
+
+
+_REPORT = "a report.json, or the folder of the run that has it"
+_EXIT_STATUS = "Exit status: 0; 1 if a --fail-on limit is passed; 2 if it could not be done."
+
+
+def _add_format(parser: argparse.ArgumentParser, formats: Sequence[str]) -> None:
+    parser.add_argument("--format", choices=formats, default=formats[0], help="what to print; default: %(default)s")
+
+
+def _add_fail_on(parser: argparse.ArgumentParser, example: str) -> None:
+    parser.add_argument(
+        "--fail-on",
+        type=_limit,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"end with exit status 1 if this number of the summary is above VALUE, e.g. {example}; may be repeated",
+    )
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = math.nan
+    if not equals or math.isnan(limit):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE with a number for VALUE, but got {text!r}")
+    return name, limit
+
+
+def _passed(summary: dict[str, float], limits: Sequence[tuple[str, float]]) -> bool:
+    """Whether a limit is passed; each is named on standard error. A number that was not observed passes none."""
+    unknown = [name for name, _ in limits if name not in summary]
+    if unknown:
+        raise CommandError(f"--fail-on knows no {unknown[0]!r}, but: {', '.join(summary)}")
+    passed = [(name, limit) for name, limit in limits if summary[name] > limit]
+    for name, limit in passed:
+        print(f"{PROGRAM}: {name} is {summary[name]:g}, above {limit:g}", file=sys.stderr)
+    return bool(passed)
+
+
+class CommandError(Exception):
+    """What the user asked for cannot be done; the message says why."""
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    result = audit(arguments.checkpoint)
+    summary = result.summary()
+    passed = _passed(summary, arguments.fail_on)
+    if arguments.format == "json":
+        print(result.to_json(), end="")
+    elif arguments.format == "markdown":
+        print(result.to_markdown(), end="")
+    else:
+        write(f"{PROGRAM}: audit of {printable(result.source)}\n{result.verdict()}\n\n", sys.stdout)
+        print_table(result.table())
+        lines = [*result.remarks(), *(f"not read: {text}" for text in result.skipped)]
+        write("".join(f"\n{printable(line)}" for line in lines) + "\n" * bool(lines), sys.stdout)
+    return EXIT_FOUND if passed else 0
+
+
+def print_table(table: wording.Table) -> None:
+    """A table on standard output, through rich where it is installed."""
+    if not has_rich():
+        write("\n".join(plain_table(table, shutil.get_terminal_size().columns)) + "\n", sys.stdout)
+        return
+    from rich.console import Console, Group
+
+    console = Console(highlight=False)
+    console.print(Group(*rich_table(table, console.width)))
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    report = _load_report(arguments.report)
+    passed = _passed(report.summary(), arguments.fail_on)
+    if arguments.format == "json":
+        print(to_json(report), end="")
+    elif arguments.format == "markdown":
+        print(report.to_markdown(), end="")
+    else:
+        print_report(report, full=arguments.full)
+    return EXIT_FOUND if passed else 0
+
+
+def _load_report(place: str) -> Report:
+    """The report of a file, or of the run in a folder."""
+    path = Path(place)
+    if path.is_dir():
+        inside = [path / "report.json", path / "deadkernel" / "report.json"]
+        found = [candidate for candidate in inside if candidate.is_file()]
+        if not found:
+            raise CommandError(f"{place}: the folder has no report.json, nor has its deadkernel/")
+        path = found[0]
+    try:
+        return Report.load(path)
+    except FileNotFoundError as error:
+        raise CommandError(f"{place}: no such file or folder") from error
+
+
+# -- commands that train -----------------------------------------------------------------------------------------------
 
 
 def _train(args: Sequence[str] | None) -> int:
@@ -154,5 +294,13 @@ def main(args: list[str] | None = None) -> int:
     if given and (given[0] in TRAINER_COMMANDS or given[0] in ("--config", "-c") or given[0].startswith("--config=")):
         # LightningCLI is to read sys.argv itself: it warns if both are given, and launchers start it again from there.
         return _train(args)
-    build_parser().parse_args(given)
-    return 0
+    arguments = build_parser().parse_args(given)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (CommandError, AuditError, ValueError, OSError) as error:
+        return _fail(str(error))
+    return status

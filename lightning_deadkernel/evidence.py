@@ -68,9 +68,9 @@ class _Countdown:
 class ChannelEvidence(Metric):
     """Flat per-channel evidence of one window: `maxima` (max over ranks) and `totals` (sum over ranks).
 
-    `maxima` holds, for each source, the largest \\|gradient\\| of each channel twice (at the source, read every step, and
-    at the kernel itself, read on sampled steps while the first is still 0), then for each site whether each channel
-    fired. `totals` holds the non-finite gradient entries of each source's channels, then each site's sums.
+    `maxima` holds, for each source, the largest \\|gradient\\| of each channel twice (at the source, read every step,
+    and at the kernel itself, read on sampled steps while the first is still 0), then for each site whether each
+    channel fired. `totals` holds the non-finite gradient entries of each source's channels, then each site's sums.
     """
 
     full_state_update = False
@@ -89,7 +89,7 @@ class ChannelEvidence(Metric):
         self._places: dict[tuple[str, Any], tuple[int, int]] = {}
         self._indices: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._buffer = torch.zeros(0)
-        self._nothing = torch.zeros(0)
+        self._nothing: dict[int, Tensor] = {}
 
     # -- layout --------------------------------------------------------------------------------------------------
 
@@ -118,9 +118,9 @@ class ChannelEvidence(Metric):
             if key in self._places and self.segment(*key).shape == values.shape:
                 self.segment(*key).copy_(values)
         channels = sum(source.layer.channels for source in self.sources.values())
-        widest = max((source.layer.channels for source in self.sources.values()), default=0)
+        sizes = {source.layer.channels for source in self.sources.values()}
         self._buffer = torch.zeros(channels, dtype=self.dtype_of_maxima, device=device)
-        self._nothing = torch.zeros(widest, dtype=self.dtype_of_maxima, device=device)
+        self._nothing = {size: torch.zeros(size, dtype=self.dtype_of_maxima, device=device) for size in sizes}
         self._indices = {}
 
     def segment(self, kind: str, key: Any) -> Tensor:
@@ -183,6 +183,7 @@ class ChannelEvidence(Metric):
 
     # -- gradients -----------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def read_gradients(self, only: Iterable[str] | None = None) -> None:
         """Takes the largest \\|gradient\\| of every channel into `maxima`: a fixed number of launches for all 1-D
         sources; weight rows are read only for layers that have not shown a gradient on all channels yet.
@@ -204,9 +205,9 @@ class ChannelEvidence(Metric):
                     grad = kernel_peaks(source.layer)
                     rows.append(name)
             if grad is None:
-                parts.append(self._nothing[:channels])
+                parts.append(self._nothing[channels])
             elif grad.shape[0] == channels and grad.device == self._buffer.device and not hasattr(grad, "to_local"):
-                parts.append(grad.detach())
+                parts.append(grad)
             else:
                 parts.append(self._placed(grad, channels))
         torch.cat(parts, out=self._buffer)

@@ -27,7 +27,7 @@ from lightning_deadkernel.nodes import (
     canonical,
 )
 from lightning_deadkernel.statistics import ChannelAxis
-from lightning_deadkernel.ways import Follower, Ways
+from lightning_deadkernel.ways import Cut, Follower, Ways
 
 Value = tuple[int, int]
 """(index of the node that made it, which of its outputs)."""
@@ -97,6 +97,7 @@ class GraphMap:
         self.depth, self.feeds = self._depths()
         self.compiled = any(name in COMPILED for name in self.names)
         self.checkpointed = any(name in CHECKPOINTS for name in self.names)
+        self.ways_after: dict[Cut, Ways] = {}
         self.found = self._find_layers()
         self.nodes = []  # the map outlives the step: keep no node, and so no activation, alive
 
@@ -199,7 +200,7 @@ class GraphMap:
 
     def _find_layers(self) -> list[LayerInGraph]:
         found = []
-        for index in sorted(self.kernels, key=self.rank.__getitem__):
+        for index in sorted(self.kernels, key=self.rank.__getitem__, reverse=True):  # so that ways after are known
             layer, data, weight, bias = self.kernels[index]
             if layer is None or layer.excluded is not None:
                 continue
@@ -215,7 +216,7 @@ class GraphMap:
             entry.penalised = self._is_penalised(layer)
             ways.consumers, ways.shared = self._consumers(index, at)
             found.append(entry)
-        return found
+        return found[::-1]
 
     def _output_axis(self, index: int, layer: Layer, weight: int) -> ChannelAxis | None:
         """Where the layer's channels are in the output of its op; corrects the table's channel axis on the way."""

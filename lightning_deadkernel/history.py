@@ -35,7 +35,8 @@ class LayerPast:
     first_zero: Tensor
     """(C,) bool: the kernel, or its norm's scale, was zero or next to it then."""
     first_scale: Tensor
-    """(C,) float32 \\|gamma\\| then; NaN without a norm."""
+    """(C,) float32 \\|gamma\\| when it was first seen, at the end of the first window of training, as the norm that
+    follows a layer is known by the graph alone; NaN without a norm."""
     scale: Tensor
     """(C,) float32 \\|gamma\\| in the last window; NaN without a norm."""
     scale_moved: Tensor
@@ -182,6 +183,11 @@ class History:
         past.since = torch.where(changed, torch.full_like(past.since, window.index), past.since)
         past.codes = codes
         scale = _values(layer.norm_scale, layer.channels)
+        if layer.norm_scale is not None and bool(past.first_scale.isnan().all()):
+            past.first_scale = scale.clone()
+            if window.index == past.first_window + 1:
+                # no step of an optimizer lands on exactly zero: what is zero by then was so from the start
+                past.first_zero = past.first_zero | (scale == 0)
         past.scale_moved = (scale != past.scale) & ~(scale.isnan() & past.scale.isnan())
         past.scale = scale
 

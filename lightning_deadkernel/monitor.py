@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_deadkernel import compiled, options, ranks, resume, trainer_facts
-from lightning_deadkernel.diagnosis import diagnose, headline, new_findings, savings
+from lightning_deadkernel.closing import close_window
+from lightning_deadkernel.diagnosis import headline, new_findings
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning, DeadKernelWarning
 from lightning_deadkernel.guard import guarded
 from lightning_deadkernel.history import History
 from lightning_deadkernel.layers import LayerTable, check_patterns
 from lightning_deadkernel.observer import Observer
 from lightning_deadkernel.output import Output
-from lightning_deadkernel.readout import read_window
 from lightning_deadkernel.report import Report
 from lightning_deadkernel.thresholds import Thresholds
 from lightning_deadkernel.window import Window
@@ -45,6 +45,7 @@ class DeadKernelMonitor(Callback):
             be read; ``"gradients"``: no step does, and verdicts stop at *zero-gradient*.
         on_finding: ``"warn"``: one warning per new finding; ``"ignore"``: none; ``"raise"``: a `DeadKernelError` at the
             window's end, after the report is saved, if there is a finding of severity warning or error.
+        update_ratio: measure ||dW|| / ||W|| on sampled steps, which takes a copy of the weights during that step.
         prog_bar: show the dead fraction and the number of vanishing layers in the progress bar.
 
     Logged scalars (the key set is constant from the first window on; the separator is the logger's own):
@@ -80,6 +81,7 @@ class DeadKernelMonitor(Callback):
         when_compiled: options.WhenCompiled = "sample",
         on_finding: options.OnFinding = "warn",
         prog_bar: bool = False,
+        update_ratio: bool = True,
     ) -> None:
         options.check_step_count(every_n_train_steps)
         options.check_globs("include", include)
@@ -96,6 +98,7 @@ class DeadKernelMonitor(Callback):
         self.when_compiled: options.WhenCompiled = when_compiled
         self.on_finding: options.OnFinding = on_finding
         self.prog_bar = prog_bar
+        self.update_ratio = update_ratio
 
         self.reports: list[Report] = []
         """One report per closed window, oldest first; index 0 is the state at initialisation."""
@@ -105,12 +108,18 @@ class DeadKernelMonitor(Callback):
         self._observer: Observer | None = None
         self._output: Output | None = None
         self._window = Window(0, 0, 0, 0, 0, 0, 0)
-        self._sampled = False
-        self._broken: str | None = None
-        self._stance = compiled.Stance()
-        self._restored: dict[str, Any] | None = None
+        self._world = 1
         self._begun = 0
+        self._before_batch = 0
         self._log_every = 50
+        self._sampled = False
+        self._running = False
+        """From the start of training until it ends or all ranks have given up: at the same moment on all of them."""
+        self._broken: str | None = None
+        """Why this rank has given up."""
+        self._stance = compiled.Stance()
+        self._resumed = False
+        self._restored: dict[str, Any] | None = None
 
     @property
     def report(self) -> Report | None:
@@ -131,47 +140,55 @@ class DeadKernelMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the table of layers. Raises ValueError for a pattern that matches no layer."""
-        table = LayerTable.of(pl_module, self.include, self.exclude)
-        check_patterns("include", self.include, table.names)
-        check_patterns("exclude", self.exclude, table.names)
-        self._start(trainer, pl_module, table)
+        self._broken, self._observer, self._output = None, None, None
+        self._warned = set()
+        self._make_observer(trainer, pl_module)
+        if self._observer is not None:
+            check_patterns("include", self.include, self._observer.table.names)
+            check_patterns("exclude", self.exclude, self._observer.table.names)
 
     @guarded
-    def _start(self, trainer: Trainer, pl_module: LightningModule, table: LayerTable) -> None:
+    def _make_observer(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log_every = trainer_facts.log_every(trainer)
-        self._broken = None
-        self._warned = set()
-        self._output = None
-        if not table.watched:
-            reasons = "; ".join(sorted({str(layer.excluded) for layer in table.layers})) or "it has none"
-            self._warn(f"no convolution or linear layer of {type(pl_module).__name__} can be watched: {reasons}.")
+        self._world = ranks.world_size(trainer)
+        table = LayerTable.of(pl_module, self.include, self.exclude)
         self._observer = Observer(pl_module, table, self.when_compiled, self._layer_lost)
+        self._observer.sampler.update_ratio = self.update_ratio
         self._observer.several_optimizers = len(trainer.optimizers) > 1
         self._observer.reader.compiled = compiled.is_compiled(trainer, pl_module)
 
-    @guarded
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the weights at initialisation, or resumes where a checkpoint left off."""
+        self._running = True
+        if trainer.global_step == 0 and not self._resumed:  # not the training that earlier reports are about
+            self.reports, self._history, self._said = [], History(), set()
+        self._open_window(trainer)
+        self._take_up(trainer, pl_module)
+        self._resumed, self._restored = False, None
+        if not self.reports:
+            self._close(trainer)
+
+    @guarded
+    def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._output = Output(self, trainer)
         observer = self._watching()
         if observer is None:
             return
-        self._output = Output(self, trainer)
-        self._open(trainer)
-        channels = {layer.name: layer.channels for layer in observer.table.watched}
-        lost = self._history.restrict(channels)
+        watched = observer.table.watched
+        if not watched:
+            reasons = "; ".join(sorted({str(layer.excluded) for layer in observer.table.layers})) or "it has none"
+            self._warn(f"no convolution or linear layer of {type(pl_module).__name__} can be watched: {reasons}.")
+        lost = self._history.restrict({layer.name: layer.channels for layer in watched})
         if lost:
             self._warn(f"the history of {', '.join(lost)} does not fit the model any more and begins anew.")
         if self._restored is not None:
             resume.restore(self._restored, observer, self._window, self._warn, trainer.is_global_zero)
-            self._restored = None
-        if self.reports or any(layer.excluded is None and layer.main.is_meta for layer in observer.table.layers):
-            observer.changed_since_last() if not observer.checksums else None
-            return
-        initial = Window(0, trainer.current_epoch, trainer.global_step, 0, 0, 0, 0)
-        self._finish(trainer, initial, observer)
+            self._begun = trainer.global_step - self._window.optimizer_steps
+        if self.reports and not observer.checksums:
+            observer.changed_since_last()
 
-    def _open(self, trainer: Trainer) -> None:
-        number = (self.reports[-1].window if self.reports else 0) + 1
+    def _open_window(self, trainer: Trainer) -> None:
+        number = self.reports[-1].window + 1 if self.reports else 0
         self._window = Window(number, trainer.current_epoch, trainer.global_step, 0, 0, 0, 0)
         self._begun = trainer.global_step
         if self._observer is not None:
@@ -179,41 +196,37 @@ class DeadKernelMonitor(Callback):
 
     # -- one batch -----------------------------------------------------------------------------------------------
 
-    @guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Counts samples, and decides whether this step is a sampled one."""
-        observer = self._watching()
+        """Decides whether this step is a sampled one."""
+        self._stance.restore()  # a batch that was skipped has not ended
+        self._sampled, self._before_batch = False, trainer.global_step
+        self._decide(trainer)
+
+    @guarded
+    def _decide(self, trainer: Trainer) -> None:
+        observer, window = self._watching(), self._window
         if observer is None:
             return
-        window = self._window
-        size = trainer_facts.batch_size(batch)
-        window.samples = None if size is None or window.samples is None else window.samples + size
         steps = trainer_facts.will_step(trainer)
-        first = window.batches == 0 or (steps and window.sampled_steps == 0)
-        self._sampled = first or (
-            steps and (self.should_sample(trainer_facts.logger_step(trainer)) or self._is_last(trainer))
-        )
-        window.batches += 1
+        first = window.batches == 0 or (steps and window.sampled_steps == 0) or observer.wants_to_look()
+        due = steps and (self.should_sample(trainer_facts.logger_step(trainer)) or self._is_last(trainer))
+        self._sampled = first or due
         if self._sampled and observer.reader.compiled and self.when_compiled == "sample":
             self._stance.force_eager()
 
     def _is_last(self, trainer: Trainer) -> bool:
-        """Whether the window is foreseen to end with this batch."""
-        if trainer_facts.is_last_batch(trainer):
+        """Whether the window is foreseen to end with this batch, if it steps."""
+        if trainer_facts.epoch_ends(trainer, steps_ahead=1):
             return True
-        return (
-            self.every_n_train_steps is not None and trainer.global_step + 1 - self._begun >= self.every_n_train_steps
-        )
+        length = self.every_n_train_steps
+        return length is not None and trainer.global_step + 1 - self._begun >= length
 
     @guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Reads the graph, and the activations it holds."""
         observer = self._watching()
-        if observer is None:
-            return
-        if loss.grad_fn is None:
-            self._warn("the loss has no graph: nothing can be seen of what it depends on.", "graph")
-        observer.before_backward(loss, self._sampled)
+        if observer is not None:
+            observer.before_backward(loss, self._sampled)
 
     @guarded
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -228,133 +241,97 @@ class DeadKernelMonitor(Callback):
         observer = self._watching()
         if observer is not None and self._sampled:
             scaler = trainer_facts.scaler(trainer)
-            scale = trainer_facts.scale_left(scaler, optimizer)
-            observer.before_step(optimizer, scale, scaler is not None, trainer_facts.is_half(trainer))
-            self._window.sampled_steps += 1
+            scale_left = trainer_facts.scale_left(scaler, optimizer)
+            observer.before_step(optimizer, scaler, scale_left, trainer_facts.is_half(trainer))
 
-    @guarded
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """On a sampled step: the update ratio. Closes the window where it ends."""
+        """Counts; on a sampled step, the update ratio. Closes the window where it ends."""
         self._stance.restore()
-        observer = self._watching(even_broken=True)
-        if observer is None:
+        if not self._running:
             return
-        if self._sampled and self._broken is None:
-            observer.after_step()
-        self._window.optimizer_steps = trainer.global_step - self._begun
+        self._count(trainer, batch)
+        self._measure_update()
         if self.every_n_train_steps is None:
-            ends = trainer_facts.is_last_batch(trainer)
+            ends = trainer_facts.epoch_ends(trainer)
         else:
             ends = self._window.optimizer_steps >= self.every_n_train_steps
         if ends:
-            self._close(trainer, pl_module)
+            self._end_window(trainer)
+
+    def _count(self, trainer: Trainer, batch: Any) -> None:
+        window, size = self._window, trainer_facts.batch_size(batch)
+        window.batches += 1
+        window.samples = None if size is None or window.samples is None else window.samples + size
+        window.optimizer_steps = trainer.global_step - self._begun
+        window.sampled_steps += trainer.global_step - self._before_batch if self._sampled else 0
 
     @guarded
+    def _measure_update(self) -> None:
+        observer = self._watching()
+        if observer is not None and self._sampled:
+            observer.after_step()
+
+    # -- window ends ---------------------------------------------------------------------------------------------
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes an epoch's window whose last batch was not foreseen."""
+        self._stance.restore()
         if self.every_n_train_steps is None:
-            self._close(trainer, pl_module)
+            self._end_window(trainer)
 
-    @guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes what is open; prints the table, and saves the last report with its pictures."""
-        self._close(trainer, pl_module)
-        if self._output is not None and self.report is not None:
-            self._output.end(self.reports)
+        self._end_window(trainer)
+        if self.report is not None:
+            self._put_out(lambda output: output.end(self.reports))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restores what was set for a step, and saves what has been seen."""
         self._stance.restore()
-        # Another rank may not be here: nothing collective may be called.
-        if trainer.world_size == 1 and not isinstance(exception, DeadKernelError) and trainer.training:
-            self._close_after_exception(trainer, pl_module)
-
-    @guarded
-    def _close_after_exception(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._watching() is not None:
-            self._window.optimizer_steps = trainer.global_step - self._begun
-            try:
-                self._close(trainer, pl_module, loudly=False)
-            except DeadKernelError:  # the user's own exception is the one to be seen
-                return
+        # Another rank may not be here: nothing collective may be called, now or by a checkpoint that is saved next.
+        if self._world == 1 and not isinstance(exception, DeadKernelError) and self._window.batches:
+            self._close(trainer)
+        self._running, self._observer = False, None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores what was set for a step, whatever ended the run, and lets the model go."""
         self._stance.restore()
-        self._observer = None
-        self._output = None
+        self._running, self._observer, self._output = False, None, None
 
-    # -- window ends ---------------------------------------------------------------------------------------------
+    def _end_window(self, trainer: Trainer) -> None:
+        if self._running and self._window.batches:
+            before = len(self.reports)
+            self._close(trainer)
+            if len(self.reports) > before:
+                self._speak(self.reports[-1])
 
-    def _close(self, trainer: Trainer, pl_module: LightningModule, loudly: bool = True) -> None:
-        observer = self._watching(even_broken=True)
-        if observer is None or self._window.batches == 0:
+    @guarded
+    def _close(self, trainer: Trainer) -> None:
+        """From the evidence to a report in every place that wants it."""
+        observer, window = self._observer, self._window
+        if not self._running:
             return
-        if ranks.agree(trainer, observer, self._window, self._broken) is not None:
-            self._observer = None
+        if ranks.agree(self._world, observer, window, self._broken) is not None or observer is None:
+            self._running, self._observer = False, None
             return
-        window = self._window
-        if not observer.backwards and window.optimizer_steps:
+        if window.index and not observer.backwards and trainer_facts.was_trained(trainer, window.optimizer_steps):
             self._warn(
                 "no backward hook fired (is `loss.backward()` called instead of `self.manual_backward(loss)`?): "
                 "only the weights are watched.",
                 "backward",
             )
         window.epoch, window.global_step = trainer.current_epoch, trainer.global_step
-        window.notes = self._notes(observer)
-        self._finish(trainer, window, observer)
-        self._open(trainer)
-        if loudly:
-            self._speak(self.reports[-1])
-
-    def _finish(self, trainer: Trainer, window: Window, observer: Observer) -> None:
-        """From the evidence to a report in every place that wants it."""
-        observer.evidence.close()
-        with ranks.reduced(trainer, observer.evidence):
-            observed = observer.evidence.segments()
-        wants = self.log_histograms or self.log_figures
-        window, tensors = read_window(observer, window, trainer.optimizers, self.thresholds, wants, observed)
-        layers, findings = diagnose(window, self._history, self.thresholds)
-        report = Report(
-            window=window.index,
-            epoch=window.epoch,
-            global_step=window.global_step,
-            samples=window.samples,
-            batches=window.batches,
-            optimizer_steps=window.optimizer_steps,
-            sampled_steps=window.sampled_steps,
-            layers=layers,
-            findings=findings,
-            savings=savings(window, layers),
-            notes=window.notes,
-            gradient_norm=window.gradient_norm,
-            skipped_steps=window.skipped_steps,
-            tensors=tensors,
+        tensors = self.log_histograms or self.log_figures
+        report = close_window(
+            window, observer, self._history, self.thresholds, trainer.optimizers, self._world, tensors
         )
-        if self.reports:
-            self.reports[-1] = self.reports[-1].compact()
-        self.reports.append(report)
-        if window.index:
+        self.reports[-1:] = [*(last.compact() for last in self.reports[-1:]), report]
+        self._open_window(trainer)
+        if report.window:
             trainer_facts.publish(trainer, report, self.prog_bar)
-        if self._output is not None:
-            self._output.window(self.reports, trainer_facts.logger_step(trainer))
-
-    def _notes(self, observer: Observer) -> tuple[str, ...]:
-        notes = [
-            f"{layer}: what follows cannot be read ({op}); its states rest on gradients"
-            for op, layer in observer.reader.unknown_ops.items()
-        ]
-        if observer.reader.compiled:
-            notes.append(
-                "the model is compiled: activations were read on sampled steps, which ran eagerly"
-                if self.when_compiled == "sample"
-                else "the model is compiled: no activation was read, states rest on gradients"
-            )
-        if not observer.backwards:
-            notes.append("no backward hook fired: only the weights were watched")
-        return tuple(notes)
+        self._put_out(lambda output: output.window(self.reports, trainer_facts.logger_step(trainer)))
 
     def _speak(self, report: Report) -> None:
         fresh = [finding for finding in new_findings(report.findings, self._said) if finding.severity != "info"]
@@ -369,27 +346,29 @@ class DeadKernelMonitor(Callback):
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
-    def _watching(self, even_broken: bool = False) -> Observer | None:
-        return self._observer if even_broken or self._broken is None else None
+    def _watching(self) -> Observer | None:
+        return self._observer if self._broken is None else None
 
     def _give_up(self, where: str, error: Exception) -> None:
+        """Ends this rank's watch; the others learn of it when the window ends."""
         self._stance.restore()
         if self._broken is None:
             self._broken = f"{type(error).__name__}: {error}"
-            warnings.warn(
-                f"DeadKernelMonitor failed in {where} and stops watching; training goes on. {self._broken}",
-                DeadKernelInternalWarning,
-                stacklevel=3,
-            )
+            _alarm(f"failed in {where.strip('_')} and stops watching: {self._broken}.")
 
     def _layer_lost(self, name: str, reason: str) -> None:
-        warnings.warn(
-            f"DeadKernelMonitor no longer watches {name}: {reason}. Training goes on.",
-            DeadKernelInternalWarning,
-            stacklevel=3,
-        )
+        _alarm(f"no longer watches {name}: {reason}.")
 
-    @rank_zero_only
+    def _put_out(self, write: Callable[[Output], None]) -> None:
+        """Files and loggers. Where they fail the watch itself goes on."""
+        if self._output is None:
+            return
+        try:
+            write(self._output)
+        except Exception as error:  # a full disk, a broken font: nothing of that may reach the training
+            self._output = None
+            _alarm(f"could not write its report, and writes no more: {type(error).__name__}: {error}.")
+
     def _warn(self, text: str, once: str | None = None) -> None:
         if once is None or once not in self._warned:
             self._warned.add(once or "")
@@ -398,17 +377,27 @@ class DeadKernelMonitor(Callback):
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """History, reports and the open window, as plain tensors, lists, strings and numbers."""
-        return resume.pack(self.reports, self._history, self._said, self._window, self._watching())
+        """History, reports and the open window, as plain tensors, lists, strings and numbers.
+
+        While training runs on several ranks every rank must call it, as Lightning does.
+        """
+        try:
+            state = resume.pack(self.reports, self._history, self._said)
+            if self._running:
+                state["open"] = resume.pack_open(self._window, self._observer, self._world, self._broken)
+        except Exception as error:  # a checkpoint without the monitor's part is better than none
+            self._give_up("state_dict", error)
+            return {}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a checkpoint's history; the open window follows when training starts."""
         try:
             self.reports, self._history, self._said = resume.unpack(state_dict)
-            self._restored = state_dict.get("open")
+            self._resumed, self._restored = True, state_dict.get("open")
         except Exception as error:  # a damaged state must not keep the training from resuming
-            warnings.warn(
-                f"DeadKernelMonitor could not read its state from the checkpoint and begins anew: {error}",
-                DeadKernelInternalWarning,
-                stacklevel=2,
-            )
+            _alarm(f"could not read its state from the checkpoint and begins anew: {error}.")
+
+
+def _alarm(text: str) -> None:
+    warnings.warn(f"DeadKernelMonitor {text} Training goes on.", DeadKernelInternalWarning, stacklevel=3)

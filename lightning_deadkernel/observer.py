@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_deadkernel.evidence import ChannelEvidence, SiteKey, Source
 from lightning_deadkernel.knowledge import GraphReader, StepMap
@@ -33,7 +34,9 @@ class Observer:
         wide = any(layer.main.dtype == torch.float64 for layer in watched)
         self.reader = GraphReader(table)
         self.evidence = ChannelEvidence(torch.float64 if wide else torch.float32).to(self.device)
-        self.sampler = StepSampler(watched, self.device)
+        sizes = {id(parameter): parameter.numel() for parameter in model.parameters() if not _is_lazy(parameter)}
+        names = {key: name for key, name in self.names.items() if key in sizes}
+        self.sampler = StepSampler(watched, names, sizes, self.device)
         self.several_optimizers = False
         self.checksums: dict[str, Tensor] = {}
         self.open_window()
@@ -47,6 +50,8 @@ class Observer:
         self.backwards = 0
         self.unread = 0
         """Backwards of this window whose pending activations were not read (compiled steps)."""
+        self.looked = False
+        """A graph that was not compiled was read in this window."""
         self._alive: frozenset[str] | None = None
 
     # -- layout --------------------------------------------------------------------------------------------------
@@ -70,7 +75,7 @@ class Observer:
         self.backwards += 1
         if loss.grad_fn is None:
             return False
-        if not (sampled or self.several_optimizers or not self.reader.maps or self._pending()):
+        if not (sampled or self.several_optimizers or self._pending()):
             return False
         nodes, found, new = self.reader.read(loss.grad_fn)
         if new:
@@ -80,10 +85,18 @@ class Observer:
         if found.compiled:
             self.unread += 1
         else:
+            self.looked = True
             self._read(nodes, found, sampled)
         return new
 
+    def wants_to_look(self) -> bool:
+        """Whether the model is compiled, activations may be read, and none were in this window."""
+        return self.reader.compiled and self.when_compiled == "sample" and not self.looked
+
     def _pending(self) -> bool:
+        """Whether some layer was in no graph of this window yet, or some channel has not fired yet."""
+        if len(self.reached) < len(self.sampler.layers):
+            return True
         return any(self.evidence.is_pending(site) for site in self.evidence.sites)
 
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
@@ -123,9 +136,9 @@ class Observer:
         if sampled:
             self.evidence.read_kernels()
 
-    def before_step(self, optimizer: Any, scale: Tensor | None, scaled: bool, half: bool) -> None:
+    def before_step(self, optimizer: Any, scaler: Any, scale_left: Tensor | None, half: bool) -> None:
         """On a sampled step: sizes of the gradients, and a copy of the weights for the update ratio."""
-        self.sampler.before_step(optimizer, self.names, scale, scaled, half)
+        self.sampler.before_step(optimizer, scaler, scale_left, half)
 
     def after_step(self) -> None:
         """On a sampled step: the update ratio; the copy is freed."""
@@ -161,3 +174,7 @@ class Observer:
         """Lays the evidence out in the order that all ranks use."""
         if list(self.evidence.sites.items()) != list(sites):
             self.evidence.arrange(self.evidence.sources, dict(sites))
+
+
+def _is_lazy(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, UninitializedParameter)

@@ -1,4 +1,8 @@
-"""Several processes: all agree on what was seen before a verdict, and no collective is skipped on one rank."""
+"""Several processes: all agree on what was seen before a verdict, and no collective is skipped on one rank.
+
+Nothing is exchanged during a step. At a window's end every rank calls `agree`, also one whose watch has failed, and
+only if it has failed on none does any further exchange follow.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +11,34 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_deadkernel.evidence import ChannelEvidence
 from lightning_deadkernel.observer import Observer
 from lightning_deadkernel.window import Window
 
 
-def is_distributed() -> bool:
-    """Whether there are other ranks to agree with."""
+def world_size(trainer: Any) -> int:
+    """Ranks that train together. A trainer of its own beside others in `torch.distributed` has one."""
     distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    several = trainer.world_size > 1 and distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if several else 1
 
 
-def agree(trainer: Any, observer: Observer, window: Window, broken: str | None) -> str | None:
+def agree(world: int, observer: Observer | None, window: Window, broken: str | None) -> str | None:
     """One exchange at a window's end: what is broken, excluded and known on any rank becomes so on all.
 
     Returns:
         Why the watch has failed, on whichever rank; None where all is well.
     """
-    if not is_distributed():
+    if observer is None:
+        broken = broken or "it is not set up"
+    if world == 1:
         return broken
-    mine = {
-        "broken": broken,
-        "excluded": {layer.name: layer.excluded for layer in observer.table.layers if layer.excluded},
-        "sites": observer.sites_known(),
-        "reached": sorted(observer.reached),
-        "samples": window.samples,
-        "unread": observer.unread,
-    }
-    theirs: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(theirs, mine)
+    theirs: list[Any] = [None] * world
+    torch.distributed.all_gather_object(theirs, {"broken": broken} | _known(observer, window))
     failed: str | None = next((other["broken"] for other in theirs if other["broken"]), None)
-    if failed is not None:
+    if failed is not None or observer is None:
         return failed
     for layer in observer.table.layers:
         layer.excluded = layer.excluded or next(
@@ -52,10 +52,22 @@ def agree(trainer: Any, observer: Observer, window: Window, broken: str | None) 
     return None
 
 
+def _known(observer: Observer | None, window: Window) -> dict[str, Any]:
+    if observer is None:
+        return {}
+    return {
+        "excluded": {layer.name: layer.excluded for layer in observer.table.layers if layer.excluded},
+        "sites": observer.sites_known(),
+        "reached": sorted(observer.reached),
+        "samples": window.samples,
+        "unread": observer.unread,
+    }
+
+
 @contextmanager
-def reduced(trainer: Any, evidence: ChannelEvidence) -> Iterator[None]:
+def reduced(world: int, evidence: ChannelEvidence) -> Iterator[None]:
     """Within: `evidence` holds what all ranks saw together."""
-    if not is_distributed():
+    if world == 1:
         yield
         return
     evidence.sync()
@@ -63,3 +75,9 @@ def reduced(trainer: Any, evidence: ChannelEvidence) -> Iterator[None]:
         yield
     finally:
         evidence.unsync()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows of a sharded tensor (a DTensor), which every rank must ask for; any other tensor as it is."""
+    full_tensor = getattr(tensor, "full_tensor", None)
+    return full_tensor() if full_tensor is not None else tensor

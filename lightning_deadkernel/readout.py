@@ -18,6 +18,9 @@ from lightning_deadkernel.window import LayerWindow, Window
 
 Tensors = dict[tuple[str, Any], Tensor]
 
+UNDERFLOW_WORTH_A_NOTE = 0.1
+"""Share of a weight's gradient entries that underflowed in float16."""
+
 
 @torch.no_grad()
 def read_window(
@@ -124,7 +127,8 @@ def _read_gradients(entry: LayerWindow, layer: Layer, observer: Observer, observ
         # `read_kernels` skips layers that had shown a gradient everywhere: that is one at the kernel as well
         seen = entry.gradient > 0
         entry.weight_gradient[seen] = torch.maximum(entry.weight_gradient, entry.gradient)[seen]
-    entry.non_finite_gradients = int(observed["non-finite", layer.name].sum())
+    # a scaler skips every step whose gradients overflowed: what it skipped is no finding
+    entry.non_finite_gradients = 0 if observer.sampler.scaled else int(observed["non-finite", layer.name].sum())
     entry.penalised = observer.reader.known[layer.name].penalised
 
 
@@ -176,47 +180,50 @@ def _median(values: Tensor) -> float | None:
     return float(values.median()) if values.numel() else None
 
 
+def _note_on_underflow(share: float) -> str | None:
+    if share <= UNDERFLOW_WORTH_A_NOTE:
+        return None
+    if share == 1:
+        return "all of its gradient entries are zero in float16: they underflowed, or none arrived"
+    return f"{share:.0%} of its gradient entries underflowed to zero in float16"
+
+
 class _Steps:
-    """The sampled steps' series, spread over the layers."""
+    """The sampled steps, spread over the layers."""
 
     def __init__(self, observer: Observer, thresholds: Thresholds) -> None:
         self.sampler, self.thresholds = observer.sampler, thresholds
         self.column = {layer.name: i for i, layer in enumerate(self.sampler.layers)}
-        self.ratios, self.rms = self.sampler.ratios.table(), self.sampler.rms.table()
-        self.updates, self.totals = self.sampler.updates.table(), self.sampler.totals.table()
-        self.underflow = self.sampler.underflow.table()
+        self.tables = self.sampler.tables()
 
-    def _values(self, table: Tensor | None, name: str) -> Tensor:
-        if table is None or name not in self.column:
-            return torch.empty(0)
+    def _values(self, table: Tensor, name: str) -> Tensor:
         values = table[:, self.column[name]]
         return values[~values.isnan()]
 
     def fill(self, entry: LayerWindow) -> None:
         """Gradient and update sizes of one layer."""
-        ratios = self._values(self.ratios, entry.name)
+        ratios = self._values(self.tables.ratios, entry.name)
         entry.gradient_ratio = _median(ratios)
-        entry.gradient_rms = _median(self._values(self.rms, entry.name))
+        rms = self._values(self.tables.rms, entry.name)
+        entry.gradient_rms = _median(rms[rms.isfinite()])
         if ratios.numel():
             lines = self.thresholds
             entry.weak_share = float(((ratios > 0) & (ratios < lines.weak_gradient)).double().mean())
             entry.vanishing_share = float(((ratios > 0) & (ratios < lines.vanishing_gradient)).double().mean())
-        updates = self._values(self.updates, entry.name)
+        updates = self._values(self.tables.updates, entry.name)
         entry.update_ratio = _median(updates)
         entry.update_ratio_max = float(updates.max()) if updates.numel() else None
-        underflow = self._values(self.underflow, entry.name)
+        underflow = self._values(self.tables.underflow, entry.name)
         entry.underflow_share = float(underflow.mean()) if underflow.numel() else None
+        entry.note = entry.note or _note_on_underflow(entry.underflow_share or 0.0)
         entry.learning_rate = self.sampler.learning_rates.get(entry.name)
         entry.weight_decay, entry.decoupled_decay = self.sampler.decays.get(entry.name, (0.0, False))
 
     def fill_window(self, window: Window) -> None:
         """Sizes of all gradients together."""
-        if self.totals is None:
-            return
-        finite = self.totals[self.totals.isfinite()]
+        totals = self.tables.totals
+        finite = totals[totals.isfinite()]
         window.gradient_norm = _median(finite)
         window.gradient_norm_max = float(finite.max()) if finite.numel() else None
-        window.skipped_steps = int((~self.totals.isfinite()).sum()) if self.sampler.scaled else 0
-        if self.sampler.largest_at is not None:
-            names, place = self.sampler.largest_at
-            window.largest_gradient_at = names[int(place)]
+        window.skipped_steps = int((~totals.isfinite()).sum()) if self.sampler.scaled else 0
+        window.largest_gradient_at = self.tables.largest_at

@@ -1,4 +1,7 @@
-"""Sizes of gradients and updates, taken on sampled steps only; kept on the device, read once per window."""
+"""Sizes of gradients and updates, taken on sampled steps only; kept on the device, read once per window.
+
+A step only notes this rank's part and talks to no other rank; `StepSampler.tables` adds the parts up.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,16 @@ from lightning_deadkernel.statistics import gradient_ratios
 
 LIMIT = 512
 """Samples of one window that are kept; past it every second is dropped, so that memory stays bounded."""
+HALF_SUBNORMAL = 2.0**-14
+"""float16 below this loses bits, and below 2^-24 everything."""
+NEAR_UNDERFLOW = 0.01
+"""Exact zeros count as underflow where this share of the other entries is subnormal, or where nothing else is left;
+elsewhere they are mere zeros."""
 
 
 @dataclass
 class Series:
-    """Rows of per-layer numbers, one per sampled step: (steps, L). NaN: not observed."""
+    """Rows of numbers, one per sampled step: (steps, columns). NaN: not observed."""
 
     rows: list[Tensor] = field(default_factory=list)
     stride: int = 1
@@ -32,88 +40,109 @@ class Series:
                 self.rows, self.stride = self.rows[::2], self.stride * 2
         self.offered += 1
 
-    def table(self) -> Tensor | None:
-        """(steps, L) float64 on the CPU; None without samples."""
-        return torch.stack(self.rows).double().cpu() if self.rows else None
+    def table(self, columns: int) -> Tensor:
+        """(steps, columns) float64 on the CPU."""
+        return torch.stack(self.rows).double().cpu() if self.rows else torch.empty(0, columns, dtype=torch.float64)
+
+
+@dataclass
+class StepTables:
+    """All sampled steps of a window, over all ranks; float64 on the CPU, NaN: not observed."""
+
+    ratios: Tensor
+    """(steps, L) R_l = rms(grad_l) / max_p rms(grad_p)."""
+    rms: Tensor
+    """(steps, L) rms of each weight's gradient, unscaled and unclipped."""
+    totals: Tensor
+    """(steps,) L2 norm of all gradients."""
+    updates: Tensor
+    """(steps, L) ||dW|| / ||W||."""
+    underflow: Tensor
+    """(steps, L) share of gradient entries that underflowed."""
+    largest_at: str | None
+    """Parameter with the largest rms(grad) on the last step."""
 
 
 class StepSampler:
     """Measures one optimizer step: gradients before it, the update after it."""
 
-    def __init__(self, layers: Sequence[Layer], device: torch.device, update_ratio: bool = True) -> None:
+    def __init__(self, layers: Sequence[Layer], names: dict[int, str], sizes: dict[int, int], device: torch.device):
         self.layers = list(layers)
         self.device = device
-        self.update_ratio = update_ratio
+        self.names = list(names.values())
+        self.sizes = torch.tensor([sizes[key] for key in names], dtype=torch.float64)
+        self._column = {key: index for index, key in enumerate(names)}
+        self._layer_column = [self._column.get(id(layer.main), -1) for layer in self.layers]
+        self._indices: dict[tuple[int, ...], Tensor] = {}
+        self.sharded = any(hasattr(layer.main, "to_local") for layer in self.layers)
+        self.scaled = False
+        """A gradient scaler is in use: a step whose gradients overflowed is skipped."""
         self.reset()
 
     def reset(self) -> None:
         """Opens a new window."""
-        self.ratios, self.rms, self.updates, self.totals, self.underflow = (Series() for _ in range(5))
+        self.norms, self.updates, self.underflow = Series(), Series(), Series()
         self.learning_rates: dict[str, float] = {}
         self.decays: dict[str, tuple[float, bool]] = {}
-        self.gradient_counts: dict[str, Tensor] = {}
-        self.largest_at: tuple[list[str], Tensor] | None = None
-        self._before: dict[str, tuple[nn.Parameter, Tensor]] = {}
-        self._valid: Tensor | None = None
-        self.scaled = False
-        """A gradient scaler is in use: a step whose gradients overflowed was skipped."""
+        self._before: dict[str, tuple[nn.Parameter, Tensor, Tensor | None]] = {}
 
     @torch.no_grad()
-    def before_step(
-        self, optimizer: Any, names: dict[int, str], scale: Tensor | None, scaled: bool, underflow: bool
-    ) -> None:
+    def before_step(self, optimizer: Any, scaler: Any, scale_left: Tensor | None, half: bool) -> None:
         """Reads the gradients that `optimizer` is about to use: accumulated, unclipped.
 
         Args:
             optimizer: whose parameters are read.
-            names: id of a parameter -> its name.
-            scale: device scalar that the gradients are still multiplied by; None if they are unscaled.
-            scaled: a gradient scaler is in use and skips steps whose gradients overflowed.
-            underflow: count exact zeros among the gradient entries (fp16).
+            scaler: the gradient scaler that skips steps whose gradients overflowed; None without one.
+            scale_left: device scalar that the gradients are still multiplied by; None if they are unscaled.
+            half: gradients are computed in float16, where small ones become exact zeros.
         """
         parameters = [
             p
             for group in optimizer.param_groups
             for p in group["params"]
-            if p.grad is not None and not p.grad.is_sparse
+            if p.grad is not None and not p.grad.is_sparse and id(p) in self._column
         ]
         self._note_groups(optimizer)
+        self.scaled = scaler is not None
         if not parameters:
             return
-        grads = [local(p.grad) for p in parameters if p.grad is not None]
-        rms, total = self._sizes(parameters, grads, scale)
-        ratios = gradient_ratios(rms)
-        place = {id(p): i for i, p in enumerate(parameters)}
-        index = [place.get(id(layer.main), -1) for layer in self.layers]
-        self.ratios.append(_pick(ratios, index))
-        self.rms.append(_pick(rms, index))
-        self.totals.append(total)
-        finite = torch.where(rms.isfinite(), rms, -1.0)
-        self.largest_at = ([names.get(id(p), "?") for p in parameters], finite.argmax())
-        self.scaled = scaled
-        self._valid = total.isfinite() if scaled else None
-        if underflow:
-            zeros = torch.stack([(g == 0).float().mean().to(self.device) for g in grads])
-            self.underflow.append(_pick(zeros, index))
-        if self.update_ratio:
-            mine = [layer for layer in self.layers if id(layer.main) in place and layer.name not in self._before]
-            copies = [local(layer.main).detach().clone() for layer in mine]
-            self._before.update((la.name, (la.main, copy)) for la, copy in zip(mine, copies, strict=True))
+        grads = [local(p.grad) for p in parameters]
+        norms = _norms(grads, self.device)
+        norms = torch.where(norms.isnan(), torch.inf, norms)  # NaN is kept for "not observed"
+        if scale_left is not None:
+            norms = norms / scale_left.to(self.device)
+        finite = torch.isfinite(norms).all() if self.scaled else None
+        if self.sharded:
+            norms = norms * torch.tensor([_share(p) for p in parameters], device=self.device).sqrt()
+        self.norms.append(self._spread(norms, [self._column[id(p)] for p in parameters], len(self.names)))
+        mine = {id(p) for p in parameters}
+        layers = [layer for layer in self.layers if id(layer.main) in mine]
+        if half:
+            made_at = 1.0 if scale_left is not None or not self.scaled else scaler._scale
+            self._note_underflow(layers, made_at)
+        self._copy_weights(layers, finite, isinstance(optimizer, torch.optim.LBFGS))
 
-    def _sizes(
-        self, parameters: list[nn.Parameter], grads: list[Tensor], scale: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """rms of each gradient, and the L2 norm of all; sums of squares are added up over the shards of a DTensor."""
-        norms = [_norm(g).to(self.device) for g in grads]
-        stacked = torch.stack(norms)
-        if any(hasattr(p, "to_local") for p in parameters):
-            squares = stacked.double().square()
-            torch.distributed.all_reduce(squares)
-            stacked = squares.sqrt()
-        if scale is not None:
-            stacked = stacked / scale.to(self.device)
-        sizes = torch.tensor([p.numel() for p in parameters], dtype=stacked.dtype, device=self.device)
-        return stacked / sizes.sqrt(), torch.linalg.vector_norm(stacked)
+    def _note_underflow(self, layers: list[Layer], scale: Any) -> None:
+        shares = []
+        for layer in layers:
+            assert layer.main.grad is not None
+            size = (local(layer.main.grad).float() * scale).abs()
+            zeros = (size == 0).float().mean()
+            subnormal = ((size > 0) & (size < HALF_SUBNORMAL)).float().mean()
+            near = (subnormal > NEAR_UNDERFLOW * (1 - zeros)) | (zeros == 1)
+            shares.append(torch.where(near, zeros, 0.0).to(self.device))
+        if shares:
+            places = [self.layers.index(layer) for layer in layers]
+            self.underflow.append(self._spread(torch.stack(shares), places, len(self.layers)))
+
+    def _copy_weights(self, layers: list[Layer], finite: Tensor | None, searches: bool) -> None:
+        """Copies for `after_step`; of a second step in one batch too, but not within a line search (LBFGS)."""
+        again = [layer.name for layer in layers if layer.name in self._before]
+        if again and not searches:
+            self._measure(again)
+        fresh = [layer for layer in layers if layer.name not in self._before]
+        for layer in fresh:
+            self._before[layer.name] = (layer.main, local(layer.main).detach().clone(), finite)
 
     def _note_groups(self, optimizer: Any) -> None:
         held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -130,32 +159,98 @@ class StepSampler:
     @torch.no_grad()
     def after_step(self) -> None:
         """Compares the weights with what they were before the step, and lets the copies go."""
-        before, self._before = self._before, {}
-        if not before:
-            return
-        olds = [old for _, old in before.values()]
-        news = [local(parameter).detach() for parameter, _ in before.values()]
-        sizes = torch.stack([_norm(old).to(self.device) for old in olds])
-        torch._foreach_sub_(olds, news)
-        changes = torch.stack([_norm(old).to(self.device) for old in olds])
-        if any(hasattr(parameter, "to_local") for parameter, _ in before.values()):
-            squares = torch.stack([sizes, changes]).double().square()
-            torch.distributed.all_reduce(squares)
-            sizes, changes = squares.sqrt().unbind(0)
-        ratios = torch.where(sizes > 0, changes / sizes, torch.nan)
-        if self._valid is not None:
-            ratios = torch.where(self._valid, ratios, torch.nan)  # AMP skips a step whose gradients overflowed
-        place = {name: i for i, name in enumerate(before)}
-        self.updates.append(_pick(ratios, [place.get(layer.name, -1) for layer in self.layers]))
+        if self._before:
+            self._measure(list(self._before))
+
+    def _measure(self, names: list[str]) -> None:
+        taken = {name: self._before.pop(name) for name in names}
+        olds = [old for _, old, _ in taken.values()]
+        sizes = _norms(olds, self.device)
+        # not `_foreach_sub_`, which refuses weights that live on several devices
+        for old, (parameter, _, _) in zip(olds, taken.values(), strict=True):
+            old.sub_(local(parameter).detach())
+        changes = _norms(olds, self.device)
+        if self.scaled:  # AMP skips a step whose gradients overflowed
+            valid = torch.stack([torch.ones_like(sizes[0]) if v is None else v for _, _, v in taken.values()]).bool()
+            changes = torch.where(valid, changes, torch.nan)
+        if self.sharded:
+            shares = torch.tensor([_share(parameter) for parameter, _, _ in taken.values()], device=self.device).sqrt()
+            sizes, changes = sizes * shares, changes * shares
+        place = {layer.name: index for index, layer in enumerate(self.layers)}
+        places = [place[name] for name in taken]
+        count = len(self.layers)
+        both = torch.cat([sizes, changes])
+        self.updates.append(self._spread(both, [*places, *(p + count for p in places)], 2 * count))
+
+    def _spread(self, values: Tensor, places: list[int], columns: int) -> Tensor:
+        """(columns,) with `values` at their places and NaN elsewhere."""
+        key = (columns, *places)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(places, device=self.device)
+        return values.new_full((columns,), torch.nan).index_copy_(0, self._indices[key], values)
+
+    # -- window ends ---------------------------------------------------------------------------------------------
+
+    def tables(self) -> StepTables:
+        """All steps of the window. With sharded weights (FSDP2) a collective: every rank must call it."""
+        count = len(self.layers)
+        norms, updates = self.norms.table(len(self.names)), self.updates.table(2 * count)
+        underflow = self.underflow.table(count)
+        if self.sharded and len(norms):
+            norms, updates = _over_ranks(norms, self.device), _over_ranks(updates, self.device)
+        rms = norms / self.sizes.sqrt()
+        ratios = torch.stack([gradient_ratios(row) for row in rms]) if len(rms) else rms
+        sizes, changes = updates[:, :count], updates[:, count:]
+        return StepTables(
+            ratios=self._of_layers(ratios),
+            rms=self._of_layers(rms),
+            totals=torch.linalg.vector_norm(torch.where(norms.isnan(), 0.0, norms), dim=1),
+            updates=torch.where(sizes > 0, changes / sizes, torch.nan),
+            underflow=underflow,
+            largest_at=self.names[int(torch.where(rms[-1].isfinite(), rms[-1], -1.0).argmax())] if len(rms) else None,
+        )
+
+    def pack_series(self, name: str) -> dict[str, Any]:
+        """A series for a checkpoint: numbers of whole weights. With sharded weights every rank must call it."""
+        series: Series = getattr(self, name)
+        rows = [row.cpu() for row in series.rows]
+        if self.sharded and rows and name != "underflow":
+            rows = list(_over_ranks(torch.stack(rows).double(), self.device).to(rows[0].dtype))
+        return {"rows": rows, "stride": series.stride, "offered": series.offered}
+
+    def restore_series(self, name: str, state: dict[str, Any], first_rank: bool) -> None:
+        """Takes up what `pack_series` gave. Where parts are added up, the first rank holds the whole."""
+        parts = self.sharded and not first_rank and name != "underflow"
+        rows = [torch.where(row.isnan(), row, 0) if parts else row for row in state["rows"]]
+        setattr(self, name, Series([row.to(self.device) for row in rows], int(state["stride"]), int(state["offered"])))
+
+    def _of_layers(self, table: Tensor) -> Tensor:
+        padded = torch.cat([table, table.new_full((len(table), 1), torch.nan)], dim=1)
+        return padded[:, self._layer_column]
 
 
-def _norm(x: Tensor) -> Tensor:
-    """L2 norm in at least float32."""
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return norm
+def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """L2 norm of each, in at least float32."""
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    dtype = torch.float64 if wide else torch.float32
+    return torch.stack([torch.linalg.vector_norm(t, dtype=dtype).to(device) for t in tensors])
 
 
-def _pick(values: Tensor, index: list[int]) -> Tensor:
-    """`values[index]`, NaN where the index is -1."""
-    padded = torch.cat([values, values.new_full((1,), torch.nan)])
-    return padded[torch.tensor(index, device=values.device)]
+def _share(parameter: Any) -> float:
+    """This rank's part when squares are added up over all ranks: one over the number of equal copies."""
+    world = torch.distributed.get_world_size()
+    if not hasattr(parameter, "to_local"):
+        return 1 / world
+    mesh = parameter.device_mesh
+    parts = 1
+    for dimension, placement in enumerate(parameter.placements):
+        parts *= mesh.size(dimension) if placement.is_shard() else 1
+    return parts / world
+
+
+def _over_ranks(norms: Tensor, device: torch.device) -> Tensor:
+    """Norms of wholes from the norms of the ranks' parts."""
+    squares = norms.square().to(device)
+    torch.distributed.all_reduce(squares)
+    return squares.sqrt().cpu()
+

@@ -32,11 +32,19 @@ def will_step(trainer: Any) -> bool:
     return not bool(trainer.fit_loop._should_accumulate())
 
 
-def is_last_batch(trainer: Any) -> bool:
-    """Whether the epoch ends with this batch, as far as it is known: by its data, or by `max_steps`."""
-    if trainer.is_last_batch:
-        return True
-    return bool(0 < trainer.max_steps <= trainer.global_step + 1)
+def epoch_ends(trainer: Any, steps_ahead: int = 0) -> bool:
+    """Whether the epoch ends with this batch, as far as it is known: by its data, or by `max_steps`.
+
+    Args:
+        trainer: the running trainer.
+        steps_ahead: optimizer steps that this batch is still to take.
+    """
+    return bool(trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step + steps_ahead)
+
+
+def was_trained(trainer: Any, optimizer_steps: int) -> bool:
+    """Whether weights were meant to change; optimizers stepped behind Lightning's back are not counted by it."""
+    return optimizer_steps > 0 or not trainer.lightning_module.automatic_optimization
 
 
 def log_every(trainer: Any) -> int:

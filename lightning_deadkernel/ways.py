@@ -64,6 +64,23 @@ class Ways:
     composed_norm: bool = False
     """It passes a norm made of arithmetic."""
 
+    def then(self, rest: Ways) -> Ways:
+        """These ways, and the ones that go on from where they end."""
+        return Ways(
+            self.taps + rest.taps,
+            self.open or rest.open,
+            self.unknown + rest.unknown,
+            self.lost or rest.lost,
+            self.consumers + rest.consumers,
+            self.shared or rest.shared,
+            self.composed_norm or rest.composed_norm,
+        )
+
+
+Cut = tuple[int, ChannelAxis, bool, bool]
+"""A node through which all that is left of the ways goes, where the channels are in it, whether it is averaged, and
+whether activations are passed."""
+
 
 class Follower:
     """One forward pass over the part of the graph that an output reaches.
@@ -84,14 +101,31 @@ class Follower:
         """Carried nodes that hold a mean or the like of the channels."""
         self.queue: list[tuple[int, int]] = []
         self.queued: set[int] = set()
+        self.stretches: list[tuple[Cut, Ways]] = []
+        """What was found before each cut, with the cut that ended it."""
 
     def follow(self, start: int, at: ChannelAxis) -> Ways:
         """The ways of the channels at `at` in the output of node `start`."""
-        self.carry[start] = (at, output_shape(self.graph.nodes[start]))
-        self._push_readers(start)
+        self._carry_on(start, at)
         while self.queue:
-            self._visit(heapq.heappop(self.queue)[1])
+            index = heapq.heappop(self.queue)[1]
+            alone = not self.queue
+            self._visit(index)
+            if alone and index in self.carry and self._is_known_from(index):
+                break
+        # Layers of one residual stream share all of it but their own beginning: keep what follows each cut.
+        for cut, before in reversed(self.stretches):
+            self.graph.ways_after[cut] = self.ways
+            self.ways = before.then(self.ways)
         return self.ways
+
+    def _is_known_from(self, index: int) -> bool:
+        """Ends a stretch at a node that all ways go through; True where another layer went on from there before."""
+        cut = (index, self.carry[index][0], index in self.averaged, self.beyond)
+        self.stretches.append((cut, self.ways))
+        known = self.graph.ways_after.get(cut)
+        self.ways = Ways() if known is None else known
+        return known is not None
 
     def _push_readers(self, node: int) -> None:
         readers = self.graph.readers[node]

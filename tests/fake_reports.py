@@ -120,7 +120,7 @@ def history(
                     update_ratio=1e-3 * math.exp(0.3 * noise) * 0.97**window if ran else None,
                     update_ratio_max=3e-3 if ran else None,
                     weight_sparsity=0.02 * (place % 3),
-                    weight_near_zeros=0.008 + 0.01 * (place % 3),
+                    weight_near_zeros=0.008 + 0.02 * (place % 3),
                     gini=0.41,
                     hoyer=0.2,
                     activation_sparsity=0.5 if ran and activation else None,

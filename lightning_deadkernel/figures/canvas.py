@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 100
-WIDTH = 9.0
-"""Inches; TensorBoard's cards show 900 pixels well, and shrink them to half without losing the labels."""
-SMALL, MEDIUM, LARGE = 8.0, 9.5, 12.0
+WIDTH = 7.2
+"""Inches. TensorBoard's cards are 350 pixels wide: half of this, so that titles can still be read."""
+SMALL, MEDIUM, LARGE = 8.5, 10.0, 13.0
 """Font sizes in points."""
-LETTERS = 82
-"""Letters of a title on a line of a figure of normal width."""
+_BOLD_EM, _EM = 0.68, 0.58
 GREY = "#5A6670"
 NAME_LENGTH = 26
 
@@ -52,8 +51,7 @@ def one_axes(height: float, title: str, below: str, left: float, right: float = 
         bottom: margin.
 
     """
-    lines = len(textwrap.wrap(title, LETTERS)) or 1
-    top = 0.42 + 0.22 * lines
+    top = title_height(title, below) + 0.24
     figure = new_figure(height + top + bottom)
     total = height + top + bottom
     axes = figure.add_axes((left / WIDTH, bottom / total, (WIDTH - left - right) / WIDTH, height / total))
@@ -62,16 +60,25 @@ def one_axes(height: float, title: str, below: str, left: float, right: float = 
     return axes
 
 
-def write_title(figure: Figure, title: str, below: str) -> None:
+def _lines(text: str, width: float, size: float, em: float) -> list[str]:
+    """Text broken so that it fits into `width` inches; em: mean width of a letter in font sizes."""
+    return textwrap.wrap(text, int((width - 0.25) * 72 / (em * size))) or [""]
+
+
+def title_height(title: str, below: str, width: float = WIDTH, size: float = LARGE) -> float:
+    """Inches that a title and what is below it take."""
+    large, small = _lines(title, width, size, _BOLD_EM), _lines(below, width, SMALL, _EM)
+    return (len(large) * size + len(small) * SMALL) * 1.25 / 72 + 0.16
+
+
+def write_title(figure: Figure, title: str, below: str, size: float = LARGE) -> None:
     """The finding in large letters, and under it small what it rests on."""
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(title, int(LETTERS * width / WIDTH)) or [""]
-    figure.suptitle(
-        "\n".join(lines), x=0.15 / width, y=1 - 0.1 / height, ha="left", va="top", size=LARGE, weight="bold"
-    )
-    figure.text(
-        0.15 / width, 1 - (0.14 + 0.205 * len(lines)) / height, below, ha="left", va="top", size=SMALL, color=GREY
-    )
+    large, small = _lines(title, width, size, _BOLD_EM), _lines(below, width, SMALL, _EM)
+    left, top = 0.12 / width, 1 - 0.1 / height
+    figure.suptitle("\n".join(large), x=left, y=top, ha="left", va="top", size=size, weight="bold", linespacing=1.15)
+    under = top - (len(large) * size * 1.25 / 72 + 0.02) / height
+    figure.text(left, under, "\n".join(small), ha="left", va="top", size=SMALL, color=GREY)
 
 
 def figure_of(axes: Axes) -> Figure:

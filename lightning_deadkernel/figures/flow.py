@@ -77,6 +77,7 @@ def draw_gradient_flow(axes: Axes, reports: Sequence[Report], limits: Thresholds
     bottom = min(lows) / 3
     axes.set_yscale("log")
     axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom, 3)
     axes.axhspan(limits.vanishing_gradient, limits.weak_gradient, color=BAND, alpha=0.15, linewidth=0)
     axes.axhspan(
@@ -190,6 +191,7 @@ def draw_update_ratios(
     low, high = min([LANDMARK / 4, *values]) / 3, max([LANDMARK * 4, *values]) * 3
     axes.set_yscale("log")
     axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(low, high)
     axes.axhline(LANDMARK, color=GREY, linestyle="--", linewidth=1, label="landmark")
     axes.axhspan(limits.update_large, max(high, limits.update_large) * 10, color=BAND, alpha=0.3, linewidth=0)

@@ -27,6 +27,8 @@ _LINE = 0.115
 """Inches per line of cells where there are many."""
 _LONE_LINE = 0.28
 """Inches per line of cells at most."""
+_TALLEST = 12.0
+"""Inches; with more layers than that holds, lines get thinner."""
 _GAP = 0.6
 """Lines between two layers, up to..."""
 _MOST_SPACED = 70
@@ -147,7 +149,7 @@ def _name_layers(axes: Axes, layers: Sequence[LayerReport], layout: MapLayout) -
 def map_height(report: Report) -> float:
     """Inches that the cells take."""
     total = map_layout([layer.channels for layer in report.watched]).total
-    return max(min(total * _LONE_LINE, 3.0), total * _LINE)
+    return min(max(min(total * _LONE_LINE, 3.0), total * _LINE), _TALLEST)
 
 
 def kernel_map(reports: Sequence[Report]) -> Figure | None:
@@ -155,8 +157,8 @@ def kernel_map(reports: Sequence[Report]) -> Figure | None:
     report = reports[-1]
     if not report.watched:
         return None
-    left = 0.3 + 0.068 * max(len(short(layer.name)) for layer in report.watched)
-    axes = one_axes(map_height(report), state_headline(reports), basis(reports) + map_note(report), left, 1.55, 0.5)
+    left = 0.3 + 0.073 * max(len(short(layer.name)) for layer in report.watched)
+    axes = one_axes(map_height(report), state_headline(reports), basis(reports) + map_note(report), left, 1.4, 0.5)
     shown = draw_kernel_map(axes, report)
     map_legend(axes, shown, any(layer.zero_kernels for layer in report.watched))
     return figure_of(axes)

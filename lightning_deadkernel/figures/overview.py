@@ -6,7 +6,17 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_deadkernel.figures.canvas import GREY, LARGE, MEDIUM, SMALL, basis, new_figure, plain, write_title
+from lightning_deadkernel.figures.canvas import (
+    GREY,
+    LARGE,
+    MEDIUM,
+    SMALL,
+    basis,
+    new_figure,
+    plain,
+    title_height,
+    write_title,
+)
 from lightning_deadkernel.figures.flow import (
     draw_gradient_flow,
     draw_update_ratios,
@@ -26,10 +36,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH = 14.0
-_HEIGHT, _LOW_HEIGHT = 8.6, 6.6
+_WIDTH = 12.0
+_HEIGHT, _LOW_HEIGHT = 8.0, 6.2
 """Inches; the second where the kernel map is so low that the findings go below it."""
-_LETTERS = 76
+_TITLE = 18.0
+"""Points: can be read where a card shrinks the page to a quarter."""
+_LETTERS = 62
 """Letters in a line of the findings."""
 _SEVERITY_COLOURS = {
     "error": STATE_COLOURS["dead"],
@@ -47,8 +59,8 @@ def overview(reports: Sequence[Report]) -> Figure | None:
     roomy = map_height(report) < 0.45 * _LOW_HEIGHT
     total = _LOW_HEIGHT if roomy else _HEIGHT
     figure = new_figure(total, _WIDTH)
-    write_title(figure, verdict(report), basis(reports))
-    top = 0.87 if roomy else 0.89
+    write_title(figure, verdict(report), basis(reports), _TITLE)
+    top = 1 - (title_height(verdict(report), basis(reports), _WIDTH, _TITLE) + 0.4) / total
     height = min(0.8, map_height(report) / total)
     left = figure.add_axes((0.125, top - height, 0.31, height))
     plain(left)
@@ -88,7 +100,7 @@ def overview(reports: Sequence[Report]) -> Figure | None:
 
 
 def _heading(axes: Axes, text: str) -> None:
-    lines = textwrap.wrap(text, 74)
+    lines = textwrap.wrap(text, 58)
     axes.set_title("\n".join(lines[:2]), fontsize=MEDIUM, loc="left", weight="bold", y=1.0, pad=6)
 
 

@@ -113,7 +113,7 @@ def weights(reports: Sequence[Report]) -> Figure | None:
     note = basis(reports) + "; grey: the Gaussian of the same rms"
     if len(layers) < len(report.watched):
         note += f"; the {len(layers)} layers with most near zeros of {len(report.watched):,}"
-    left = 0.3 + 0.068 * max(len(short(layer.name)) for layer in layers)
+    left = 0.3 + 0.073 * max(len(short(layer.name)) for layer in layers)
     axes = one_axes(max(_ROW * len(layers), 1.2) + 0.25, weights_headline(report), note, left, 1.75, 0.65)
     draw_weights(axes, layers, histograms, smallest, largest)
     return figure_of(axes)
@@ -168,6 +168,7 @@ def draw_weights(
     exponents = range(math.ceil(math.log10(smallest)), math.floor(math.log10(largest)) + 1)
     powers = [10.0**e for e in exponents]
     axes.set_xticks([*(-p for p in reversed(powers)), 0.0, *powers])
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("weight (symmetric log axis)", fontsize=MEDIUM)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

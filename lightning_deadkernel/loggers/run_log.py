@@ -117,8 +117,12 @@ class RunLog:
         if text:
             self._each(lambda adapter: adapter.text((SUMMARY, "report"), text, step))
         if pictures:
-            named = {_picture_key(name): png for name, png in pictures.items()}
-            self._each(lambda adapter: adapter.pictures(named, step))
+            self.pictures(pictures, step)
+
+    def pictures(self, pictures: Mapping[str, bytes], step: int) -> None:
+        """Pictures alone: those of the end of fit, for a window that was logged without."""
+        named = {_picture_key(name): png for name, png in pictures.items()}
+        self._each(lambda adapter: adapter.pictures(named, step))
 
     def files(self, folder: Path) -> None:
         """Keeps the report's folder with the run where the logger can; called once, at the end of fit."""

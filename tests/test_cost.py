@@ -1,0 +1,228 @@
+"""What the monitor does per step, counted in operators rather than in seconds."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections import Counter
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_deadkernel import DeadKernelMonitor
+from lightning_deadkernel.errors import DeadKernelInternalWarning
+
+HOOKS = (
+    "on_train_batch_start",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+HOST_READS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "unique2", "_unique2", "masked_select"}
+
+
+class Count(TorchDispatchMode):
+    """Counts operators, and the bytes that `clone` copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: Counter[str] = Counter()
+        self.cloned = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.ops[name] += 1
+        if name == "clone":
+            self.cloned += out.numel() * out.element_size()
+        return out
+
+
+class Counted(DeadKernelMonitor):
+    """Runs each of its hooks under a `Count`, and keeps one per step: ``steps[step][hook]``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(log_figures=False, save_report=False, **options)
+        self.steps: list[dict[str, Count]] = []
+        self.sampled: list[bool] = []
+
+
+def _counted(name: str) -> Any:
+    def hook(self: Counted, trainer: Any, *args: Any) -> None:
+        if name == HOOKS[0]:
+            self.steps.append({})
+        with Count() as count:
+            getattr(DeadKernelMonitor, name)(self, trainer, *args)
+        self.steps[-1][name] = count
+        if name == HOOKS[0]:
+            self.sampled.append(self._sampled)
+
+    return hook
+
+
+for _name in HOOKS:
+    setattr(Counted, _name, _counted(_name))
+
+
+class Net(L.LightningModule):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def mlp(depth: int, width: int = 16, bias: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        linear = nn.Linear(width, width, bias=bias)
+        nn.init.kaiming_normal_(linear.weight)
+        layers += [linear, nn.LeakyReLU()]
+    return nn.Sequential(*layers)
+
+
+def fit(net: nn.Module, monitor: DeadKernelMonitor, batches: list[torch.Tensor], log_every: int = 50) -> None:
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[monitor],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=log_every,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", DeadKernelInternalWarning)
+        trainer.fit(Net(net), DataLoader(TensorDataset(torch.stack(batches)), batch_size=None))
+
+
+def noise(steps: int, width: int = 16, batch: int = 32, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, width, generator=generator) for _ in range(steps)]
+
+
+def test_an_unsampled_step_never_reads_from_the_device() -> None:
+    monitor = Counted()
+    net = nn.Sequential(mlp(3), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        net[1].bias[3] = -100.0  # stays pending, so that the reads of a pending layer are counted too
+    fit(net, monitor, noise(20))
+    unsampled = [step for step, sampled in zip(monitor.steps, monitor.sampled, strict=True) if not sampled]
+    assert len(unsampled) == 18
+    for step in unsampled:
+        for hook, count in step.items():
+            assert not HOST_READS & count.ops.keys(), (hook, count.ops)
+    assert monitor.report is not None
+    assert monitor.report["net.1"].dead == [3]
+
+
+def test_gradient_evidence_is_the_same_number_of_launches_at_any_depth() -> None:
+    launches = {}
+    for depth in (4, 40):
+        monitor = Counted()
+        fit(mlp(depth), monitor, noise(6))
+        launches[depth] = sum(monitor.steps[3]["on_after_backward"].ops.values())
+    # an operator more than cat, and, compare, count, mask, maximum and their views would be one per layer
+    assert launches[4] == launches[40] <= 16
+
+
+def test_a_resolved_layer_is_not_read_again_until_the_next_window() -> None:
+    monitor = Counted()
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    fit(net, monitor, noise(30, batch=256))  # a zero-mean unit is silent on a batch of 256 once in 2**256
+    reads = [sum(step["on_before_backward"].ops.values()) for step in monitor.steps]
+    assert reads[0] > 0
+    assert all(count == 0 for count in reads[2:-1])
+
+
+@pytest.mark.parametrize("log_every", [1, 7, 50, 1000])
+@pytest.mark.parametrize("fires_on", [[17], list(range(1, 40, 2)), [38]])
+def test_a_channel_that_fires_in_few_batches_is_not_dead_at_any_logging_interval(
+    log_every: int, fires_on: list[int]
+) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].weight[:, 0] = 1.0
+        net[0].bias.copy_(torch.tensor([0.0, -5.0, -50.0]))  # the second fires only where the first input is large
+    batches = [x.abs() for x in noise(40, width=4)]
+    for step in fires_on:
+        batches[step][0, 0] = 10.0
+    for step in set(range(40)) - set(fires_on):
+        batches[step].clamp_(max=1.0)
+    monitor = Counted()
+    fit(net, monitor, batches, log_every)
+    assert monitor.report is not None
+    assert monitor.report.samples == 40 * 32
+    assert monitor.report["net.0"].dead == [2]
+
+
+def test_memory_between_steps_is_per_channel_and_does_not_grow() -> None:
+    alive: list[int] = []
+
+    class Watched(DeadKernelMonitor):
+        def on_train_batch_end(self, *args: Any) -> None:
+            super().on_train_batch_end(*args)
+            gc.collect()
+            tensors = {
+                x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+                for x in gc.get_objects()
+                if type(x) in (torch.Tensor, nn.Parameter)
+            }
+            alive.append(sum(tensors.values()))
+
+    monitor = Watched(log_figures=False, save_report=False)
+    width, depth = 64, 4
+    fit(mlp(depth, width), monitor, noise(100, width))
+    print(alive)
+    # between the sampled steps nothing is added; a sampled step adds a few numbers per layer
+    assert alive[48] - alive[5] <= 8 * 16
+    assert alive[97] - alive[5] <= 8 * 16 * depth * 5
+
+
+def test_a_sampled_step_copies_the_weights_once_and_an_unsampled_one_never() -> None:
+    monitor = Counted()
+    net = mlp(5)
+    weights = sum(p.numel() * 4 for p in net.parameters() if p.ndim == 2)
+    fit(net, monitor, noise(20))
+    for step, sampled in zip(monitor.steps, monitor.sampled, strict=True):
+        copied = step["on_before_optimizer_step"].cloned
+        assert copied == (weights if sampled else 0)
+
+
+def test_without_the_update_ratio_no_copy_of_the_weights_is_made() -> None:
+    monitor = Counted(update_ratio=False)
+    fit(mlp(5), monitor, noise(4), log_every=1)
+    assert all(step["on_before_optimizer_step"].cloned == 0 for step in monitor.steps)
+    assert monitor.report is not None
+    assert all(layer.update_ratio is None for layer in monitor.report.layers)
+    assert all(layer.gradient_ratio is not None for layer in monitor.report.layers)
+
+
+def test_weight_rows_are_read_only_until_every_channel_has_shown_a_gradient() -> None:
+    def reads(step: dict[str, Count]) -> int:
+        return step["on_after_backward"].ops["linalg_vector_norm"]
+
+    monitor = Counted()
+    fit(mlp(4, bias=False), monitor, noise(10))
+    assert reads(monitor.steps[0]) == 4
+    assert all(reads(step) == 0 for step in monitor.steps[2:-1])
+
+
+def test_a_half_precision_loss_does_not_change_the_number_of_reads() -> None:
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).to(torch.bfloat16)
+    monitor = Counted()
+    fit(net, monitor, [x.bfloat16() for x in noise(10, batch=256)])
+    assert all(sum(step["on_before_backward"].ops.values()) == 0 for step in monitor.steps[2:-1])
