@@ -23,6 +23,11 @@ from lightning_deadkernel.report import Report
 from lightning_deadkernel.thresholds import Thresholds
 from lightning_deadkernel.window import Window
 
+NO_HOOKS = (
+    "no backward hook fired (is `loss.backward()` called instead of `self.manual_backward(loss)`?): "
+    "only the weights are watched."
+)
+
 
 class DeadKernelMonitor(Callback):
     """Tells for every kernel of the network whether it is alive, why it is not, and what to do about it.
@@ -53,7 +58,7 @@ class DeadKernelMonitor(Callback):
         ``deadkernel/starved_fraction``, ``deadkernel/dormant_fraction``, ``deadkernel/weight_sparsity``,
         ``deadkernel/activation_sparsity``, ``deadkernel/min_gradient_ratio``, ``deadkernel/vanishing_layers``,
         also in ``trainer.callback_metrics``, so `EarlyStopping` and `ModelCheckpoint` can monitor them; and per layer
-        ``deadkernel.<statistic>/<layer>``, e.g. ``deadkernel.dead_fraction/conv1``, ``deadkernel.gradient_ratio/conv1``.
+        ``deadkernel.<statistic>/<layer>``, e.g. ``deadkernel.gradient_ratio/conv1``.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -286,6 +291,8 @@ class DeadKernelMonitor(Callback):
         self._end_window(trainer)
         if self.report is not None:
             self._put_out(lambda output: output.end(self.reports))
+        elif self._running:
+            self._warn("no training step gave a loss: there is nothing to report.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restores what was set for a step, and saves what has been seen."""
@@ -316,12 +323,11 @@ class DeadKernelMonitor(Callback):
         if ranks.agree(self._world, observer, window, self._broken) is not None or observer is None:
             self._running, self._observer = False, None
             return
-        if window.index and not observer.backwards and trainer_facts.was_trained(trainer, window.optimizer_steps):
-            self._warn(
-                "no backward hook fired (is `loss.backward()` called instead of `self.manual_backward(loss)`?): "
-                "only the weights are watched.",
-                "backward",
-            )
+        if window.index and not observer.backwards:
+            if trainer.lightning_module.automatic_optimization:  # no step had a loss; weight averaging ends with such an epoch
+                self._open_window(trainer)
+                return
+            self._warn(NO_HOOKS, "backward")
         window.epoch, window.global_step = trainer.current_epoch, trainer.global_step
         tensors = self.log_histograms or self.log_figures
         report = close_window(

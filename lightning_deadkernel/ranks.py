@@ -47,6 +47,7 @@ def agree(world: int, observer: Observer | None, window: Window, broken: str | N
     observer.agree_on_sites(sorted({site for other in theirs for site in other["sites"]}))
     observer.reached.update(*(other["reached"] for other in theirs))
     observer.unread = max(other["unread"] for other in theirs)
+    observer.backwards = max(other["backwards"] for other in theirs)
     counts = [other["samples"] for other in theirs]
     window.samples = None if None in counts else sum(counts)
     return None
@@ -61,6 +62,7 @@ def _known(observer: Observer | None, window: Window) -> dict[str, Any]:
         "reached": sorted(observer.reached),
         "samples": window.samples,
         "unread": observer.unread,
+        "backwards": observer.backwards,
     }
 
 

@@ -42,11 +42,6 @@ def epoch_ends(trainer: Any, steps_ahead: int = 0) -> bool:
     return bool(trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step + steps_ahead)
 
 
-def was_trained(trainer: Any, optimizer_steps: int) -> bool:
-    """Whether weights were meant to change; optimizers stepped behind Lightning's back are not counted by it."""
-    return optimizer_steps > 0 or not trainer.lightning_module.automatic_optimization
-
-
 def log_every(trainer: Any) -> int:
     """The trainer's `log_every_n_steps`."""
     return int(trainer.log_every_n_steps)

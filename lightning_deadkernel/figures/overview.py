@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_deadkernel.figures.canvas import (
     GREY,
@@ -36,12 +36,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH = 12.0
-_HEIGHT, _LOW_HEIGHT = 8.0, 6.2
-"""Inches; the second where the kernel map is so low that the findings go below it."""
+_WIDTH, _HEIGHT = 12.0, 8.4
+"""Inches."""
+_LIFE, _FLOW, _LOW_FLOW = 2.0, 1.7, 1.15
+"""Heights of the pictures at the right."""
 _TITLE = 18.0
 """Points: can be read where a card shrinks the page to a quarter."""
-_LETTERS = 62
+_LINE = 0.185
+"""Inches."""
+_LETTERS = 66
 """Letters in a line of the findings."""
 _SEVERITY_COLOURS = {
     "error": STATE_COLOURS["dead"],
@@ -56,34 +59,19 @@ def overview(reports: Sequence[Report]) -> Figure | None:
     report = reports[-1]
     if not report.watched or not report.window:
         return None
-    roomy = map_height(report) < 0.45 * _LOW_HEIGHT
-    total = _LOW_HEIGHT if roomy else _HEIGHT
-    figure = new_figure(total, _WIDTH)
+    header = title_height(verdict(report), basis(reports), _WIDTH, _TITLE) + 0.4
+    below_life, below_flow = header + _LIFE + 1.15, header + _LIFE + 1.15 + _FLOW
+    roomy = map_height(report) < 2.8  # so low that the findings go below it
+    figure = new_figure(below_flow + 0.9 if roomy else _HEIGHT, _WIDTH)
     write_title(figure, verdict(report), basis(reports), _TITLE)
-    top = 1 - (title_height(verdict(report), basis(reports), _WIDTH, _TITLE) + 0.4) / total
-    height = min(0.8, map_height(report) / total)
-    left = figure.add_axes((0.125, top - height, 0.31, height))
-    plain(left)
-    shown = draw_kernel_map(left, report)
-    map_legend(left, shown, any(layer.zero_kernels for layer in report.watched))
-    _heading(left, f"Every kernel{map_note(report)}")
-    name = most_told(reports)
-    life = life_of(reports, name) if name else None
-    if life and life.channels:
-        axes = figure.add_axes((0.585, top - 0.275, 0.395, 0.275))
-        plain(axes)
-        draw_life_lines(axes, reports, life)
-        _heading(axes, life_headline(reports, life))
-        if note := life_note(life):
-            axes.set_xlabel(f"{axes.get_xlabel()}; {note}")
-    elif updating := [layer for layer in report.watched if layer.update_ratio is not None]:
-        axes = figure.add_axes((0.585, top - 0.275, 0.3, 0.275))
-        plain(axes)
-        draw_update_ratios(axes, reports, updating, Thresholds())
-        _heading(axes, update_headline(report, Thresholds()))
+    height = map_height(report) if roomy else min(map_height(report), _HEIGHT - header - 0.5)
+    axes = _axes(figure, 1.9, header, 3.3, height)
+    shown = draw_kernel_map(axes, report)
+    map_legend(axes, shown, any(layer.zero_kernels for layer in report.watched))
+    _heading(axes, f"Every kernel{map_note(report)}")
+    _draw_lives(figure, reports, header)
     if has_gradients(reports):
-        axes = figure.add_axes((0.585, 0.19, 0.395, 0.265) if roomy else (0.585, 0.345, 0.395, 0.14))
-        plain(axes)
+        axes = _axes(figure, 7.4, below_life, 4.4, _FLOW if roomy else _LOW_FLOW)
         draw_gradient_flow(axes, reports, Thresholds())
         if roomy:
             name_places(axes, [layer.name for layer in report.watched if layer.gradient_ratio is not None])
@@ -92,15 +80,36 @@ def overview(reports: Sequence[Report]) -> Figure | None:
             axes.set_xlabel("layers from input to output", fontsize=SMALL, labelpad=2)
         axes.set_ylabel("gradient ratio", fontsize=MEDIUM)
         _heading(axes, gradient_headline(report, Thresholds()))
-    if roomy:
-        _write_findings(figure, report, 0.025, top - height - 0.12)
-    else:
-        _write_findings(figure, report, 0.545, 0.285)
+    _write_findings(figure, report, *((0.25, header + height + 0.7) if roomy else (6.85, below_life + _LOW_FLOW + 0.4)))
     return figure
 
 
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """An axes by its place in inches from the upper left corner."""
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+    plain(axes)
+    return axes
+
+
+def _draw_lives(figure: Figure, reports: Sequence[Report], top: float) -> None:
+    """The life of the layer with most to tell; where none has anything to tell, the update ratios."""
+    name = most_told(reports)
+    life = life_of(reports, name) if name else None
+    if life and life.channels:
+        axes = _axes(figure, 7.4, top, 4.4, _LIFE)
+        draw_life_lines(axes, reports, life)
+        _heading(axes, life_headline(reports, life))
+        if note := life_note(life):
+            axes.set_xlabel(f"{axes.get_xlabel()}; {note}")
+    elif updating := [layer for layer in reports[-1].watched if layer.update_ratio is not None]:
+        axes = _axes(figure, 7.4, top, 2.75, _LIFE)
+        draw_update_ratios(axes, reports, updating, Thresholds())
+        _heading(axes, update_headline(reports[-1], Thresholds()))
+
+
 def _heading(axes: Axes, text: str) -> None:
-    lines = textwrap.wrap(text, 58)
+    lines = textwrap.wrap(text, 56)
     axes.set_title("\n".join(lines[:2]), fontsize=MEDIUM, loc="left", weight="bold", y=1.0, pad=6)
 
 
@@ -109,24 +118,26 @@ def _written(report: Report, finding: Finding) -> str:
     return headline(report, finding) + (f" - {cause[1].strip()}" if len(cause) > 1 else "")
 
 
-def _write_findings(figure: Figure, report: Report, x: float, y: float) -> None:
-    """As many findings as fit below `y`, worst first."""
-    line = 0.2 / figure.get_size_inches()[1]
-    figure.text(x, y, "Findings", fontsize=LARGE, weight="bold", va="top")
-    y -= 1.5 * line
-    findings = by_severity(report.findings)
+def _write_findings(figure: Figure, report: Report, left: float, top: float) -> None:
+    """As many findings as fit below `top`, worst first; places in inches from the upper left corner."""
+    across, down = figure.get_size_inches()
+
+    def write(text: str, x: float, y: float, size: float = MEDIUM, **style: Any) -> None:
+        figure.text(x / across, 1 - y / down, text, fontsize=size, va="top", linespacing=1.25, **style)
+
+    write("Findings", left, top, LARGE, weight="bold")
+    findings, y = by_severity(report.findings), top + 0.32
     if not findings:
         said = textwrap.wrap(f"Nothing found. {watched_and_not(report)}", _LETTERS)
-        figure.text(x, y, "\n".join(said), fontsize=MEDIUM, va="top", color=GOOD)
-        return
+        write("\n".join(said), left, y, color=GOOD)
     for place, finding in enumerate(findings):
         lines = textwrap.wrap(_written(report, finding), _LETTERS)
         if len(lines) > 2:
             lines = [lines[0], lines[1][: _LETTERS - 3] + "..."]
         rest = len(findings) - place
-        if y - len(lines) * line < 0.02 + (line if rest > 1 else 0):
-            figure.text(x, y, f"and {rest:,} more: see the report", fontsize=MEDIUM, color=GREY, va="top")
+        if y + (len(lines) + (rest > 1)) * _LINE > down - 0.1:
+            write(f"and {rest:,} more: see the report", left, y, color=GREY)
             return
-        figure.text(x, y, "■", fontsize=MEDIUM, va="top", color=_SEVERITY_COLOURS[finding.severity])
-        figure.text(x + 0.013, y, "\n".join(lines), fontsize=MEDIUM, va="top", linespacing=1.25)
-        y -= (len(lines) + 0.35) * line
+        write("■", left, y, color=_SEVERITY_COLOURS[finding.severity])
+        write("\n".join(lines), left + 0.17, y)
+        y += (len(lines) + 0.3) * _LINE

@@ -34,7 +34,7 @@ def with_validation(trainer, model, data):
     trainer.fit(model, data, DataLoader(images(16), 8))
 
 
-# -- accumulation, clipping, schedules ----------------------------------------------------------------------------------
+# -- accumulation, clipping, schedules --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("accumulate", "steps"), [(2, 3), (4, 2)], ids=["even", "with a leftover"])
@@ -65,7 +65,7 @@ def test_learning_rate_schedules_go_on_as_without_the_monitor():
     assert dead(run.report) == DEAD
 
 
-# -- optimizers and steps of all kinds ----------------------------------------------------------------------------------
+# -- optimizers and steps of all kinds --------------------------------------------------------------------------------
 
 
 class LineSearch(Tiny):
@@ -99,10 +99,11 @@ class NeverTrains(Tiny):
         return None
 
 
-def test_a_training_that_never_has_a_loss_calls_nothing_dead():
-    run = train_twice(NeverTrains)
-    assert dead(run.report) == {}
-    assert "only the weights were watched" in " ".join(run.report.notes)
+def test_a_training_that_never_has_a_loss_is_one_warning_and_no_report():
+    with pytest.warns(DeadKernelWarning, match="no training step gave a loss") as caught:
+        run = train_twice(NeverTrains)
+    assert len([w for w in caught if issubclass(w.category, DeadKernelWarning)]) == 1
+    assert run.monitor.report is None
 
 
 class Manual(Tiny):
@@ -184,6 +185,8 @@ class Gan(L.LightningModule):
         self.generator = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 64))
         self.discriminator = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 1))
         with torch.no_grad():
+            for layer in (self.generator[0], self.generator[2], self.discriminator[1]):
+                layer.bias.fill_(1.0)
             self.generator[0].bias[1] = -100
             self.generator[2].bias[7] = -100
             self.discriminator[1].bias[4] = -100
@@ -244,7 +247,7 @@ def test_a_layer_that_is_used_on_unsampled_steps_alone_is_watched():
     assert dead(run.report) == DEAD
 
 
-# -- weight averaging ---------------------------------------------------------------------------------------------------
+# -- weight averaging -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,7 @@ def test_callbacks_that_swap_weights_get_along(averaging):
     assert dead(run.report) == DEAD
 
 
-# -- where windows end --------------------------------------------------------------------------------------------------
+# -- where windows end ------------------------------------------------------------------------------------------------
 
 
 def test_overfitting_one_batch_and_limiting_batches_close_one_window_an_epoch():
@@ -353,7 +356,7 @@ def test_should_stop_closes_the_window_and_training_ends_as_without_the_monitor(
     assert windows(run.monitor)[1:] == [(1, 6, 6, 48), (2, 2, 2, 16)]
 
 
-# -- validation and metrics ---------------------------------------------------------------------------------------------
+# -- validation and metrics -------------------------------------------------------------------------------------------
 
 
 def test_validation_batches_are_never_counted_nor_seen():
@@ -379,7 +382,7 @@ def test_a_checkpoint_within_the_epoch_can_watch_the_dead_fraction_of_the_last_w
     assert float(keep.best_model_score) == 3
 
 
-# -- several fits, several trainers -------------------------------------------------------------------------------------
+# -- several fits, several trainers -----------------------------------------------------------------------------------
 
 
 def test_fast_dev_run_writes_nothing(tmp_path):
@@ -439,6 +442,9 @@ class Tunable(Tiny):
 
     def train_dataloader(self):
         return loader(batch_size=self.batch_size)
+
+    def val_dataloader(self):
+        return DataLoader(images(16), 8)
 
 
 def test_the_learning_rate_finder_and_the_batch_size_finder_leave_no_trace_in_the_reports():
