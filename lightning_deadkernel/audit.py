@@ -40,7 +40,7 @@ class LayerAudit:
     zero_kernels: tuple[int, ...]
     """Kernels whose L2 norm is 0, or below `Thresholds.zero_kernel` times the largest of the layer."""
     norm: str | None
-    """The batch norm that is next in the file and has one scale per kernel of this layer; None where there is none."""
+    """The batch norm that follows, as far as order or names in the file tell; None where there is none."""
     collapsed_scales: tuple[int, ...]
     """Channels of that norm whose \\|gamma\\| is below `Thresholds.norm_scale`."""
     zeros: float
@@ -71,7 +71,7 @@ class Audit:
 
     source: str
     layers: tuple[LayerAudit, ...]
-    """In the file's order, which is that of the modules' registration."""
+    """In the file's order."""
     skipped: tuple[str, ...] = ()
     """Tensors of two or more axes that were not read, each with the reason."""
 
@@ -152,7 +152,7 @@ def _remarks(layer: LayerAudit) -> Iterator[str]:
         yield f"{len(layer.zero_kernels)} {of} zero or next to it: {wording.ranges(layer.zero_kernels)}"
     if layer.collapsed_scales:
         yield (
-            f"the scale of {layer.norm}, the norm next in the file, is next to zero for {len(layer.collapsed_scales)}"
+            f"the scale of {layer.norm}, its norm by the file, is next to zero for {len(layer.collapsed_scales)}"
             f" {of}: {wording.ranges(layer.collapsed_scales)}"
         )
     if layer.identical:
@@ -176,7 +176,9 @@ def _without_nan(value: Any) -> Any:
 # -- from a state dict -------------------------------------------------------------------------------------------------
 
 
-def audit_state_dict(state: Mapping[str, Any], source: str, thresholds: Thresholds | None = None) -> Audit:
+def audit_state_dict(
+    state: Mapping[str, Any], source: str, thresholds: Thresholds | None = None, ordered: bool = True
+) -> Audit:
     """Audit the weights of a state dict.
 
     A weight is a floating point tensor of two or more axes called `weight`; those of `weight_norm` and of
@@ -187,6 +189,8 @@ def audit_state_dict(state: Mapping[str, Any], source: str, thresholds: Threshol
         state: Names to tensors; anything else in it is passed over.
         source: What to call it.
         thresholds: Where a kernel or a scale counts as zero.
+        ordered: The order is that of the modules' registration, so that a batch norm follows what it normalises; False:
+            go by names, conv1 and bn1, or features.0 and features.1.
 
     Raises:
         AuditError: If there is no such weight.
@@ -203,15 +207,26 @@ def audit_state_dict(state: Mapping[str, Any], source: str, thresholds: Threshol
             what = "it is empty" if weight.numel() == 0 else f"its type is {weight.dtype}"
             skipped.append(f"{name}: {what}")
             continue
-        after = names[place + 1] if place + 1 < len(names) else None
+        near = names[place + 1 : place + 2] if ordered else [other for other in names if _belongs(name, other)]
         # Layer and group norms often begin a block, so that what comes before them in the file does not lead to them.
-        batch_norm = f"{after}.running_var" in tensors
-        norm = after if after is not None and batch_norm and weights[after].shape == weight.shape[:1] else None
+        norms = [o for o in near if f"{o}.running_var" in tensors and weights[o].shape == weight.shape[:1]]
+        norm = norms[0] if len(norms) == 1 else None
         scale = None if norm is None else weights[norm]
         layers.append(_layer(name, weight.float(), norm, scale, thresholds))
     if not layers:
         raise AuditError(f"{source}: none of its {len(tensors)} tensors is a weight of two or more axes")
     return Audit(source, tuple(layers), tuple(skipped))
+
+
+def _belongs(layer: str, norm: str) -> bool:
+    """Whether a norm of that name is the layer's: conv1 and bn1 (or norm1), or n and n + 1 within one Sequential."""
+    (block, _, last), (other_block, _, other) = layer.rpartition("."), norm.rpartition(".")
+    if block != other_block:
+        return False
+    if last.isdigit():
+        return other.isdigit() and int(other) == int(last) + 1
+    numbers = [re.sub(r"^\D*", "", text) for text in (last, other)]
+    return numbers[0] == numbers[1] and re.fullmatch(r"\D*(bn|norm)\d*", other.lower()) is not None
 
 
 def _weights(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -278,8 +293,10 @@ def audit(path: str | Path, thresholds: Thresholds | None = None) -> Audit:
         )
     if not path.is_file():
         raise AuditError(f"{path}: no such file")
-    state = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
-    return audit_state_dict(state, str(path), thresholds)
+    # A .safetensors file keeps its tensors by name, not in the order they were given.
+    sorted_by_name = path.suffix == ".safetensors"
+    state = _load_safetensors(path) if sorted_by_name else _load_torch(path)
+    return audit_state_dict(state, str(path), thresholds, ordered=not sorted_by_name)
 
 
 def _load_safetensors(path: Path) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lightning_deadkernel import causes, references
+from lightning_deadkernel import causes, references, signs
 from lightning_deadkernel.history import gradient_seen
 from lightning_deadkernel.report import STATE_BITS, STATES, Finding, Severity, State
 from lightning_deadkernel.view import Cause, Evidence, View, finding, windows
@@ -135,14 +135,15 @@ def zero_kernels(view: View) -> Iterator[Finding]:
 
 
 def _fresh_scale(view: View) -> Tensor:
-    """(C,) bool: a norm's scale initialised to zero that has had no time to move, or moves."""
+    """(C,) bool: a norm's scale next to zero that has had no time to move, or moves and only passes through."""
     layer, past = view.layer, view.past
     if layer.norm_scale is None or layer.norms is None or layer.largest is None:
         return torch.zeros(layer.channels, dtype=torch.bool)
     scale_only = (layer.largest > 0) & (layer.norms >= view.thresholds.zero_kernel * layer.norms.nan_to_num(0.0).amax())
     young = view.window.index - past.first_window < 2 or not (layer.learning_rate or 0.0) > 0
-    fresh = past.scale_moved | torch.full_like(past.scale_moved, young)
-    return scale_only & (past.first_scale < view.thresholds.norm_scale) & fresh
+    begun_at_zero = past.first_scale < view.thresholds.norm_scale
+    passing = past.scale_moved & ~signs.scale_shrunk(view)
+    return scale_only & (passing | (begun_at_zero & (past.scale_moved | torch.full_like(past.scale_moved, young))))
 
 
 def _recovering(view: View) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import Any
 
-from lightning_deadkernel.nodes import NORMS, REDUCTIONS, SAME_SHAPE, SPLITS, VIEWS
+from lightning_deadkernel.nodes import NORMS, REDUCTIONS, SAME_SHAPE, SPLITS, VIEWS, peek
 from lightning_deadkernel.statistics import ChannelAxis
 
 Shape = tuple[int, ...]
@@ -69,11 +70,33 @@ def _reduced(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> Channel
     return _at(at, at.axis - sum(d < at.axis for d in gone))
 
 
+_SPATIAL = re.compile(r"(?:Pool|Upsample\w*?)([123])D")
+
+
+def _mixed_positions(node: Any, name: str, ndim: int) -> set[int]:
+    """Dimensions along which a pooling, resizing, padding or rolling op mixes or moves entries."""
+    spatial = _SPATIAL.search(name)
+    if spatial is not None:
+        return set(range(ndim - int(spatial[1]), ndim))
+    if "Pad" in name:
+        pad = node._saved_pad if name == "ConstantPadNd" else node._saved_padding
+        signed = [p - (1 << 64) if p >= 1 << 63 else p for p in pad]
+        return {ndim - 1 - i // 2 for i, p in enumerate(signed) if p}
+    if name in ("Flip", "Roll"):
+        return set(_unwrapped(node._saved_dims, ndim)) or set(range(ndim))  # without dims everything is moved
+    return set()
+
+
 def _split(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
     (dim,) = _unwrapped(node._saved_dim, len(before))
     if dim == at.axis:
         return None
     return _at(at, at.axis - (name in ("Unbind", "Select") and dim < at.axis))
+
+
+def _is_padding_mask(mask: Any, axis: int) -> bool:
+    """Whether a mask is the same for all channels (dimension `axis` from the right): it cannot gate one of them."""
+    return mask is not None and (mask.ndim < -axis or mask.shape[axis] == 1 or mask.stride(axis) == 0)
 
 
 def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
@@ -83,7 +106,9 @@ def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis
         LookupError: the node is in none of the tables of ops that pass channels on.
     """
     after = output_shape(node)
-    if name in SAME_SHAPE or name in NORMS:
+    if name in SAME_SHAPE or name in NORMS or name in ("Flip", "Roll"):
+        return None if at.axis in _mixed_positions(node, name, len(before)) else _same_shape(at, before, after)
+    if name == "MaskedFill" and _is_padding_mask(peek(node, "mask"), at.axis - len(before)):
         return _same_shape(at, before, after)
     if name in VIEWS:
         return through_view(at, before, after)
@@ -91,9 +116,8 @@ def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis
         return _permuted(node, name, at, len(before))
     if name in REDUCTIONS:
         return _reduced(node, at, before, after)
-    if name in ("Flip", "Roll", "IndexSelect"):
-        dims = node._saved_dim if name == "IndexSelect" else node._saved_dims
-        return None if at.axis in _unwrapped(dims, len(before)) else _same_shape(at, before, after)
+    if name == "IndexSelect":
+        return None if at.axis in _unwrapped(node._saved_dim, len(before)) else _same_shape(at, before, after)
     if name in SPLITS:
         return _split(node, name, at, before)
     if name == "Cat":

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_deadkernel import DeadKernelMonitor, Report, __version__, wording
 from lightning_deadkernel.audit import AuditError, audit
+from lightning_deadkernel.compare import compare
 from lightning_deadkernel.console import has_rich, plain_table, print_report, printable, rich_table, write
 from lightning_deadkernel.demo import DatasetNotFoundError
 from lightning_deadkernel.errors import DeadKernelError
@@ -138,6 +139,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fail_on(one, "dead_fraction=0.1")
     one.set_defaults(run=_audit)
 
+    several = commands.add_parser(
+        "compare",
+        help="several runs: do the same kernels die, and which findings came and went",
+        description="Several runs (seeds, settings, epochs) side by side, in the order given: whether the same kernels "
+        "die, more than chance would have it, and which findings came and went.",
+        epilog="Exit status: 0; 2 if it could not be done.",
+    )
+    several.add_argument("reports", metavar="REPORT", nargs="+", help=f"{_REPORT}; at least two")
+    _add_format(several, ("table", "markdown"))
+    several.set_defaults(run=_compare)
+
     show = commands.add_parser(
         "show",
         help="the table of a saved report",
@@ -234,6 +246,29 @@ def _show(arguments: argparse.Namespace) -> int:
     else:
         print_report(report, full=arguments.full)
     return EXIT_FOUND if passed else 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    comparison = compare([_load_report(place) for place in arguments.reports], _run_names(arguments.reports))
+    if arguments.format == "markdown":
+        print(comparison.to_markdown(), end="")
+    else:
+        write(comparison.render(shutil.get_terminal_size().columns, has_rich()), sys.stdout)
+    return 0
+
+
+def _run_names(places: Sequence[str]) -> list[str] | None:
+    """What tells the paths apart, e.g. seed0 and seed1 of runs/seed0/version_0 and runs/seed1/version_0.
+
+    None, for plain numbers, where nothing does.
+    """
+    parts = [list(Path(place).resolve().parts) for place in places]
+    for end in (0, -1):
+        while all(len(own) > 1 for own in parts) and len({own[end] for own in parts}) == 1:
+            for own in parts:
+                del own[end]
+    names = ["/".join(own) for own in parts]
+    return names if len(set(names)) == len(names) else None
 
 
 def _load_report(place: str) -> Report:

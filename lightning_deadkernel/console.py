@@ -15,6 +15,8 @@ from lightning_deadkernel.report import STATE_BITS, Finding, LayerReport, Report
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from lightning_deadkernel.compare import Comparison
+
 TITLE = "lightning-deadkernel"
 MOST_ROWS = 20
 """Layers in the table; the rest is counted and is in the report."""
@@ -59,13 +61,37 @@ def render(report: Report, width: int, rich: bool, full: bool = False) -> str:
         full: show every watched layer and every finding, not only the worst.
     """
     width = max(width, LEAST_WIDTH)
+    return _uncoloured(_renderable(report, full, width), width) if rich else _plain(report, width, full)
+
+
+def render_comparison(comparison: Comparison, width: int, rich: bool) -> str:
+    """A comparison as text without colour, as `render` does it."""
+    width = max(width, LEAST_WIDTH)
+    tables = [table for table in (comparison.layer_table(), comparison.finding_table()) if table.rows]
+    around = [
+        f"{TITLE}: {', '.join(comparison.runs)}",
+        comparison.verdict(),
+        comparison.reading(),
+        *(f"Not compared: {layer}: {why}" for layer, why in comparison.left_out),
+    ]
+    title, verdict, *remarks = [printable(line) for line in around if line]
     if not rich:
-        return _plain(report, width, full)
+        blocks = [[title, verdict], *(plain_table(table, width) for table in tables), remarks]
+        return "\n\n".join("\n".join(_wrapped_all(block, width)) for block in blocks if block) + "\n"
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(title), Text(verdict, style="bold")]
+    for table in tables:
+        parts += ["", *rich_table(table, width)]
+    return _uncoloured(Group(*parts, *([""] if remarks else []), *map(Text, remarks)), width)
+
+
+def _uncoloured(renderable: RenderableType, width: int) -> str:
     from rich.console import Console
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=width, color_system=None, highlight=False, legacy_windows=False)
-    console.print(_renderable(report, full, console.width))
+    Console(file=buffer, width=width, color_system=None, highlight=False, legacy_windows=False).print(renderable)
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
 
 

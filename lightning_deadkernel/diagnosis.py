@@ -138,8 +138,10 @@ def _unchanged(layer: LayerWindow, window: Window) -> Tensor:
     some, _ = gradient_seen(layer)
     if layer.weight_gradient is not None:  # the shift may listen while the kernel's own gradient is zero
         some = layer.weight_gradient > 0
-    elif layer.norm_scale is not None:  # nothing passes a norm of scale zero
+    if layer.norm_scale is not None:  # nothing passes a norm of scale zero
         some = some & (layer.norm_scale > 0)
+    if layer.gradient_rms == 0:  # not one of the kernels had a gradient of its own on the sampled steps
+        some = torch.zeros_like(some)
     frozen = layer.unchanged & some
     return frozen if layer.masked is None else frozen & ~layer.masked
 

@@ -17,10 +17,6 @@ from lightning_deadkernel.statistics import ChannelAxis, beyond, firing, is_fire
 SiteKey = tuple[str, ...]
 """Names of the layers that an activation hears, sorted. Activations that hear the same layers are one site."""
 
-_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
-_INFINITY = {torch.float32: 0x7F80_0000, torch.float64: 0x7FF0_0000_0000_0000}
-_MAGNITUDE = {torch.float32: 0x7FFF_FFFF, torch.float64: 0x7FFF_FFFF_FFFF_FFFF}
-
 SITE_SUMS = ("positives", "magnitudes", "zeros", "flat")
 """Per-channel sums of a site over the sampled steps; one more number, the entries per channel, stands after them."""
 
@@ -35,21 +31,18 @@ class Source:
 
 
 class _Countdown:
-    """How many channels of each slot are still unseen, brought to the host without waiting for the device."""
+    """Slots with channels still unseen. Their counts come to the host without waiting for the device."""
 
     def __init__(self) -> None:
-        self.left: dict[Any, int] = {}
+        self.pending: set[Any] = set()
         self._flights: list[tuple[list[Any], Tensor, Any]] = []
 
-    def reset(self) -> None:
-        self.left, self._flights = {}, []
-
-    def is_done(self, slot: Any) -> bool:
-        self._land()
-        return self.left.get(slot) == 0
+    def begin(self, slots: Iterable[Any]) -> None:
+        """Everything is unseen again."""
+        self.pending, self._flights = set(slots), []
 
     def update(self, slots: list[Any], counts: Tensor) -> None:
-        """Takes (len(slots),) int32 counts on the device; they are known to `is_done` once they have arrived."""
+        """Takes (len(slots),) int32 counts on the device; `land` learns of them once they have arrived."""
         if counts.is_cuda:
             host = torch.empty_like(counts, device="cpu", pin_memory=True).copy_(counts, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -58,19 +51,20 @@ class _Countdown:
         else:
             self._flights.append((slots, counts, None))
 
-    def _land(self) -> None:
+    def land(self) -> None:
+        """Takes in the counts that have arrived."""
         while self._flights and (self._flights[0][2] is None or self._flights[0][2].query()):
             slots, host, _ = self._flights.pop(0)
             # numpy reads host memory as it is: no operator runs, nothing can synchronise
-            self.left.update(zip(slots, host.numpy().tolist(), strict=True))
+            self.pending.difference_update(slot for slot, left in zip(slots, host.numpy(), strict=True) if left == 0)
 
 
 class ChannelEvidence(Metric):
     """Flat per-channel evidence of one window: `maxima` (max over ranks) and `totals` (sum over ranks).
 
-    `maxima` holds, for each source, the largest \\|gradient\\| of each channel twice (at the source, read every step,
-    and at the kernel itself, read on sampled steps while the first is still 0), then for each site whether each
-    channel fired. `totals` holds the non-finite gradient entries of each source's channels, then each site's sums.
+    `maxima` holds, for each source, the largest \\|gradient\\| of each channel three times (at the source, read every
+    step: NaN ignored, then NaN kept; at the kernel itself, read on sampled steps while the first is still 0), then for
+    each site whether each channel fired. `totals` holds each site's sums over the sampled steps.
     """
 
     full_state_update = False
@@ -90,6 +84,7 @@ class ChannelEvidence(Metric):
         self._indices: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._buffer = torch.zeros(0)
         self._nothing: dict[int, Tensor] = {}
+        self._plan: list[tuple[str, Source, Any, Tensor]] = []
 
     # -- layout --------------------------------------------------------------------------------------------------
 
@@ -98,13 +93,10 @@ class ChannelEvidence(Metric):
         old = {key: self.segment(*key).clone() for key in self._places}
         self.sources, self.sites = dict(sources), dict(sites)
         self._places, maxima, totals = {}, 0, 0
-        for kind in ("gradient", "kernel"):
+        for kind in ("gradient", "wild", "kernel"):
             for name, source in self.sources.items():
                 self._places[kind, name] = (maxima, maxima + source.layer.channels)
                 maxima += source.layer.channels
-        for name, source in self.sources.items():
-            self._places["non-finite", name] = (totals, totals + source.layer.channels)
-            totals += source.layer.channels
         for site, channels in self.sites.items():
             self._places["fired", site] = (maxima, maxima + channels)
             maxima += channels
@@ -122,24 +114,41 @@ class ChannelEvidence(Metric):
         self._buffer = torch.zeros(channels, dtype=self.dtype_of_maxima, device=device)
         self._nothing = {size: torch.zeros(size, dtype=self.dtype_of_maxima, device=device) for size in sizes}
         self._indices = {}
+        self._plan = [self._planned(name, source) for name, source in self.sources.items()]
+        self._begin_countdown()
+
+    def _planned(self, name: str, source: Source) -> tuple[str, Source, Any, Tensor]:
+        """(name, source, its parameter if its gradient can be taken as it is, zeros for a step without one)."""
+        parameter = source.parameter
+        plain = parameter is not None and parameter.device == self._buffer.device and not hasattr(parameter, "to_local")
+        return name, source, parameter if plain else None, self._nothing[source.layer.channels]
+
+    def _begin_countdown(self) -> None:
+        # what has been seen before a new layout (a graph of another shape) is counted again at the next read
+        self.unseen.begin([*self.sites, *(("gradient", name) for name in self.sources)])
 
     def segment(self, kind: str, key: Any) -> Tensor:
         """The part of a state that belongs to one source or site: a view."""
         start, stop = self._places[kind, key]
-        state = self.totals if kind in ("non-finite", "sums") else self.maxima
+        state = self.totals if kind == "sums" else self.maxima
         return state[start:stop]
 
     def reset(self) -> None:
         """Opens a new window."""
         super().reset()
-        self.unseen.reset()
+        self._begin_countdown()
         self.entries = {}
 
     # -- activations ---------------------------------------------------------------------------------------------
 
     def is_pending(self, site: SiteKey) -> bool:
         """Whether some channel of the site is not known to have fired in this window."""
-        return not self.unseen.is_done(site)
+        return site in self.unseen.pending
+
+    def any_pending(self) -> bool:
+        """Whether some channel of any site is not known to have fired in this window."""
+        self.unseen.land()
+        return not self.unseen.pending.isdisjoint(self.sites)
 
     def read_activations(self, reads: Sequence[tuple[SiteKey, ChannelAxis, Tensor]]) -> None:
         """Notes which channels fired: one reduction per activation, then a fixed number of launches for all."""
@@ -193,25 +202,27 @@ class ChannelEvidence(Metric):
         """
         if not self.sources:
             return
+        self.unseen.land()
         names = None if only is None else set(only)
         parts, rows = [], []
-        for name, source in self.sources.items():
-            channels = source.layer.channels
+        for name, source, plain, nothing in self._plan:
             grad = None
-            if names is None or name in names:
-                if source.parameter is not None:
-                    grad = source.parameter.grad
-                elif not self.unseen.is_done(("gradient", name)):
-                    grad = kernel_peaks(source.layer)
-                    rows.append(name)
-            if grad is None:
-                parts.append(self._nothing[channels])
-            elif grad.shape[0] == channels and grad.device == self._buffer.device and not hasattr(grad, "to_local"):
-                parts.append(grad)
-            else:
-                parts.append(self._placed(grad, channels))
-        torch.cat(parts, out=self._buffer)
-        self._note(self._buffer, self.maxima[: len(self._buffer)], self.totals[: len(self._buffer)])
+            if names is not None and name not in names:
+                pass
+            elif plain is not None:
+                grad = plain.grad
+            elif source.parameter is not None:
+                grad = source.parameter.grad if source.parameter.grad is None else self._placed(source.parameter.grad)
+            elif ("gradient", name) in self.unseen.pending:
+                grad = kernel_peaks(source.layer)
+                grad = grad if grad is None else self._placed(grad)
+                rows.append(name)
+            parts.append(nothing if grad is None else grad)
+        values = torch.cat(parts, out=self._buffer).abs_()
+        size = len(values)
+        seen, wild = self.maxima[:size], self.maxima[size : 2 * size]
+        torch.fmax(seen, values, out=seen)
+        torch.maximum(wild, values, out=wild)
         if rows:
             self._count_unseen(rows)
 
@@ -220,31 +231,23 @@ class ChannelEvidence(Metric):
 
         A shift or bias may have an exactly zero gradient while its kernel has one, so a zero there is confirmed here.
         """
-        indirect = [name for name, source in self.sources.items() if source.parameter is not None]
-        for name in indirect:
-            if self.unseen.is_done(("gradient", name)):
-                continue
+        self.unseen.land()
+        unseen = [
+            name
+            for name, source in self.sources.items()
+            if source.parameter is not None and ("gradient", name) in self.unseen.pending
+        ]
+        for name in unseen:
             peaks = kernel_peaks(self.sources[name].layer)
             if peaks is not None:
-                peaks = self._placed(peaks, self.sources[name].layer.channels).clone()
-                self._note(peaks, self.segment("kernel", name), None)
-        if indirect:
-            self._count_unseen(indirect)
+                seen = self.segment("kernel", name)
+                torch.fmax(seen, self._placed(peaks, self.sources[name].layer.channels), out=seen)
+        if unseen:
+            self._count_unseen(unseen)
 
-    def _note(self, values: Tensor, maxima: Tensor, non_finite: Tensor | None) -> None:
-        """`maxima` = max(maxima, |values|) on the bits, where NaN and inf are counted apart and are no evidence."""
-        dtype = values.dtype
-        bits = values.view(_BITS[dtype])
-        bits.bitwise_and_(_MAGNITUDE[dtype])
-        wild = bits >= _INFINITY[dtype]
-        if non_finite is not None:
-            non_finite.add_(wild)
-        bits.masked_fill_(wild, 0)
-        seen = maxima.view(_BITS[dtype])
-        torch.maximum(seen, bits, out=seen)
-
-    def _placed(self, values: Tensor, channels: int) -> Tensor:
+    def _placed(self, values: Tensor, channels: int | None = None) -> Tensor:
         """(C,) on the arena's device and of its dtype; a shard's channels stand at their global place, 0 elsewhere."""
+        channels = values.shape[0] if channels is None else channels
         offset = shard_offset(values)
         values = local(values).detach().to(self._buffer.device, self._buffer.dtype)
         if len(values) == channels:
@@ -271,7 +274,7 @@ class ChannelEvidence(Metric):
         """(kind, layer or site) -> CPU tensor, for all segments: one copy to the host per state."""
         states = {"maxima": self.maxima.cpu(), "totals": self.totals.cpu()}
         return {
-            (kind, key): states["totals" if kind in ("non-finite", "sums") else "maxima"][start:stop]
+            (kind, key): states["totals" if kind == "sums" else "maxima"][start:stop]
             for (kind, key), (start, stop) in self._places.items()
         }
 

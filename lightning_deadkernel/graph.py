@@ -137,10 +137,11 @@ class GraphMap:
                 continue
             parts = [below[value[0]] for value in values if value is not None]
             if name in MATMULS and None in (values[MATMULS[name][0]], values[MATMULS[name][1]]):
-                # The side without a graph is data, unless the product makes a weight (spectral norm's W v, say).
-                below[index] = frozenset().union(*(part or () for part in parts))
-                if not self._is_weight_side(index):
-                    below[index] = None
+                # The side without a graph is data, unless a parametrization makes a weight so (spectral norm's W v).
+                union = frozenset().union(*(part or () for part in parts))
+                owners = [self.table.by_leaf.get(parameter) for parameter in union]
+                made = any(o is not None and o.reparametrized for o in owners) and self._is_weight_side(index)
+                below[index] = union if made else None
                 continue
             if parts and None not in parts:
                 union = frozenset().union(*(part for part in parts if part is not None))
@@ -301,8 +302,9 @@ class GraphMap:
                 arguments = self.inputs[reader]
                 scale = self._single_parameter(arguments[1], channels) if argument == 0 and len(arguments) > 1 else None
                 shift = self._single_parameter(arguments[2], channels) if argument == 0 and len(arguments) > 2 else None
-                if name in ("NativeLayerNorm", "FusedRmsNorm") and (position.axis != len(shape) - 1):
-                    scale = shift = None
+                over_last = "Layer" in name or "Rms" in name
+                if position.axis != (len(shape) - 1 if over_last else 1):
+                    scale = shift = None  # as many numbers by chance, for another axis than the channels'
                 return bias, shift, scale, True
             if name == "Add" and bias is None:
                 others = [v for p, v in enumerate(self.inputs[reader]) if p != argument]

@@ -8,21 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from lightning_deadkernel import wording
-from lightning_deadkernel.report import FLAGS, STATE_BITS, STATES, LayerReport, Report
+from lightning_deadkernel.palette import COLOURS, word_of
+from lightning_deadkernel.report import FLAGS, STATES, LayerReport, Report
 
-STATE_COLOURS = {
-    "active": "#009E73",
-    "dead": "#D55E00",
-    "saturated": "#CC79A7",
-    "silent": "#F0E442",
-    "starved": "#E69F00",
-    "frozen": "#56B4E9",
-    "zero-gradient": "#0072B2",
-    "excluded": "#999999",
-}
-"""Okabe & Ito's palette, told apart by people with any kind of colour blindness (https://jfly.uni-koeln.de/color/)."""
-
-STATE_MEANINGS = {
+MEANINGS = {
     "active": "fires, has a gradient, changes",
     "dead": "never fired behind a gate such as ReLU",
     "saturated": "stuck on a flat end of its activation",
@@ -30,6 +19,8 @@ STATE_MEANINGS = {
     "starved": "fires, but no gradient comes back",
     "frozen": "has a gradient, but not one bit changed",
     "zero-gradient": "no gradient, and no activation to tell why",
+    "dormant": "active, but hardly next to its neighbours",
+    "rare": "active, but seldom",
 }
 
 STRIP_WIDTH = 640
@@ -49,7 +40,7 @@ class Strip:
     cell: float
     """Pixels of a cell."""
     paths: tuple[tuple[str, str], ...]
-    """State and the outline of its cells."""
+    """What the cells are shown as, a state or a flag, and their outline."""
     marks: str
     """Outline of the dots on zero kernels; empty where cells are too small for dots."""
 
@@ -84,9 +75,9 @@ def to_html(report: Report, pictures: Mapping[str, bytes] | None = None) -> str:
         table=wording.layer_table(report.watched) if report.watched else None,
         strip=strip,
         told=told,
-        states=[state for state in STATE_MEANINGS if any(state in layer.states for layer in report.watched)],
-        meanings=STATE_MEANINGS,
-        colours=STATE_COLOURS,
+        words=[word for word in MEANINGS if word in {word_of(c) for layer in report.watched for c in layer.codes}],
+        meanings=MEANINGS,
+        colours=COLOURS,
         marked=any(layer.zero_kernels for layer in report.watched),
         pictures={title: base64.b64encode(png).decode("ascii") for title, png in (pictures or {}).items()},
     )
@@ -103,10 +94,10 @@ def strip(layer: LayerReport) -> Strip:
     outlines: dict[str, list[str]] = {}
     for start in range(0, layer.channels, columns):
         row = list(enumerate(layer.codes[start : start + columns]))
-        for number, run in groupby(row, lambda item: item[1] & STATE_BITS):
+        for word, run in groupby(row, lambda item: word_of(item[1])):
             places = [place for place, _ in run]
             rectangle = f"M{places[0]} {start // columns}h{len(places)}v1h{-len(places)}z"
-            outlines.setdefault(STATES[number], []).append(rectangle)
+            outlines.setdefault(word, []).append(rectangle)
     dots = [
         f"M{c % columns + 0.3:g} {c // columns + 0.5:g}a.2 .2 0 1 0 .4 0a.2 .2 0 1 0 -.4 0z" for c in layer.zero_kernels
     ]
@@ -120,12 +111,12 @@ def strip(layer: LayerReport) -> Strip:
 
 
 def told(layer: LayerReport) -> list[str]:
-    """The strip in words: ``["dead 3, 11", "zero kernel 3, 11"]``; ``["all active"]`` where there is nothing to say."""
+    """The strip in words: ``["2 dead: 3, 11", "1 rare: 7"]``; ``["all active"]`` where there is nothing to say."""
     by_state = [(state, [c for c, s in enumerate(layer.states) if s == state]) for state in STATES[1:]]
     by_flag = [
         (flag.replace("_", " "), [c for c, code in enumerate(layer.codes) if code & bit])
         for flag, bit in FLAGS.items()
         if not (flag == "frozen" and "frozen" in layer.states)
     ]
-    said = [f"{word} {wording.ranges(where)}" for word, where in by_state + by_flag if where]
+    said = [f"{len(where):,} {word}: {wording.ranges(where)}" for word, where in by_state + by_flag if where]
     return said or ["all active"]

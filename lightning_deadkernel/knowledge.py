@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_deadkernel.channels import output_shape
 from lightning_deadkernel.evidence import SiteKey, Source
 from lightning_deadkernel.graph import GraphMap, LayerInGraph, walk
 from lightning_deadkernel.layers import Layer, LayerTable
@@ -100,6 +101,11 @@ class StepMap:
     """Layers in the graph."""
     compiled: bool
 
+    @property
+    def sized(self) -> list[Tap]:
+        """The taps whose channels were found for feature maps of one size only."""
+        return [tap for _, tap in self.taps if tap.shape is not None]
+
 
 class GraphReader:
     """Learns from each new shape of graph; afterwards only finds this step's live activations."""
@@ -116,6 +122,9 @@ class GraphReader:
         """This step's nodes, what to read of them, and whether this shape of graph is new."""
         nodes, key = walk(loss_node)
         found = self.maps.get(key)
+        if found is not None and any(output_shape(nodes[tap.node]) != tap.shape for tap in found.sized):
+            key = (key, tuple(output_shape(nodes[tap.node]) for tap in found.sized))
+            found = self.maps.get(key)
         if found is not None:
             return nodes, found, False
         found = self.learn(nodes)

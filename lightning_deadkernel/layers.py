@@ -50,6 +50,11 @@ class Layer:
         """The leaf with the most elements, the one whose gradient and update speak for the weight."""
         return max(self.leaves, key=lambda leaf: leaf.numel())
 
+    @property
+    def reparametrized(self) -> bool:
+        """Whether the weight is computed from its parameters (weight norm, spectral norm, a pruning mask, ...)."""
+        return self.module._parameters.get(self.tensor) is not self.main
+
     def rows(self, tensor: Tensor) -> Tensor:
         """A weight-shaped tensor as (C, K), one kernel a row; a view where the layout allows."""
         tensor = local(tensor)

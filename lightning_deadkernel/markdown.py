@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from lightning_deadkernel import wording
 from lightning_deadkernel.report import Finding, Report
+
+if TYPE_CHECKING:
+    from lightning_deadkernel.compare import Comparison
 
 _URL = re.compile(r"(https?://[^\s<>|`]*[^\s<>|`.,;:)\]])")
 _ACTIVE = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
@@ -41,11 +45,29 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
+def comparison_to_markdown(comparison: Comparison) -> str:
+    """A comparison of several runs as CommonMark with tables, the answer first."""
+    overlaps, findings = comparison.layer_table(), comparison.finding_table()
+    blocks = [
+        f"# Dead kernels compared: {escape(', '.join(comparison.runs))}",
+        f"**{escape(comparison.verdict())}**",
+        escape(comparison.reading()),
+    ]
+    if overlaps.rows:
+        blocks += ["## Dead kernels", table(overlaps)]
+    if findings.rows:
+        blocks += ["## Findings", table(findings)]
+    if comparison.left_out:
+        blocks += ["## Not compared", _list([f"{name(layer)}: {escape(why)}" for layer, why in comparison.left_out])]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
 def escape(text: str) -> str:
     """Any text as inline Markdown that shows just that text, on one line; web addresses become links.
 
-    What CommonMark and Python-Markdown (TensorBoard's) treat alike is escaped by a backslash, opening angle brackets and
-    what only some dialects know by entities. Underscores within a word mean nothing to either: they stay readable.
+    What CommonMark and Python-Markdown (TensorBoard's) treat alike is escaped by a backslash, opening angle brackets
+    and what only some dialects know by entities. Underscores within a word mean nothing to
+    either: they stay readable.
     """
     parts = _URL.split(_one_line(text))
     return "".join(f"<{part}>" if place % 2 else _escaped(part) for place, part in enumerate(parts))

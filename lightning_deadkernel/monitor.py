@@ -339,6 +339,7 @@ class DeadKernelMonitor(Callback):
             trainer_facts.publish(trainer, report, self.prog_bar)
         self._put_out(lambda output: output.window(self.reports, trainer_facts.logger_step(trainer)))
 
+    @guarded
     def _speak(self, report: Report) -> None:
         fresh = [finding for finding in new_findings(report.findings, self._said) if finding.severity != "info"]
         self._said.update((finding.kind, finding.layer) for finding in fresh)

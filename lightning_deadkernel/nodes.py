@@ -167,13 +167,12 @@ def _threshold(node: Any) -> Activation | None:
 
 
 def _maximum(node: Any) -> Activation | None:
-    """`torch.maximum(x, 0)`: a gate if the other side is a constant zero scalar."""
+    """`torch.maximum(x, 0)`: a gate if the other side is a constant of nothing but zeros."""
     for mine, other in (("self", "other"), ("other", "self")):
-        constant = peek(node, other)
-        value = peek(node, mine)
-        if constant is None or value is None or constant.numel() != 1 or constant.requires_grad:
+        constant, value = peek(node, other), peek(node, mine)
+        if constant is None or value is None or constant.requires_grad or not value.requires_grad:
             continue
-        if value.numel() > 1 and float(constant) == 0:
+        if not bool(constant.any()):
             return Activation("relu", "gate", mine, F.relu)
     return None
 

@@ -97,7 +97,7 @@ class Observer:
         """Whether some layer was in no graph of this window yet, or some channel has not fired yet."""
         if len(self.reached) < len(self.sampler.layers):
             return True
-        return any(self.evidence.is_pending(site) for site in self.evidence.sites)
+        return self.evidence.any_pending()
 
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
         reads: list[Read] = []

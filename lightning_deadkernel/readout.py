@@ -120,7 +120,8 @@ def _read_gradients(entry: LayerWindow, layer: Layer, observer: Observer, observ
     source = observer.evidence.sources.get(layer.name)
     if source is None or not observer.backwards:
         return
-    entry.gradient = observed["gradient", layer.name].clone()
+    # an infinite gradient is one: only its size is not known
+    entry.gradient = torch.nan_to_num(observed["gradient", layer.name])
     if source.parameter is not None:
         entry.gradient_source = "shift" if source.kind == "shift" else "bias"
         entry.weight_gradient = observed["kernel", layer.name].clone()
@@ -128,7 +129,7 @@ def _read_gradients(entry: LayerWindow, layer: Layer, observer: Observer, observ
         seen = entry.gradient > 0
         entry.weight_gradient[seen] = torch.maximum(entry.weight_gradient, entry.gradient)[seen]
     # a scaler skips every step whose gradients overflowed: what it skipped is no finding
-    entry.non_finite_gradients = 0 if observer.sampler.scaled else int(observed["non-finite", layer.name].sum())
+    entry.non_finite_gradients = 0 if observer.sampler.scaled else int((~observed["wild", layer.name].isfinite()).sum())
     entry.penalised = observer.reader.known[layer.name].penalised
 
 

@@ -105,7 +105,7 @@ def _restore_evidence(state: dict[str, Any], observer: Observer, first_rank: boo
     )
     for kind, key, values in state["segments"]:
         key = tuple(key) if isinstance(key, list) else key
-        summed = kind in ("non-finite", "sums")
+        summed = kind == "sums"
         if (key in evidence.sites or key in evidence.sources) and (first_rank or not summed):
             target = evidence.segment(kind, key)
             if target.shape == values.shape:

@@ -77,6 +77,8 @@ class StepSampler:
         self.sharded = any(hasattr(layer.main, "to_local") for layer in self.layers)
         self.scaled = False
         """A gradient scaler is in use: a step whose gradients overflowed is skipped."""
+        self.update_ratio = True
+        """Copy the weights during a sampled step, to compare them with what the step makes of them."""
         self.reset()
 
     def reset(self) -> None:
@@ -120,7 +122,8 @@ class StepSampler:
         if half:
             made_at = 1.0 if scale_left is not None or not self.scaled else scaler._scale
             self._note_underflow(layers, made_at)
-        self._copy_weights(layers, finite, isinstance(optimizer, torch.optim.LBFGS))
+        if self.update_ratio:
+            self._copy_weights(layers, finite, isinstance(optimizer, torch.optim.LBFGS))
 
     def _note_underflow(self, layers: list[Layer], scale: Any) -> None:
         shares = []

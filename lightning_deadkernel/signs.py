@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.history import NEVER
+from lightning_deadkernel.report import ZERO_KERNEL
 from lightning_deadkernel.view import View
 
 SHIFT_REACH = 3.0
@@ -44,9 +45,15 @@ def zero_at_initialisation(view: View) -> Tensor:
     return zero_now(view) & view.past.first_zero & (view.past.first_window == 0)
 
 
+def scale_shrunk(view: View) -> Tensor:
+    """The norm's scale has lain near zero for two windows and has fallen to a tenth: it does not just pass through."""
+    past = view.past
+    return zero_now(view) & ((past.before & ZERO_KERNEL) != 0) & (past.scale < SHRUNK * past.first_scale)
+
+
 def shrunk(view: View) -> Tensor:
     """Kernel or scale is zero now, was not at first, and is smaller than then."""
-    less = view.past.scale < view.past.first_scale
+    less = scale_shrunk(view)
     if view.layer.norms is not None:
         less = less | (view.layer.norms < view.past.first_norm)
     return zero_now(view) & ~view.past.first_zero & less

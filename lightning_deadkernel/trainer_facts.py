@@ -14,9 +14,11 @@ from lightning_deadkernel.report import Report
 
 def batch_size(batch: Any) -> int | None:
     """Samples in a batch as Lightning counts them; None where it cannot tell."""
-    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-    if isinstance(first, Tensor) and first.ndim and not isinstance(batch, (list, tuple)):
-        return first.shape[0]
+    first = batch
+    while isinstance(first, (list, tuple, dict)) and first:  # the same answer as Lightning's, without its generators
+        first = next(iter(first.values())) if isinstance(first, dict) else first[0]
+    if isinstance(first, Tensor):
+        return first.shape[0] if first.ndim else 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ours to count, not to complain about

@@ -77,7 +77,7 @@ class LayerWindow:
     vanishing_share: float = 0.0
     """Share of the window's sampled steps with 0 < R_l below `Thresholds.vanishing_gradient`."""
     non_finite_gradients: int = 0
-    """NaN or infinite gradient entries seen, those of overflow-skipped AMP steps not counted."""
+    """Channels that had a NaN or infinite gradient on some step; 0 under a gradient scaler, which skips such steps."""
     underflow_share: float | None = None
     """Share of exact zeros among the weight's gradient entries on sampled fp16 steps; None for other dtypes."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from lightning_deadkernel.report import SEVERITIES, Finding, LayerReport, Report, Savings
@@ -30,7 +30,9 @@ HEADLINES = {
 
 NOT_OBSERVED = "-"
 _LEAST_NAME = 12
-_SHARES = ("share", "fraction", "firing_rate", "sparsity", "bound")
+_IN_HEADLINE = {"channels", "of"}
+_SHARES = ("share", "share_of_steps", "fraction", "firing_rate", "rate_bound", "sparsity", "weight_zeros", "near_zeros")
+"""Endings of the names of what is shown in percent."""
 
 
 def ranges(channels: Sequence[int], limit: int = 8) -> str:
@@ -69,16 +71,18 @@ def percent(share: float | None) -> str:
     if share is None or share != share:
         return NOT_OBSERVED
     if 0 < share < 1e-4:
-        return "<0.01 %"
+        return "<0.01%"
     if 0.999 < share < 1:
-        return ">99.9 %"
-    return f"{100 * share:.2g} %" if share < 0.01 else f"{100 * share:.3g} %"
+        return ">99.9%"
+    return f"{100 * share:.2g}%" if share < 0.01 else f"{100 * share:.3g}%"
 
 
 def evidence(finding: Finding) -> str:
     """The numbers a finding rests on: ``"gradient ratio 2.1e-09, sampled steps 5"``."""
     parts = []
     for name, value in finding.evidence.items():
+        if finding.channels and name in _IN_HEADLINE:
+            continue
         share = isinstance(value, float) and 0 <= value <= 1 and name.endswith(_SHARES)
         parts.append(f"{name.replace('_', ' ')} {percent(float(value)) if share else number(value)}")
     return ", ".join(parts)
@@ -93,14 +97,21 @@ def rests_on(finding: Finding) -> str:
 
 
 def headline(report: Report, finding: Finding, name: bool = True) -> str:
-    """One finding in a few words: ``"conv2: 6 of 16 kernels are dead"``."""
+    """One finding in a few words: ``"conv2: 6 of 16 kernels are dead (decayed)"``."""
     total = next((layer.channels for layer in report.layers if layer.name == finding.layer), report.channels)
     some = len(finding.channels)
     of = f"{some:,} of {count(total, 'kernel')} {'is' if some == 1 else 'are'}"
     said = HEADLINES.get(finding.kind, finding.kind.replace("_", " ")).format(of=of)
-    if not name:
-        return said
-    return f"{finding.layer}: {said}" if finding.layer is not None else f"the network: {said}"
+    cause = "" if finding.cause_word in ("", "unknown") else f" ({finding.cause_word})"
+    where = f"{'the network' if finding.layer is None else finding.layer}: " if name else ""
+    return f"{where}{said}{cause}"
+
+
+def together(findings: Sequence[Finding]) -> Finding:
+    """Findings of one kind in one layer that differ in their cause, as one: all channels, and each cause in a word."""
+    channels = sorted({channel for finding in findings for channel in finding.channels})
+    causes = ", ".join(dict.fromkeys(finding.cause_word for finding in findings))
+    return replace(findings[0], channels=tuple(channels), cause=causes)
 
 
 def by_severity(findings: Sequence[Finding]) -> list[Finding]:
@@ -149,9 +160,9 @@ def verdict(report: Report) -> str:
     worst = findings[0]
     if worst.severity == "info":
         return f"Nothing wrong: {watched(report)}. {count(len(findings), 'remark')}, none of them a problem by itself."
-    cause = "" if worst.cause_word in ("", "unknown") else f" ({worst.cause_word})"
+    same = [finding for finding in findings if (finding.kind, finding.layer) == (worst.kind, worst.layer)]
     rest = f" In all: {tally(findings)}." if len(findings) > 1 else ""
-    line = f"{headline(report, worst)}{cause}.{rest}"
+    line = f"{headline(report, together(same))}.{rest}"
     return line[0].upper() + line[1:] if worst.layer is None else line
 
 

@@ -103,6 +103,24 @@ def test_a_layer_norm_is_not_taken_for_the_norm_of_what_comes_before_it() -> Non
     assert second.norm == "3"
 
 
+def test_norms_are_found_by_name_where_the_file_is_sorted_by_name() -> None:
+    block = nn.ModuleDict(
+        {
+            "conv10": nn.Conv2d(1, 4, 1),
+            "bn10": nn.BatchNorm2d(4),
+            "conv2": nn.Conv2d(4, 4, 1),
+            "norm2": nn.BatchNorm2d(4),
+            "alone": nn.Conv2d(4, 4, 1),
+            "stack": nn.Sequential(*[nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)] * 2),
+        }
+    )
+    state = dict(sorted(block.state_dict().items()))
+    layers = audit_state_dict(state, "x", ordered=False).layers
+    found = {layer.name: layer.norm for layer in layers}
+    stack = {"stack.0": "stack.1", "stack.2": "stack.3"}
+    assert found == {"alone": None, "conv10": "bn10", "conv2": "norm2", **stack}
+
+
 def test_nan_and_infinity_are_counted_and_make_no_kernel_zero() -> None:
     weight = torch.randn(4, 3)
     weight[1, 0], weight[2, 2] = float("nan"), float("inf")

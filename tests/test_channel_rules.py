@@ -206,9 +206,30 @@ def test_decoupled_decay_is_not_answered_with_adamw() -> None:
 
 def test_a_decayed_scale_is_told_in_numbers_of_the_scale() -> None:
     run = Run().next(start(norm_scale=torch.ones(4))).next(layer(norm_scale=torch.ones(4)))
-    finding = run.next(layer(norm_scale=each(1e-4, 1, 1, 1), weight_decay=0.01, **FIRST_OFF)).only("zero_kernels")
+    for scale in (5e-4, 1e-4):
+        run.next(layer(norm_scale=each(scale, 1, 1, 1), weight_decay=0.01, **FIRST_OFF))
+    finding = run.only("zero_kernels")
     assert finding.cause_word == "decayed"
     assert "norm's scale (gamma) down (1 at the start, 0.0001 now)" in finding.cause
+
+
+def test_a_scale_that_passes_through_zero_while_it_learns_is_no_finding() -> None:
+    run = Run().next(start()).next(layer(norm_scale=each(3e-3, 1, 1, 1)))
+    for scale in (8e-4, 6e-4, 2e-3):
+        assert run.next(layer(norm_scale=each(scale, 1, 1, 1), weight_decay=1e-4)).of("zero_kernels") == []
+
+
+def test_a_scale_of_exactly_zero_when_the_norm_is_first_seen_was_zero_at_initialisation() -> None:
+    scale = each(0, 1, 1, 1)
+    run = Run().next(start()).next(layer(norm_scale=scale)).next(layer(norm_scale=scale))
+    assert run.only("zero_kernels").cause_word == "zero at initialisation"
+
+
+def test_a_kernel_behind_a_scale_of_zero_is_not_frozen_for_its_shift_has_a_gradient() -> None:
+    held: dict[str, Any] = {"unchanged": torch.full((4,), True), "gradient": torch.ones(4), "weight_gradient": torch.ones(4)}
+    run = Run().next(start()).next(layer(norm_scale=each(0, 0, 1, 1), gradient_rms=1e-3, **held))
+    assert run.report().frozen == [2, 3]
+    assert run.next(layer(gradient_rms=0.0, **held)).report().frozen == []
 
 
 def test_a_zero_kernel_without_decay_is_unknown_with_what_was_ruled_out() -> None:

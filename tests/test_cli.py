@@ -177,7 +177,7 @@ def test_help_names_every_command_and_version_the_version(capsys: pytest.Capture
             main([argument])
         assert end.value.code == 0
     out = capsys.readouterr().out
-    for command in ("fit", "validate", "test"):
+    for command in ("fit", "validate", "test", "audit", "compare", "show"):
         assert f"    {command} " in out
     assert f"lightning-deadkernel {__version__}" in out
 
@@ -238,6 +238,106 @@ def test_a_wrong_value_in_anyones_lightning_cli_names_option_and_value(
     theirs = write("theirs.yaml", {"trainer": {"callbacks": [entry]}})
     with pytest.raises(ValueError, match="`every_n_train_steps` to be None or a positive int, but got -3"):
         LightningCLI(SmallCNN, DigitsDataModule, run=False, args=["--config", theirs], save_config_callback=None)
+
+
+@pytest.fixture(scope="module")
+def sick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with identical kernels."""
+    folder = tmp_path_factory.mktemp("run")
+    model = ["--model=MLP", "--model.init=constant", "--data=DigitsDataModule", "--data.subset=64"]
+    where = [f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"]
+    options = ["--trainer.callbacks.log_figures=false", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"]
+    assert main(["fit", *model, *where, *options]) == 0
+    (report,) = folder.rglob("report.json")
+    return report.parent.parent
+
+
+def test_show_takes_a_run_its_report_folder_or_the_file(sick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for place in (sick_run, sick_run / "deadkernel", sick_run / "deadkernel" / "report.json"):
+        assert main(["show", str(place)]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+    assert "net.linear1: all kernels are identical" in shown[0]
+
+
+def test_show_in_full_names_every_finding_and_the_other_formats_are_those_saved(
+    sick_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = sick_run / "deadkernel"
+    assert main(["show", str(sick_run), "--full"]) == 0
+    full = capsys.readouterr().out
+    for layer in range(1, 4):
+        assert f"net.linear{layer}: all kernels are identical" in full
+    assert main(["show", str(sick_run), "--format=json"]) == 0
+    assert capsys.readouterr().out == (saved / "report.json").read_text()
+    assert main(["show", str(sick_run), "--format=markdown"]) == 0
+    assert capsys.readouterr().out == (saved / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("limit", "status"), [("dead_fraction=1", 0), ("weight_sparsity=-1", 1), ("deadness=0", 2)])
+def test_show_fails_on_a_limit(limit: str, status: int, sick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(sick_run), "--fail-on", limit]) == status
+    assert (limit.partition("=")[0] in capsys.readouterr().err) == bool(status)
+
+
+def test_show_of_what_is_no_report_ends_with_2_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for place, reason in (("report.json", "report.json"), ("empty", "no report.json"), ("nowhere", "no such file")):
+        assert main(["show", str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert reason in error
+        assert "Traceback" not in error
+
+
+def test_compare_names_runs_by_what_tells_their_paths_apart(
+    sick_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = (sick_run / "deadkernel" / "report.json").read_bytes()
+    for seed in ("seed0", "seed1"):
+        (tmp_path / seed / "version_0" / "deadkernel").mkdir(parents=True)
+        (tmp_path / seed / "version_0" / "deadkernel" / "report.json").write_bytes(report)
+    places = [str(tmp_path / seed / "version_0") for seed in ("seed0", "seed1")]
+    assert main(["compare", *places]) == 0
+    table = capsys.readouterr().out
+    assert main(["compare", *places, "--format=markdown"]) == 0
+    text = capsys.readouterr().out
+    for out in (table, text):
+        assert "seed0" in out
+        assert "seed1" in out
+        assert str(tmp_path) not in out
+        assert "identical_kernels" in out
+        assert "stayed" in out
+    assert main(["compare", places[0], places[0]]) == 0
+    assert "run 2" in capsys.readouterr().out
+
+
+def test_compare_of_one_report_or_of_none_ends_with_2(
+    sick_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(sick_run)]) == 2
+    assert "at least two reports" in capsys.readouterr().err
+    assert main(["compare", str(sick_run), str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(sick_run: Path) -> None:
+    command = f"set -o pipefail; {sys.executable} -m lightning_deadkernel show --full {sick_run} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_on_finding_raise_ends_with_1_and_names_the_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model=MLP", "--model.init=constant", "--data=DigitsDataModule", "--data.subset=64"]
+    where = [f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    options = ["--trainer.callbacks.on_finding=raise", "--trainer.callbacks.log_figures=false"]
+    assert main(["fit", *model, *where, *options, "--trainer.max_epochs=3"]) == 1
+    error = capsys.readouterr().err
+    assert "identical" in error
+    assert "net.linear" in error
+    assert "Traceback" not in error
 
 
 def test_python_m_is_the_same_command() -> None:

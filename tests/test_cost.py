@@ -115,6 +115,7 @@ def noise(steps: int, width: int = 16, batch: int = 32, seed: int = 0) -> list[t
 
 def test_an_unsampled_step_never_reads_from_the_device() -> None:
     monitor = Counted()
+    torch.manual_seed(1)
     net = nn.Sequential(mlp(3), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
     with torch.no_grad():
         net[1].bias[3] = -100.0  # stays pending, so that the reads of a pending layer are counted too
@@ -133,9 +134,9 @@ def test_gradient_evidence_is_the_same_number_of_launches_at_any_depth() -> None
     for depth in (4, 40):
         monitor = Counted()
         fit(mlp(depth), monitor, noise(6))
-        launches[depth] = sum(monitor.steps[3]["on_after_backward"].ops.values())
-    # an operator more than cat, and, compare, count, mask, maximum and their views would be one per layer
-    assert launches[4] == launches[40] <= 16
+        ops = monitor.steps[3]["on_after_backward"].ops
+        launches[depth] = {name: count for name, count in ops.items() if name not in ("slice", "detach", "view")}
+    assert launches[4] == launches[40] == {"cat": 1, "abs_": 1, "fmax": 1, "maximum": 1}
 
 
 def test_a_resolved_layer_is_not_read_again_until_the_next_window() -> None:
@@ -186,7 +187,6 @@ def test_memory_between_steps_is_per_channel_and_does_not_grow() -> None:
     monitor = Watched(log_figures=False, save_report=False)
     width, depth = 64, 4
     fit(mlp(depth, width), monitor, noise(100, width))
-    print(alive)
     # between the sampled steps nothing is added; a sampled step adds a few numbers per layer
     assert alive[48] - alive[5] <= 8 * 16
     assert alive[97] - alive[5] <= 8 * 16 * depth * 5

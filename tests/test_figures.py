@@ -32,8 +32,8 @@ def title(figure: Any) -> str:
 
 
 def texts(figure: Any) -> list[str]:
-    found = [text.get_text() for text in figure.texts]
-    return found + [text.get_text() for axes in figure.axes for text in axes.texts]
+    found = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+    return [text.get_text().replace("\n", " ") for text in found]
 
 
 def cells(axes: Any) -> Counter[str]:

@@ -161,7 +161,6 @@ LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "half of the channels": lambda x: F.pad(F.relu(x[:, :4]), (0, 0, 0, 0, 0, 4)),
     "channels moved by padding": lambda x: F.relu(F.pad(x, (0, 0, 0, 0, 1, -1))),
     "chunks of channels": lambda x: torch.cat([F.relu(part) for part in x.chunk(2, 1)], 1),
-    "positions read as channels": lambda x: F.relu(x.permute(0, 2, 3, 1).reshape(4, 8, 8, 8)),
     "pooling over channels": lambda x: F.relu(
         F.avg_pool2d(x.transpose(1, 3), 3, stride=1, padding=1).transpose(1, 3)
     ),
@@ -397,7 +396,7 @@ RAW: dict[str, tuple[tuple[int, ...], int, Callable[[Tensor, Tensor], Tensor], T
     "F.linear": ((8, 5), 0, F.linear, rows(8, 5), nn.Linear(8, 2)),
     "F.conv2d": ((8, 3, 3, 3), 0, F.conv2d, images(), nn.Conv2d(8, 2, 1)),
     "einsum": ((5, 8), 1, lambda x, w: torch.einsum("nti,io->nto", x, w), rows(8, 3, 5), nn.Linear(8, 2)),
-    "einsum, outputs first": ((8, 5), 0, lambda x, w: torch.einsum("nti,oi->nto", x, w), rows(8, 3, 5), nn.Linear(8, 2)),
+    "einsum, turned": ((8, 5), 0, lambda x, w: torch.einsum("nti,oi->nto", x, w), rows(8, 3, 5), nn.Linear(8, 2)),
 }
 
 
@@ -661,7 +660,7 @@ def test_a_gated_linear_unit_gives_its_gate_an_activation_and_its_value_none() -
         down=nn.Linear(8, 2),
     )
     report = watch(net, rows(8, 3, 5))
-    assert [(la.name, la.activation) for la in report.layers] == [("gate", "silu"), ("up", "unknown"), ("down", None)]
+    assert [(la.name, la.activation) for la in report.layers] == [("gate", "silu"), ("up", None), ("down", None)]
     assert report["gate"].saturated == [2]
 
 
@@ -673,7 +672,7 @@ def test_attention_watches_its_projections_and_calls_none_of_them_dead() -> None
     )
     report = watch(net, rows(8, 5, 8))
     assert {la.name: la.activation for la in report.layers} == {
-        "attention.in_proj_weight": "unknown",
+        "attention.in_proj_weight": None,
         "attention.out_proj": "relu",
         "fc": None,
     }

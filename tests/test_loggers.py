@@ -10,6 +10,7 @@ import json
 import math
 import re
 import struct
+import time
 import warnings
 import zipfile
 from collections import Counter
@@ -411,7 +412,11 @@ def read_wandb(folder: Path) -> list[dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    records = [wandb_internal_pb2.Record.FromString(raw) for raw in wandb_records(path.read_bytes())]
+    for _ in range(300):  # another process writes the file, and may still do so after the run has finished
+        records = [wandb_internal_pb2.Record.FromString(raw) for raw in wandb_records(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            break
+        time.sleep(0.1)
     return [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records

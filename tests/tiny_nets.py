@@ -43,8 +43,15 @@ def rows(*shape: int) -> Tensor:
 
 @torch.no_grad()
 def kill(module: nn.Module, *channels: int, level: float = -100.0) -> Any:
-    """Puts the bias (or a norm's shift) of these channels far below anything that the weights can lift."""
-    module.bias[list(channels)] = level  # type: ignore[index,operator]
+    """Puts the bias (or a norm's shift) of these channels far below anything that the weights can lift.
+
+    The other kernels of a layer get a bias that lets them fire, so that none is dead by an unlucky draw.
+    """
+    bias = module.bias
+    assert isinstance(bias, Tensor)
+    if not isinstance(getattr(module, "eps", None), float):
+        bias.fill_(1.0)
+    bias[list(channels)] = level
     return module
 
 

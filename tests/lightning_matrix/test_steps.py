@@ -186,7 +186,7 @@ class Gan(L.LightningModule):
         self.discriminator = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 1))
         with torch.no_grad():
             for layer in (self.generator[0], self.generator[2], self.discriminator[1]):
-                layer.bias.fill_(1.0)
+                layer.bias.fill_(3.0)
             self.generator[0].bias[1] = -100
             self.generator[2].bias[7] = -100
             self.discriminator[1].bias[4] = -100

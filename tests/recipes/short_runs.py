@@ -28,10 +28,10 @@ def sgd(lr: float, **options: Any) -> Optimizer:
 
 @cache
 def digits() -> TensorDataset:
-    """1,797 pictures of handwritten digits, (1, 8, 8), of zero mean and unit variance, with their labels."""
+    """1,797 pictures of handwritten digits, (1, 8, 8), each pixel of zero mean, with their labels."""
     found = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32)[:, None]
-    return TensorDataset((images - images.mean()) / images.std(), torch.tensor(found.target))
+    return TensorDataset((images - images.mean(0)) / images.std(), torch.tensor(found.target))
 
 
 class Training(L.LightningModule):
