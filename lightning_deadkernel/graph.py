@@ -24,6 +24,7 @@ from lightning_deadkernel.nodes import (
     MIXERS,
     NORMS,
     REDUCTIONS,
+    SEQUENCE_OPS,
     canonical,
 )
 from lightning_deadkernel.statistics import ChannelAxis
@@ -133,7 +134,7 @@ class GraphMap:
                 below[index] = frozenset({id(self.nodes[index].variable)})
                 continue
             name, values = self.names[index], self.inputs[index]
-            if name in CONVOLUTIONS or "Embedding" in name:
+            if name in CONVOLUTIONS or name in SEQUENCE_OPS or "Embedding" in name:
                 continue
             parts = [below[value[0]] for value in values if value is not None]
             if name in MATMULS and None in (values[MATMULS[name][0]], values[MATMULS[name][1]]):

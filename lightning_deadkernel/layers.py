@@ -117,7 +117,8 @@ def _own_weights(name: str, module: nn.Module) -> Iterator[tuple[str, tuple[nn.P
 
 
 def _candidates(model: nn.Module) -> Iterator[Layer]:
-    inside = tuple(f"{name}.parametrizations" for name, m in model.named_modules() if hasattr(m, "parametrizations"))
+    owners = [name for name, module in model.named_modules() if hasattr(module, "parametrizations")]
+    inside = tuple(f"{name}.parametrizations".lstrip(".") for name in owners)
     for name, module in model.named_modules():
         if isinstance(module, NOT_KERNELS) or any(name.startswith(prefix) for prefix in inside):
             continue
@@ -130,6 +131,8 @@ def _candidates(model: nn.Module) -> Iterator[Layer]:
             title = name if tensor == "weight" and name else ".".join(filter(None, (name, tensor)))
             standard = isinstance(module, (_ConvNd, nn.Linear)) and tensor == "weight"
             layer = Layer(title, module, tensor, leaves, channels=0, standard=standard)
+            if lazy and tensor == "bias":
+                continue
             if lazy:
                 layer.excluded = "its lazy parameters were never initialised"
                 yield layer

@@ -335,9 +335,9 @@ class DeadKernelMonitor(Callback):
         )
         self.reports[-1:] = [*(last.compact() for last in self.reports[-1:]), report]
         self._open_window(trainer)
+        self._put_out(lambda output: output.window(self.reports, trainer_facts.logger_step(trainer)))
         if report.window:
             trainer_facts.publish(trainer, report, self.prog_bar)
-        self._put_out(lambda output: output.window(self.reports, trainer_facts.logger_step(trainer)))
 
     @guarded
     def _speak(self, report: Report) -> None:

@@ -47,12 +47,16 @@ MATMULS = {
 }
 """Places of (left, right, bias) among the node's arguments."""
 
-MIXERS = frozenset(
+SEQUENCE_OPS = frozenset(
     "ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention ScaledDotProductEfficientAttention "
-    "ScaledDotProductCudnnAttention ScaledDotProductFusedAttention ScaledDotProductAttentionMath "
-    "MkldnnRnnLayer CudnnRnn MiopenRnn ThnnFusedLstmCell ThnnFusedGruCell Lstm Bilinear Trilinear Dot Cdist "
-    "FftR2C FftC2R FftC2C GridSampler2D GridSampler3D Softmax SafeSoftmax MaskedSoftmax FlexAttention "
-    "FlexAttentionAutogradOp".split()
+    "ScaledDotProductCudnnAttention ScaledDotProductFusedAttention ScaledDotProductAttentionMath FlexAttention "
+    "FlexAttentionAutogradOp MkldnnRnnLayer CudnnRnn MiopenRnn ThnnFusedLstmCell ThnnFusedGruCell Lstm".split()
+)
+"""Attention and recurrence: what they make is data, even where nothing but parameters enters by the graph."""
+
+MIXERS = SEQUENCE_OPS | frozenset(
+    "Bilinear Trilinear Dot Cdist FftR2C FftC2R FftC2C GridSampler2D GridSampler3D Softmax SafeSoftmax "
+    "MaskedSoftmax".split()
 )
 """Ops that read every channel they are given and lead on to further layers: the kernel is heard there."""
 
@@ -85,7 +89,7 @@ NORMS = frozenset(
 AVERAGES = frozenset("AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D".split())
 REDUCTIONS = frozenset("Mean Sum Amax Amin Max Min Var Std VarMean StdMean Norm LinalgVectorNorm Prod".split())
 VIEWS = frozenset("View UnsafeView ReshapeAlias Reshape Unsqueeze Squeeze Flatten Unflatten".split())
-SPLITS = frozenset("Split SplitWithSizes Chunk Unbind Select".split())
+SPLITS = frozenset("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Chunk Unbind Select".split())
 ARITHMETIC = frozenset(
     "Pow Square Sqrt Rsqrt Reciprocal Abs Exp Log Log1P Expm1 Sin Cos Add Sub Rsub Mul Div Neg Clone ToCopy Expand "
     "ConstantPadNd Maximum Minimum Clamp ClampMin Addcmul Addcdiv".split()
@@ -203,6 +207,12 @@ def _elu(node: Any) -> Activation | None:
     return Activation(label, "smooth", "self", lambda x: F.elu(x, alpha) * scale)
 
 
+def _softplus(node: Any) -> Activation:
+    """Positive everywhere, so that only its flat end tells an off channel: slope and output are next to zero there."""
+    beta = float(node._saved_beta)
+    return Activation("softplus", "bounded", "self", lambda x: F.softplus(x, beta), F.softplus, low=-5.0 / beta)
+
+
 def _fixed(*args: Any, **kwargs: Any) -> Callable[[Any], Activation | None]:
     made = Activation(*args, **kwargs)
     return lambda node: made
@@ -227,11 +237,9 @@ ACTIVATIONS: dict[str, Callable[[Any], Activation | None]] = {
     "Silu": _fixed("silu", "smooth", "self", F.silu),
     "Mish": _fixed("mish", "smooth", "self", F.mish),
     "Hardswish": _fixed("hardswish", "smooth", "self", F.hardswish),
-    "Softplus": _fixed("softplus", "smooth", "self", F.softplus, positive=F.softplus),
+    "Softplus": _softplus,
     "Sigmoid": _fixed("sigmoid", "bounded", "result", _same, low=1 - SIGMOID_AT_5, high=SIGMOID_AT_5),
     "Tanh": _fixed("tanh", "bounded", "result", _same, low=-TANH_AT_5, high=TANH_AT_5),
-    "Hardsigmoid": _fixed(
-        "hardsigmoid", "bounded", "self", F.hardsigmoid, positive=F.hardsigmoid, low=-3.0, high=3.0
-    ),
+    "Hardsigmoid": _fixed("hardsigmoid", "bounded", "self", F.hardsigmoid, positive=F.hardsigmoid, low=-3.0, high=3.0),
 }
 """Node name -> its reader. A reader gives None where this use of the op is not an activation that can be read."""

@@ -107,7 +107,8 @@ def _read_weights(entry: LayerWindow, layer: Layer, known: Knowledge, tensors: W
     summary = weight_summary(weight)
     entry.weight_zeros, entry.weight_near_zeros = float(summary.zeros), float(summary.near_zeros)
     entry.gini, entry.hoyer = float(summary.gini), float(summary.hoyer)
-    entry.identical = len(rows) > 1 and bool((rows == rows[:1]).all())
+    # two rows tell almost always; only if they are equal the rest is compared
+    entry.identical = len(rows) > 1 and torch.equal(rows[0], rows[1]) and bool((rows == rows[:1]).all())
     mask = layer.mask()
     if mask is not None:
         entry.masked = (layer.rows(mask) == 0).all(1).cpu()

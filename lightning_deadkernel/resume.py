@@ -81,7 +81,8 @@ def restore(
     sampler = observer.sampler
     same = state["layers"] == [[layer.name, layer.channels] for layer in sampler.layers]
     if not same or state["parameters"] != sampler.names:
-        warn("the layers are not those of the checkpoint: the open window begins anew.")
+        if state["window"]["batches"]:
+            warn("the layers are not those of the checkpoint: the open window begins anew.")
         return
     for name in COUNTERS:
         setattr(window, name, state["window"][name])

@@ -12,7 +12,8 @@ def codes(channels: int, marks: Mapping[str, tuple[int, ...]]) -> bytes:
     made = bytearray(channels)
     for word, where in marks.items():
         for channel in where:
-            made[channel] |= FLAGS[word] if word in FLAGS else STATES.index(word)
+            # "frozen" is both: the state of an active channel, and a flag beside any other.
+            made[channel] |= (STATES.index(word) if word in STATES else 0) | FLAGS.get(word, 0)
     return bytes(made)
 
 

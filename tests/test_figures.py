@@ -297,7 +297,7 @@ def test_of_many_layers_the_extremes_are_named() -> None:
 @pytest.mark.parametrize(
     ("ratio", "said"),
     [
-        (0.5, "Reckless updates in 1 of 3 layers: each step changes conv2 by 50 %"),
+        (0.5, "Reckless updates in 1 of 3 layers: each step changes conv2 by 50%"),
         (1e-8, "The weights of 1 of 3 layers hardly change: update ratio 1.0e-08 at conv2"),
         (0.0, "The weights of 1 of 3 layers do not change: update ratio 0 at conv2"),
     ],
@@ -320,7 +320,7 @@ def test_weights_are_on_a_symmetric_log_axis_with_a_gaussian_behind_each(sick: l
     assert axes.get_xscale() == "symlog"
     assert [patch.get_label() for patch in axes.patches] == ["Gaussian", "conv1", "Gaussian", "conv2", "Gaussian", "fc"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["conv1", "conv2", "fc"]
-    assert {"2 %", "4 %", "zeros", "near zeros"} <= set(texts(figure))
+    assert {"2%", "4%", "zeros", "near zeros"} <= set(texts(figure))
 
 
 def test_gaussian_weights_lie_on_their_gaussian() -> None:
@@ -341,8 +341,8 @@ def test_what_is_near_zero_is_one_bucket_that_holds_its_share() -> None:
 @pytest.mark.parametrize(
     ("zeros", "near", "said"),
     [
-        (0.53, 0.6, "conv2: 53 % of the weights are exactly zero"),
-        (0.0, 0.6, "conv2: 60 % of the weights are near zero (a Gaussian has 0.8 %)"),
+        (0.53, 0.6, "conv2: 53% of the weights are exactly zero"),
+        (0.0, 0.6, "conv2: 60% of the weights are near zero (a Gaussian has 0.8%)"),
     ],
 )
 def test_weights_say_when_most_are_zero(sick: list[Report], zeros: float, near: float, said: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from example_reports import codes, healthy_report, malicious_report, sick_report
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_deadkernel import schema
@@ -96,6 +96,7 @@ reports = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(reports)
 def test_json_gives_the_same_report_back_and_is_strict(report: Report) -> None:
     text = schema.to_json(report)
@@ -107,6 +108,7 @@ def test_json_gives_the_same_report_back_and_is_strict(report: Report) -> None:
     assert schema.from_json(text) == report
 
 
+@settings(deadline=None, max_examples=50)
 @given(reports)
 def test_packing_gives_the_compact_report_back(report: Report) -> None:
     packed = schema.pack(report)
@@ -135,12 +137,12 @@ def test_codes_are_written_as_words_and_indices() -> None:
 
 
 def test_every_property_of_a_layer_tells_the_channels_with_its_code() -> None:
-    words = [*STATES, *FLAGS]
+    words = list(dict.fromkeys([*STATES, *FLAGS]))
     layer = LayerReport("x", "Linear", len(words), 0, "relu", codes(len(words), {w: (n,) for n, w in enumerate(words)}))
     assert (layer.dead, layer.saturated, layer.silent, layer.starved) == ([1], [2], [3], [4])
-    assert layer.zero_gradient == [6]
-    assert (layer.dormant, layer.rare, layer.zero_kernels, layer.frozen) == ([8], [9], [10], [11])
-    assert layer.states == [*STATES, *["active"] * len(FLAGS)]
+    assert (layer.frozen, layer.zero_gradient) == ([5], [6])
+    assert (layer.dormant, layer.rare, layer.zero_kernels) == ([8], [9], [10])
+    assert layer.states == [*STATES, "active", "active", "active"]
 
 
 def test_saving_as_json_and_loading_gives_the_same_report_without_tensors(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_a_damaged_file_is_an_error_that_says_what_is_wrong_where(change: object
     with pytest.raises(ValueError, match=message) as caught:
         Report.load(path)
     assert str(caught.value).startswith(str(path))
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"[]", b"null", b"NaN", b"[" * 100_000, b"\xff\xfe{}"])
@@ -230,6 +232,7 @@ def test_a_foreign_file_is_an_error_that_names_it(content: bytes, tmp_path: Path
         Report.load(path)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_a_changed_byte_is_read_or_refused_but_nothing_else(data: st.DataObject) -> None:
     whole = bytearray(schema.to_json(malicious_report()).encode())

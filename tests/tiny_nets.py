@@ -57,8 +57,8 @@ def kill(module: nn.Module, *channels: int, level: float = -100.0) -> Any:
 
 def conv(inputs: int = 3, outputs: int = 8, dead: Sequence[int] = (), **options: Any) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size."""
-    module: nn.Conv2d = kill(nn.Conv2d(inputs, outputs, 3, **{"padding": 1, **options}), *dead)
-    return module
+    module = nn.Conv2d(inputs, outputs, 3, **{"padding": 1, **options})
+    return module if module.bias is None else kill(module, *dead)  # type: ignore[no-any-return]
 
 
 def fit(

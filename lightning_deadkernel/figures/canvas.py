@@ -24,7 +24,7 @@ WIDTH = 7.2
 """Inches. TensorBoard's cards are 350 pixels wide: half of this, so that titles can still be read."""
 SMALL, MEDIUM, LARGE = 8.5, 10.0, 13.0
 """Font sizes in points."""
-_BOLD_EM, _EM = 0.68, 0.58
+_BOLD_EM, _EM = 0.62, 0.58
 GREY = "#5A6670"
 NAME_LENGTH = 26
 

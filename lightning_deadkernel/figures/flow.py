@@ -22,7 +22,7 @@ from lightning_deadkernel.figures.titles import past_of
 from lightning_deadkernel.palette import BAND, FAINT, LINE
 from lightning_deadkernel.report import LayerReport, Report
 from lightning_deadkernel.thresholds import Thresholds
-from lightning_deadkernel.wording import number
+from lightning_deadkernel.wording import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +134,7 @@ def update_headline(report: Report, limits: Thresholds) -> str:
     slow = sum(ratio < limits.update_small for ratio, _ in seen)
     of = f"of {len(seen):,} layers"
     if reckless:
-        return f"Reckless updates in {reckless:,} {of}: each step changes {high} by {100 * most:.3g} %"
+        return f"Reckless updates in {reckless:,} {of}: each step changes {high} by {percent(most)}"
     if slow:
         said = "do not change" if least == 0 else "hardly change"
         return f"The weights of {slow:,} {of} {said}: update ratio {number(least)} at {low}"

@@ -44,7 +44,7 @@ _TITLE = 18.0
 """Points: can be read where a card shrinks the page to a quarter."""
 _LINE = 0.185
 """Inches."""
-_LETTERS = 66
+_LETTERS = 74
 """Letters in a line of the findings."""
 _SEVERITY_COLOURS = {
     "error": STATE_COLOURS["dead"],

@@ -5,35 +5,35 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
-import tomllib
+import torch
 
-from lightning_deadkernel import DeadKernelMonitor
+from lightning_deadkernel import DeadKernelMonitor, Thresholds
 from lightning_deadkernel.attach import callbacks_from_environment
 from lightning_matrix import models
+from lightning_matrix.models import DEAD, Tiny, dead
+from lightning_matrix.twins import monitor_of, train
 
 ROOT = Path(models.__file__).parents[2]
 
 SCRIPT = """
-import lightning as L, torch
-from lightning_matrix.models import Tiny, loader, dead, DEAD
+import lightning as L
+from lightning_matrix.models import DEAD, Tiny, dead, loader
 from lightning_matrix.twins import QUIET
-torch.set_num_threads(1)
-{imports}
-trainer = L.Trainer(**{{**QUIET, "max_epochs": 1}}, callbacks=[{callbacks}])
+
+trainer = L.Trainer(**{**QUIET, "max_epochs": 1})
 trainer.fit(Tiny(), loader())
-monitors = [c for c in trainer.callbacks if "Monitor" in type(c).__name__]
-print("monitors", len(monitors), [m.every_n_train_steps for m in monitors], [m.state_key for m in monitors])
-print("dead", [dead(m.report) == DEAD for m in monitors])
+(monitor,) = [c for c in trainer.callbacks if type(c).__name__ == "AttachedMonitor"]
+assert dead(monitor.report) == DEAD
 """
 
 
 @pytest.fixture
 def installed(tmp_path) -> Path:
     """A folder that makes the package look installed, with the entry points of its pyproject."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     folder = tmp_path / "site" / "lightning_deadkernel-0.dist-info"
     folder.mkdir(parents=True)
@@ -43,45 +43,65 @@ def installed(tmp_path) -> Path:
     return folder.parent
 
 
-def run(installed: Path, imports: str = "", callbacks: str = "", **variables: str) -> str:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LIGHTNING_DEADKERNEL")}
+@pytest.fixture
+def trainers(installed, monkeypatch):
+    """Makes a Trainer under some environment variables, and trains with it; gives its monitors."""
+    monkeypatch.syspath_prepend(installed)
+
+    def fit(*callbacks, **variables: str) -> list[DeadKernelMonitor]:
+        for name in ("LIGHTNING_DEADKERNEL", "LIGHTNING_DEADKERNEL_CONFIG"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        run = train(Tiny, None, callbacks=lambda: list(callbacks), max_epochs=1)
+        return [callback for callback in run.trainer.callbacks if isinstance(callback, DeadKernelMonitor)]
+
+    return fit
+
+
+def test_a_script_needs_nothing_but_the_variable(installed):
+    environment = os.environ | {"LIGHTNING_DEADKERNEL": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (installed, ROOT, ROOT / "tests")))
+    (installed / "script.py").write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT.format(imports=textwrap.dedent(imports), callbacks=callbacks)],
-        env=environment | variables,
-        cwd=installed,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "script.py"], env=environment, cwd=installed, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_without_the_variable_nothing_is_attached(installed):
-    assert "monitors 0" in run(installed)
-
-
-def test_with_the_variable_a_monitor_with_default_settings_is_attached_and_writes_its_report(installed):
-    shown = run(installed, LIGHTNING_DEADKERNEL="1")
-    assert "monitors 1 [None] ['DeadKernelMonitor']" in shown
-    assert "dead [True]" in shown
     assert list(installed.glob("deadkernel/version_0/report.json"))
 
 
-def test_settings_come_from_a_yaml_file_and_an_explicit_monitor_is_not_doubled(installed):
-    config = installed / "monitor.yaml"
-    config.write_text("every_n_train_steps: 3\nthresholds: {dormant: 0.1}\nsave_report: false\n")
-    variables = {"LIGHTNING_DEADKERNEL": "1", "LIGHTNING_DEADKERNEL_CONFIG": str(config)}
-    assert "monitors 1 [3]" in run(installed, **variables)
-    explicit = run(
-        installed,
-        "from lightning_deadkernel import DeadKernelMonitor",
-        "DeadKernelMonitor(every_n_train_steps=2)",
-        **variables,
-    )
-    assert "monitors 1 [2] ['DeadKernelMonitor']" in explicit
-    assert "dead [True]" in explicit
+def test_without_the_variable_nothing_is_attached(trainers):
+    assert trainers() == []
+    assert trainers(LIGHTNING_DEADKERNEL="0") == []
+
+
+def test_with_the_variable_a_monitor_with_default_settings_is_attached(trainers):
+    (monitor,) = trainers(LIGHTNING_DEADKERNEL="1")
+    assert dead(monitor.report) == DEAD
+    assert monitor.thresholds == Thresholds()
+    assert monitor.every_n_train_steps is None
+
+
+def test_settings_come_from_a_yaml_file_and_an_explicit_monitor_is_not_doubled(trainers, tmp_path):
+    (tmp_path / "monitor.yaml").write_text("every_n_train_steps: 3\nthresholds: {dormant: 0.1}\nlog_figures: false\n")
+    variables = {"LIGHTNING_DEADKERNEL": "1", "LIGHTNING_DEADKERNEL_CONFIG": str(tmp_path / "monitor.yaml")}
+    (monitor,) = trainers(**variables)
+    assert [report.batches for report in monitor.reports] == [0, 3, 3]
+    assert monitor.thresholds.dormant == 0.1
+    explicit = monitor_of(every_n_train_steps=2)
+    assert trainers(explicit, **variables) == [explicit]
+    assert [report.batches for report in explicit.reports] == [0, 2, 2, 2]
+
+
+def test_an_attached_monitors_checkpoint_is_an_explicit_ones_and_resumes(trainers, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_DEADKERNEL", "1")
+    first = train(Tiny, None, max_epochs=1)
+    first.trainer.save_checkpoint(tmp_path / "attached.ckpt")
+    checkpoint = torch.load(tmp_path / "attached.ckpt", weights_only=True)
+    assert list(checkpoint["callbacks"]) == ["DeadKernelMonitor"]
+    second = train(Tiny, None, fit=lambda t, m, d: t.fit(m, d, ckpt_path=tmp_path / "attached.ckpt"))
+    (monitor,) = [c for c in second.trainer.callbacks if isinstance(c, DeadKernelMonitor)]
+    assert [report.window for report in monitor.reports] == [0, 1, 2]
 
 
 def test_the_factory_gives_nothing_unless_it_is_switched_on(monkeypatch):

@@ -10,7 +10,6 @@ import time
 import warnings
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
@@ -26,8 +25,8 @@ from lightning_deadkernel.observer import Observer
 from lightning_deadkernel.output import Output
 from lightning_deadkernel.sampling import StepSampler
 from lightning_matrix import models
-from lightning_matrix.models import DEAD, Tiny, dead, loader
-from lightning_matrix.twins import QUIET, monitor_of, train, train_twice
+from lightning_matrix.models import DEAD, Tiny, dead
+from lightning_matrix.twins import monitor_of, train, train_twice
 
 ROOT = Path(models.__file__).parents[2]
 
@@ -48,7 +47,7 @@ def reports_on_disk() -> Report:
     return Report.load(path)
 
 
-# -- the user's own ends ------------------------------------------------------------------------------------------------
+# -- the user's own ends ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_the_users_exception_comes_through_and_what_was_seen_is_on_disk(error, e
         signal.signal(signal.SIGINT, handler)
     kept = reports_on_disk()
     assert kept.window == 2
-    assert kept.batches == (3 if where == "on_train_batch_end" else 2) - (where == "on_train_batch_end")
+    assert kept.batches == 2
     assert dead(kept) == DEAD
     assert run.monitor.report.window == 2
 
@@ -107,7 +106,7 @@ def test_a_checkpoint_that_is_saved_on_an_exception_can_be_resumed(tmp_path):
     assert dead(run.report) == DEAD
 
 
-# -- faults of our own --------------------------------------------------------------------------------------------------
+# -- faults of our own ------------------------------------------------------------------------------------------------
 
 STAGES = {
     "table": (lightning_deadkernel.monitor.LayerTable, "of"),
@@ -210,7 +209,7 @@ def test_wrong_patterns_are_an_error_before_the_first_step():
     assert "net.conv1" in str(run.error)
 
 
-# -- a killed process ---------------------------------------------------------------------------------------------------
+# -- a killed process -------------------------------------------------------------------------------------------------
 
 ENDLESS = """
 import torch
@@ -241,6 +240,3 @@ def test_a_kill_while_a_report_is_written_leaves_a_whole_file(tmp_path):
     (path,) = tmp_path.rglob("report.json")
     assert Report.load(path).window >= max(seen)
     assert len(seen) >= 20
-    assert QUIET["max_epochs"] == 2
-    assert L.__version__
-    assert loader() is not None

@@ -32,7 +32,7 @@ class Resumable(DataLoader):
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"given": self.given}
+        return {"given": self.given % len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.begin = state["given"]
