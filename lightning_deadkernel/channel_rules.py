@@ -23,6 +23,9 @@ CHANCE_SHARE = 0.5
 and ordinary drift."""
 CHANCE = ("born dead", "faded")
 SATURATED_MOST = 0.9
+UNDERFLOW_SHARE = 0.5
+"""Zeros among the entries of a float16 gradient have other sources as well (inputs that are zero, channels that are off):
+only where they are most of it is the type to blame."""
 
 
 def _since(view: View, channels: Tensor) -> Evidence:
@@ -208,7 +211,8 @@ def revived_channels(view: View) -> Iterator[Finding]:
     cause = Cause(
         "recovered",
         f"{' or '.join(told)} since {windows(since)}, back in window {view.window.index}",
-        "Nothing to mend; channels that come and go point to a learning rate at the high end.",
+        "Nothing to mend"
+        + ("; channels that come and go point to a learning rate at the high end." if "dead" in told else "."),
         references.REDO,
         {"since_window": int(since.min()), "back_in_window": view.window.index},
     )
@@ -228,13 +232,20 @@ def _why_starved(view: View) -> Cause:
             references.LU,
             {"consumers": told},
         )
-    if layer.underflow_share is not None and layer.underflow_share > 0.5:
+    cause = underflow(layer)
+    if cause is not None:
+        return cause
+    shut = [name for name in names if _wholly_zero(view, name)]
+    if names and len(shut) == len(names):
+        told = ", ".join(names)
         return Cause(
-            "underflow",
-            f"{layer.underflow_share:.0%} of the float16 gradient entries are exactly zero: too small to be held",
-            "Train with precision='16-mixed' (its loss scaling lifts gradients into range) or with bfloat16.",
-            references.MIXED,
-            {"underflow_share": layer.underflow_share},
+            "outgoing zero",
+            f"fires, yet its gradient is exactly zero: every kernel of what reads it is zero, or the norm's scale"
+            f" (gamma) after it is ({told})",
+            f"See to the zero kernels of {told} first; this layer is sound and learns again as soon as they let a"
+            " gradient through.",
+            references.MEHTA,
+            {"consumers": told},
         )
     if names:
         told = ", ".join(names)
@@ -254,6 +265,29 @@ def _why_starved(view: View) -> Cause:
         "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss.",
         references.CS231N,
         {},
+    )
+
+
+def _wholly_zero(view: View, name: str) -> bool:
+    report = view.reports.get(name)
+    return report is not None and report.channels > 0 and len(report.zero_kernels) == report.channels
+
+
+def underflow(layer: LayerWindow, above: str = "") -> Cause | None:
+    """The gradient is too small for float16; None where it is not, or where it is held in another type.
+
+    Args:
+        above: what the explanation begins with.
+    """
+    if layer.underflow_share is None or layer.underflow_share <= UNDERFLOW_SHARE:
+        return None
+    return Cause(
+        "underflow",
+        f"{above}{100 * layer.underflow_share:.3g} % of its float16 gradient entries are exactly zero: too small to be"
+        " held",
+        "Train with precision='16-mixed' (its loss scaling lifts gradients into range) or with bfloat16.",
+        references.MIXED,
+        {"underflow_share": layer.underflow_share},
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.causes import CAUSES
+from lightning_deadkernel.channel_rules import UNDERFLOW_SHARE
 from lightning_deadkernel.findings import KINDS, find, headline, new_findings
 from lightning_deadkernel.history import History, LayerPast, gradient_seen
 from lightning_deadkernel.report import (
@@ -193,7 +194,7 @@ def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
         activation=layer.activation,
         codes=bytes(codes.tolist()),
         excluded=layer.excluded,
-        note=layer.note,
+        note=_note(layer, codes),
         evidence=(
             "weight"
             if layer.gradient is None and (layer.gating is None or layer.fired is None)
@@ -222,6 +223,21 @@ def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
         if watched
         else None,
     )
+
+
+def _note(layer: LayerWindow, codes: Tensor) -> str | None:
+    """What the table of layers alone would not tell."""
+    unheard = int(((codes & STATE_BITS) == STATES.index("zero-gradient")).sum())
+    told = [layer.note] if layer.note else []
+    if unheard:
+        told.append(
+            f"{unheard} of {layer.channels} kernels had no gradient in this window; no activation can be read here, so"
+            " they may be dead or only unheard"
+        )
+    share = layer.underflow_share
+    if share is not None and share > UNDERFLOW_SHARE:
+        told.append(f"{100 * share:.3g} % of its float16 gradient entries were exactly zero")
+    return "; ".join(told) or None
 
 
 def _list(values: Tensor | None) -> list[float] | None:

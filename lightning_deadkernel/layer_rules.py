@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import median
 
 from lightning_deadkernel import references
-from lightning_deadkernel.channel_rules import loss_is_flat
+from lightning_deadkernel.channel_rules import loss_is_flat, underflow
 from lightning_deadkernel.history import History, gradient_seen
 from lightning_deadkernel.report import Finding, Severity
 from lightning_deadkernel.thresholds import Thresholds
@@ -56,6 +56,9 @@ def small_gradient(view: View) -> Iterator[Finding]:
 def _why_small(view: View) -> Cause:
     ratio = view.layer.gradient_ratio or 0.0
     told = f"its gradient is {ratio:.1e} of the network's largest"
+    cause = underflow(view.layer, above=f"{told}, and ")
+    if cause is not None:
+        return cause
     later = [other for other in view.layers.values() if other.excluded is None and other.depth <= view.layer.depth]
     bounded = [other.name for other in later if other.activation in BOUNDED_ACTIVATIONS]
     if 2 * len(bounded) > len(later):

@@ -162,7 +162,9 @@ def verdict(report: Report) -> str:
         return f"Nothing wrong: {watched(report)}. {count(len(findings), 'remark')}, none of them a problem by itself."
     same = [finding for finding in findings if (finding.kind, finding.layer) == (worst.kind, worst.layer)]
     rest = f" In all: {tally(findings)}." if len(findings) > 1 else ""
-    line = f"{headline(report, together(same))}.{rest}"
+    others = {f.layer for f in findings if (f.kind, f.severity) == (worst.kind, worst.severity)} - {worst.layer}
+    also = f", as in {count(len(others), 'other layer')}" if others and worst.layer is not None else ""
+    line = f"{headline(report, together(same))}{also}.{rest}"
     return line[0].upper() + line[1:] if worst.layer is None else line
 
 
@@ -173,10 +175,13 @@ def watched_and_not(report: Report) -> str:
     if report.audited is None and report.window:
         words = {
             "sampled activation": "by their activations on sampled steps only",
-            "gradient": "by their gradients only, so none of their kernels is called dead",
+            "gradient": "by gradients only, as no activation is readable after them, so none of their kernels is called dead",
             "weight": "by their weights only",
         }
         parts += [f"{n:,} of these layers {words[kind]}" for kind, n in weaker.items()]
+    unheard = sum(len(layer.zero_gradient) for layer in report.watched)
+    if unheard:
+        parts.append(f"{count(unheard, 'kernel')} of those without any gradient")
     not_watched = len(report.layers) - len(report.watched)
     parts.append(f"{count(not_watched, 'layer')} not watched" if not_watched else "no layer left out")
     return "; ".join(parts) + "."

@@ -139,7 +139,7 @@ def test_a_model_of_frozen_layers_alone_says_that_nothing_can_be_watched_and_lis
     assert monitor.report["conv"].excluded == "requires_grad is False"
 
 
-def test_a_loss_without_graph_is_said_once_and_fails_or_passes_as_it_would_alone() -> None:
+def test_a_loss_that_depends_on_no_layer_leaves_every_layer_listed_as_not_in_its_graph() -> None:
     class Flat(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return super().training_step(batch, batch_idx).detach().requires_grad_()
@@ -150,9 +150,11 @@ def test_a_loss_without_graph_is_said_once_and_fails_or_passes_as_it_would_alone
 
     net = make()
     monitor, said = fit_and_collect(net, images(24))
-    assert said == ["DeadKernelMonitor: the loss has no graph: nothing can be seen of what it depends on."]
+    assert said == []
     assert monitor.report is not None
-    assert not any(layer.dead for layer in monitor.report.layers)
+    assert {layer.excluded for layer in monitor.report.layers} == {
+        "not in the graph of the loss: never used in the training step, or detached"
+    }
     assert_same(dict(net.state_dict()), weights_after(make(), images(24), callbacks=[]))
 
 
@@ -162,10 +164,14 @@ def test_a_loss_that_needs_no_gradient_raises_what_it_raises_without_the_monitor
             return super().training_step(batch, batch_idx).detach()
 
     errors = []
-    for callbacks in ([], [quiet()]):
-        with pytest.raises(RuntimeError) as error:
-            fit(Detached(plain()._forward, conv=conv(), head=nn.Conv2d(8, 2, 1)), images(), callbacks=callbacks)
-        errors.append(str(error.value))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for callbacks in ([], [quiet()]):
+            with pytest.raises(RuntimeError) as error:
+                fit(Detached(plain()._forward, conv=conv(), head=nn.Conv2d(8, 2, 1)), images(), callbacks=callbacks)
+            errors.append(str(error.value))
+    said = [str(w.message) for w in caught if issubclass(w.category, DeadKernelWarning)]
+    assert said == ["DeadKernelMonitor: the loss has no graph: nothing can be seen of what it depends on."]
     assert errors[0] == errors[1]
     assert "does not require grad" in errors[0]
 
@@ -184,9 +190,13 @@ def test_a_training_step_that_returns_none_is_no_evidence_and_no_trouble(every: 
     net = make()
     monitor, said = fit_and_collect(net, images(16))
     assert_same(dict(net.state_dict()), weights_after(make(), images(16), callbacks=[]))
-    assert said == []
-    assert monitor.report is not None
-    assert monitor.report["conv"].dead == ([] if every == 1 else list(DEAD))
+    if every == 1:
+        assert said == ["DeadKernelMonitor: no training step gave a loss: there is nothing to report."]
+        assert monitor.report is None
+    else:
+        assert said == []
+        assert monitor.report is not None
+        assert monitor.report["conv"].dead == list(DEAD)
 
 
 def test_an_empty_batch_is_no_evidence_and_no_trouble() -> None:
@@ -210,20 +220,11 @@ def test_an_empty_batch_is_no_evidence_and_no_trouble() -> None:
 def test_a_nan_batch_kills_and_revives_no_channel() -> None:
     bad = images(4)
     bad[0, 0, 0, 0] = math.nan
-
-    class Skipping(Net):
-        """Uses the batch, but leaves it out of the weights, as people do with NaN losses."""
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return super().training_step(batch, batch_idx).nan_to_num() * 0 + sum(
-                (p * 1e-6).sum() for p in self.parameters()
-            )
-
-    net = Skipping(plain()._forward, conv=conv(dead=DEAD), head=nn.Conv2d(8, 2, 1))
-    report = watch(net, [images(4), images(4)])
-    assert report["conv"].dead == list(DEAD)
-    spoilt = watch(plain(), [images(4), bad])
+    monitor = fit(plain(), [images(4), images(4), images(4), bad], monitor=quiet(every_n_train_steps=2))
+    healthy, spoilt = monitor.reports[1:3]
+    assert healthy["conv"].dead == list(DEAD)
     assert spoilt["conv"].dead == list(DEAD)
+    assert any(finding.kind == "non_finite_gradient" for finding in spoilt.findings)
 
 
 def test_training_on_nan_alone_is_as_wrong_as_without_the_monitor_and_claims_no_death() -> None:

@@ -68,7 +68,7 @@ def test_chance_is_the_mean_over_all_pairs_of_sets(channels: int) -> None:
 
 
 def test_chance_holds_for_wide_layers() -> None:
-    """Half of many channels: the overlap is a quarter and the union three quarters, less a term of order 1 / channels."""
+    """Half of many channels each: the overlap is about a quarter of them and the union three quarters."""
     assert expected_jaccard(50_000, 25_000, 25_000) == pytest.approx(1 / 3, abs=1e-4)
     assert expected_jaccard(50_000, 50_000, 50_000) == pytest.approx(1.0)
 

@@ -86,7 +86,7 @@ def test_of_hundreds_of_sick_layers_the_worst_are_shown_and_the_others_counted(r
 def test_columns_that_do_not_fit_are_counted() -> None:
     table = Table(("layer", "kernels", "dead"), (("a.very.long.layer.name", "16", "2"),), (False, True, True))
     assert console.plain_table(table, 29) == [
-        "layer          kernels  dead",
+        "layer           kernels  dead",
         "-----------------------------",
         "a.very..r.name       16     2",
     ]

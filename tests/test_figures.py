@@ -409,7 +409,7 @@ def test_findings_beyond_the_page_are_counted(sick: list[Report]) -> None:
     many = tuple(finding("dead_channels", "conv2", [i]) for i in range(32))
     figure = figures.overview([*sick[:-1], dataclasses.replace(sick[-1], findings=many)])
     (said,) = [text for text in texts(figure) if "more: see the report" in text]
-    shown = sum(text.startswith("conv2: 1 of 32 kernels is dead - ") for text in texts(figure))
+    shown = sum(bool(re.match(r"conv2: 1 of 32 kernels is dead.* - ", text)) for text in texts(figure))
     assert said == f"and {32 - shown} more: see the report"
 
 

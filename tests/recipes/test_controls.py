@@ -85,19 +85,22 @@ class Residual(nn.Module):
 
 
 def test_residual_scales_that_begin_at_zero_and_learn_are_quiet(seed: int) -> None:
-    net = Residual()
-    monitor = train(net, epochs=4)
+    monitor = train(Residual(), epochs=4)
     assert alarms(monitor) == []
-    assert last(monitor)["net.second.0"].zero_kernels == []
 
 
-def test_residual_scales_that_are_held_at_zero_are_told(seed: int) -> None:
+def test_residual_scales_that_stay_at_zero_are_told(seed: int) -> None:
     net = Residual()
-    net.last_norms[0].weight.requires_grad_(False)
+    net.last_norms[0].weight.register_hook(torch.zeros_like)
     report = last(train(net, epochs=3))
     (finding,) = found(report, "zero_kernels")
     assert (finding.layer, finding.cause_word) == ("net.second.0", "zero at initialisation")
-    assert finding.severity in ("warning", "error")
+    assert finding.severity == "error"
+    assert "gamma" in finding.cause
+    (before,) = found(report, "starved_channels")
+    assert (before.layer, before.cause_word) == ("net.first.0", "outgoing zero")
+    assert "net.second.0" in before.cause
+    assert found(report, "frozen_weights") == []
 
 
 def test_the_bias_before_a_batch_norm_is_no_evidence(seed: int) -> None:

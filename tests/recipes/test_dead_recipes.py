@@ -100,13 +100,14 @@ def test_a_zero_kernel_with_a_positive_bias_is_not_dead_and_recovers(seed: int, 
 
 
 def test_a_learning_rate_far_too_high_knocks_channels_out(seed: int) -> None:
-    monitor = train(mlp(64, 64, 64, 10), sgd(3.0), epochs=3, gradient_clip_val=None)
-    knocked = [f for f in found(last(monitor), "dead_channels") if f.cause_word == "knocked out"]
-    assert knocked
-    assert all(f.severity != "info" for f in knocked)
-    assert all(f.evidence["update_ratio_max"] > 0.1 for f in knocked)
-    assert all(f.evidence["last_fired_in_window"] >= 1 for f in knocked)
+    report = last(train(mlp(64, 64, 64, 64, 64, 10), sgd(2.0)))
+    knocked = [f for f in found(report, "dead_channels") if f.cause_word == "knocked out"]
     assert sum(len(f.channels) for f in knocked) >= 10
+    for finding in knocked:
+        assert finding.severity != "info"
+        assert finding.evidence["update_ratio_max"] > 0.1
+        assert finding.evidence["last_fired_in_window"] == 1
+        assert "learning rate" in finding.advice
 
 
 @torch.no_grad()

@@ -113,8 +113,9 @@ def test_constant_initialisation_makes_identical_kernels(seed: int) -> None:
 def test_float16_gradients_that_underflow_are_told(seed: int) -> None:
     loss = lambda logits, labels: 1e-6 * F.cross_entropy(logits, labels)  # noqa: E731
     report = last(train(mlp(64, 32, 32, 10), precision="16-true", loss=loss))
-    told = [f for f in report.findings if f.severity != "info" and "float16" in f.cause]
-    assert told
-    assert all(layer.dead == [] or layer.name for layer in report.layers)
-
-
+    (finding,) = found(report, "starved_channels", "net.1")
+    assert (finding.severity, finding.cause_word) == ("error", "underflow")
+    assert finding.evidence["underflow_share"] > 0.9
+    assert "16-mixed" in finding.advice
+    assert "float16 gradient entries were exactly zero" in str(report["net.1"].note)
+    assert all(layer.dead == [] for layer in report.layers)
