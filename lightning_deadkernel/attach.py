@@ -65,6 +65,7 @@ def _attached(settings: dict[str, Any]) -> Callback:
 
         def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
             """Leaves the Trainer if there is an explicit monitor; called before checkpoints are restored."""
+            super().setup(trainer, pl_module, stage)
             others = [c for c in trainer.callbacks if isinstance(c, DeadKernelMonitor) and c is not self]  # type: ignore[attr-defined]
             self._alone = not others
             if others:

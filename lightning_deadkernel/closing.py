@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_deadkernel import ranks
-from lightning_deadkernel.diagnosis import diagnose, savings
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_deadkernel import options, ranks
+from lightning_deadkernel.diagnosis import diagnose, headline, new_findings, savings
+from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
 from lightning_deadkernel.history import History
 from lightning_deadkernel.observer import Observer
 from lightning_deadkernel.readout import read_window
@@ -79,3 +82,22 @@ def _notes(observer: Observer, window: Window) -> tuple[str, ...]:
             "whose gradients overflowed; that is how it finds its scale"
         )
     return tuple(notes)
+
+
+def speak(
+    report: Report, said: set[tuple[str, str | None]], on_finding: options.OnFinding
+) -> set[tuple[str, str | None]]:
+    """Says aloud what is new in a report, as the user wants it; gives what need not be said again.
+
+    Raises:
+        DeadKernelError: with ``on_finding="raise"``, for the worst finding that is more than an info.
+    """
+    worth = [finding for finding in report.findings if finding.severity != "info"]
+    if on_finding == "raise" and worth:
+        worst = worth[0]
+        raise DeadKernelError(f"{worst.kind}: {headline(worst)}. {worst.cause} {worst.advice}")
+    fresh = [finding for finding in new_findings(report.findings, said) if finding.severity != "info"]
+    if on_finding == "warn":
+        for finding in fresh:
+            rank_zero_warn(f"{headline(finding)}. {finding.advice}", category=DeadKernelWarning)
+    return {(finding.kind, finding.layer) for finding in fresh}

@@ -291,14 +291,19 @@ def kernel_peaks(layer: Layer) -> Tensor | None:
     grad = layer.main.grad
     if grad is None or grad.is_sparse:
         return None
-    rows = layer.rows_of(grad.detach())
-    if rows is None:
-        return None
-    peaks: Tensor = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
-    if hasattr(grad, "to_local"):
-        offset = shard_offset(grad)
-        peaks = torch.nn.functional.pad(peaks, (offset, layer.channels - offset - len(peaks)))
-    return peaks
+    if not hasattr(grad, "to_local"):
+        rows = layer.rows_of(grad.detach())
+        return None if rows is None else torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
+    part = local(grad.detach())
+    if not part.numel():  # fewer rows than ranks
+        return part.new_zeros(layer.channels)
+    # the parts of a weight that is sharded along its inputs hold all channels, of which the ranks' maximum is taken
+    others = tuple(dim for dim in range(part.ndim) if dim != layer.channel_dim)
+    peaks: Tensor = torch.linalg.vector_norm(part, ord=float("inf"), dim=others)
+    if len(peaks) == layer.channels:
+        return peaks
+    offset = shard_offset(grad)
+    return torch.nn.functional.pad(peaks, (offset, layer.channels - offset - len(peaks)))
 
 
 def shard_offset(tensor: Any) -> int:

@@ -91,7 +91,7 @@ class GraphMap:
             for position, value in enumerate(values):
                 if value is not None:
                     self.readers[value[0]].append((index, position))
-        self.leaves = {id(n.variable): i for i, n in enumerate(nodes) if type(n) is _ACCUMULATE}
+        self.leaves = {id(table.parameter(n.variable)): i for i, n in enumerate(nodes) if type(n) is _ACCUMULATE}
         self.rank = self._topological()
         self.parameters = self._parameters_below()
         self.kernels = dict(self._kernel_ops())
@@ -131,7 +131,7 @@ class GraphMap:
         below: list[frozenset[int] | None] = [None] * len(self.nodes)
         for index in self.order:
             if type(self.nodes[index]) is _ACCUMULATE:
-                below[index] = frozenset({id(self.nodes[index].variable)})
+                below[index] = frozenset({id(self.table.parameter(self.nodes[index].variable))})
                 continue
             name, values = self.names[index], self.inputs[index]
             if name in CONVOLUTIONS or name in SEQUENCE_OPS or "Embedding" in name:
@@ -208,7 +208,9 @@ class GraphMap:
                 continue
             at = self._output_axis(index, layer, weight)
             if at is None:
-                layer.note = layer.note or "its op mixes the weight's axes: no channel can be told apart"
+                layer.note = (
+                    layer.note or "its ops use parts of the weight or mix its axes: no channel can be told apart"
+                )
                 found.append(LayerInGraph(layer, self.depth[index], self.rank[index], Ways(lost=self.names[index])))
                 continue
             ways = self.follow(index, at)
@@ -224,9 +226,12 @@ class GraphMap:
         """Where the layer's channels are in the output of its op; corrects the table's channel axis on the way."""
         out = output_shape(self.nodes[index])
         if self.names[index] in CONVOLUTIONS:
-            layer.groups = int(getattr(self.nodes[index], "_saved_groups", layer.groups))
-            layer.transposed = bool(getattr(self.nodes[index], "_saved_transposed", layer.transposed))
-            layer.channel_dim, layer.channels = int(layer.transposed), out[1]
+            groups = int(getattr(self.nodes[index], "_saved_groups", layer.groups))
+            transposed = bool(getattr(self.nodes[index], "_saved_transposed", layer.transposed))
+            if layer.main.ndim <= transposed or layer.main.shape[transposed] * (groups if transposed else 1) != out[1]:
+                return None
+            layer.groups, layer.transposed = groups, transposed
+            layer.channel_dim, layer.channels = int(transposed), out[1]
             return ChannelAxis(1, out[1])
         if len(out) not in (1, 2, 3) or (len(out) == 3 and out[0] != 1 and layer.main.ndim > 2):
             return None
@@ -283,7 +288,7 @@ class GraphMap:
         index = value[0]
         while type(self.nodes[index]) is not _ACCUMULATE:
             index = next(v[0] for v in self.inputs[index] if v is not None)
-        parameter: nn.Parameter = self.nodes[index].variable
+        parameter = self.table.parameter(self.nodes[index].variable)
         return parameter if parameter.numel() == channels and parameter.ndim == 1 else None
 
     def _sources(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from lightning_deadkernel.errors import DeadKernelError
+from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -24,3 +25,8 @@ def guarded(hook: Hook) -> Hook:
             monitor._give_up(hook.__name__, error)
 
     return cast("Hook", run)
+
+
+def alarm(text: str) -> None:
+    """Says what the monitor has lost, and that the training has not."""
+    warnings.warn(f"DeadKernelMonitor {text} Training goes on.", DeadKernelInternalWarning, stacklevel=4)

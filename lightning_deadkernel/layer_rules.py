@@ -21,6 +21,8 @@ from lightning_deadkernel.window import LayerWindow, Window
 MANY_LAYERS = 3
 WEAK_MARGIN = 0.1
 """A gradient less than tenfold below the line is told of, and no more."""
+SMALL_SCALE = 0.1
+"""Scales of norms are initialised to one; a branch whose scale is below a tenth is all but shut."""
 SCHEDULED = 0.01
 """A learning rate below a hundredth of the largest there was is the schedule's wish."""
 BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
@@ -43,7 +45,9 @@ def small_gradient(view: View) -> Iterator[Finding]:
     if where is not None:
         evidence["largest_gradient_at"] = where
     cause = _why_small(view)
-    if vanishing:
+    if cause.word == "zero at initialisation":  # the scale that holds the gradient back is on its way
+        yield finding(view, "vanishing_gradient" if vanishing else "weak_gradient", "info", cause, evidence)
+    elif vanishing:
         layers = [other for other in view.layers.values() if other.excluded is None]
         count = sum(other.vanishing_share >= lines.share_of_steps for other in layers)
         many = count >= MANY_LAYERS or 2 * count >= len(layers)
@@ -59,6 +63,16 @@ def _why_small(view: View) -> Cause:
     cause = underflow(view.layer, above=f"{told}, and ")
     if cause is not None:
         return cause
+    scale = view.layer.norm_scale
+    if scale is not None and scale.numel() and float(scale.median()) < SMALL_SCALE and bool(view.past.scale_moved.any()):
+        return Cause(
+            "zero at initialisation",
+            f"{told}, as it passes a norm whose scale (gamma) has a median of {float(scale.median()):.1e} and moves",
+            "Nothing to mend where the scale was set to zero on purpose (residual branches): the gradient grows with"
+            " it.",
+            references.WARMUP,
+            {"scale": float(scale.median())},
+        )
     later = [other for other in view.layers.values() if other.excluded is None and other.depth <= view.layer.depth]
     bounded = [other.name for other in later if other.activation in BOUNDED_ACTIVATIONS]
     if 2 * len(bounded) > len(later):

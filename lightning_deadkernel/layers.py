@@ -155,6 +155,12 @@ class LayerTable:
     layers: list[Layer]
     by_leaf: dict[int, Layer] = field(default_factory=dict)
     """id of a leaf parameter -> the layer it belongs to."""
+    gathered: dict[int, nn.Parameter] = field(default_factory=dict)
+    """id of a parameter that a sharding strategy puts into the graph -> the module's own (see `unsharded`)."""
+
+    def parameter(self, variable: nn.Parameter) -> nn.Parameter:
+        """The module's own parameter behind a leaf of the graph."""
+        return self.gathered.get(id(variable), variable)
 
     @classmethod
     def of(cls, model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> LayerTable:

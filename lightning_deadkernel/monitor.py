@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -11,10 +10,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_deadkernel import compiled, options, ranks, resume, trainer_facts
-from lightning_deadkernel.closing import close_window
-from lightning_deadkernel.diagnosis import headline, new_findings
-from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning, DeadKernelWarning
-from lightning_deadkernel.guard import guarded
+from lightning_deadkernel.closing import close_window, speak
+from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
+from lightning_deadkernel.guard import alarm, guarded
 from lightning_deadkernel.history import History
 from lightning_deadkernel.layers import LayerTable, check_patterns
 from lightning_deadkernel.observer import Observer
@@ -123,7 +121,7 @@ class DeadKernelMonitor(Callback):
         self._broken: str | None = None
         """Why this rank has given up."""
         self._stance = compiled.Stance()
-        self._resumed = False
+        self._evaluating = self._resumed = False
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -142,6 +140,10 @@ class DeadKernelMonitor(Callback):
         return self._log_every > 0 and (step + 1) % self._log_every == 0
 
     # -- fit -----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Notes what begins: Lightning hands a checkpoint's state to `load_state_dict` also before a test."""
+        self._evaluating = stage != "fit"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the table of layers. Raises ValueError for a pattern that matches no layer."""
@@ -179,16 +181,11 @@ class DeadKernelMonitor(Callback):
         observer = self._watching()
         if observer is None:
             return
-        watched = observer.table.watched
-        if not watched:
+        if not observer.table.watched:
             reasons = "; ".join(sorted({str(layer.excluded) for layer in observer.table.layers})) or "it has none"
             self._warn(f"no convolution or linear layer of {type(pl_module).__name__} can be watched: {reasons}.")
-        lost = self._history.restrict({layer.name: layer.channels for layer in watched})
-        if lost:
-            self._warn(f"the history of {', '.join(lost)} does not fit the model any more and begins anew.")
-        if self._restored is not None:
-            resume.restore(self._restored, observer, self._window, self._warn, trainer.is_global_zero)
-            self._begun = trainer.global_step - self._window.optimizer_steps
+        resume.take_up(self._history, self._restored, observer, self._window, self._warn, trainer.is_global_zero)
+        self._begun -= self._window.optimizer_steps
         if self.reports and not observer.checksums:
             observer.changed_since_last()
 
@@ -305,7 +302,7 @@ class DeadKernelMonitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores what was set for a step, whatever ended the run, and lets the model go."""
         self._stance.restore()
-        self._running, self._observer, self._output = False, None, None
+        self._running, self._observer, self._output, self._evaluating = False, None, None, False
 
     def _end_window(self, trainer: Trainer) -> None:
         if self._running and self._window.batches:
@@ -324,8 +321,8 @@ class DeadKernelMonitor(Callback):
             self._running, self._observer = False, None
             return
         if window.index and not observer.backwards:
-            if trainer.lightning_module.automatic_optimization:  # no step had a loss; weight averaging ends with such an epoch
-                self._open_window(trainer)
+            if trainer.lightning_module.automatic_optimization:
+                self._open_window(trainer)  # no step had a loss: weight averaging ends with such an epoch
                 return
             self._warn(NO_HOOKS, "backward")
         window.epoch, window.global_step = trainer.current_epoch, trainer.global_step
@@ -341,15 +338,7 @@ class DeadKernelMonitor(Callback):
 
     @guarded
     def _speak(self, report: Report) -> None:
-        fresh = [finding for finding in new_findings(report.findings, self._said) if finding.severity != "info"]
-        self._said.update((finding.kind, finding.layer) for finding in fresh)
-        if self.on_finding == "raise":
-            worst = next((finding for finding in report.findings if finding.severity != "info"), None)
-            if worst is not None:
-                raise DeadKernelError(f"{worst.kind}: {headline(worst)}. {worst.cause} {worst.advice}")
-        if self.on_finding == "warn":
-            for finding in fresh:
-                rank_zero_warn(f"{headline(finding)}. {finding.advice}", category=DeadKernelWarning)
+        self._said |= speak(report, self._said, self.on_finding)
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
@@ -361,10 +350,10 @@ class DeadKernelMonitor(Callback):
         self._stance.restore()
         if self._broken is None:
             self._broken = f"{type(error).__name__}: {error}"
-            _alarm(f"failed in {where.strip('_')} and stops watching: {self._broken}.")
+            alarm(f"failed in {where.strip('_')} and stops watching: {self._broken}.")
 
     def _layer_lost(self, name: str, reason: str) -> None:
-        _alarm(f"no longer watches {name}: {reason}.")
+        alarm(f"no longer watches {name}: {reason}.")
 
     def _put_out(self, write: Callable[[Output], None]) -> None:
         """Files and loggers. Where they fail the watch itself goes on."""
@@ -374,7 +363,7 @@ class DeadKernelMonitor(Callback):
             write(self._output)
         except Exception as error:  # a full disk, a broken font: nothing of that may reach the training
             self._output = None
-            _alarm(f"could not write its report, and writes no more: {type(error).__name__}: {error}.")
+            alarm(f"could not write its report, and writes no more: {type(error).__name__}: {error}.")
 
     def _warn(self, text: str, once: str | None = None) -> None:
         if once is None or once not in self._warned:
@@ -399,12 +388,10 @@ class DeadKernelMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a checkpoint's history; the open window follows when training starts."""
+        if self._evaluating:  # a test of old weights does not undo what training has shown
+            return
         try:
             self.reports, self._history, self._said = resume.unpack(state_dict)
             self._resumed, self._restored = True, state_dict.get("open")
         except Exception as error:  # a damaged state must not keep the training from resuming
-            _alarm(f"could not read its state from the checkpoint and begins anew: {error}.")
-
-
-def _alarm(text: str) -> None:
-    warnings.warn(f"DeadKernelMonitor {text} Training goes on.", DeadKernelInternalWarning, stacklevel=3)
+            alarm(f"could not read its state from the checkpoint and begins anew: {error}.")

@@ -76,7 +76,7 @@ SAME_SHAPE = frozenset(
     "FractionalMaxPool2D FractionalMaxPool3D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
     "UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleLinear1D UpsampleBilinear2D "
     "UpsampleBicubic2D UpsampleTrilinear3D UpsampleBilinear2DAa UpsampleBicubic2DAa Slice Narrow "
-    "Repeat AllReduce AllGather".split()
+    "Repeat AllReduce AllGather RegisterPostBackwardFunction".split()
 )
 """Keeps the channel axis where it is, counted from the right; its size there must not change."""
 

@@ -12,7 +12,9 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_deadkernel.evidence import ChannelEvidence, SiteKey, Source
 from lightning_deadkernel.knowledge import GraphReader, StepMap
 from lightning_deadkernel.layers import LayerTable, local
+from lightning_deadkernel.nodes import CHECKPOINTS, canonical
 from lightning_deadkernel.sampling import StepSampler
+from lightning_deadkernel.sharding import unsharded, whole
 from lightning_deadkernel.statistics import checksums
 from lightning_deadkernel.ways import Tap
 
@@ -24,7 +26,7 @@ class Observer:
 
     def __init__(self, model: nn.Module, table: LayerTable, when_compiled: str, surprise: Callable[[str, str], None]):
         watched = table.watched
-        self.table = table
+        self.model, self.table = model, table
         self.when_compiled = when_compiled
         self.surprise = surprise
         """Called with a layer's name and the reason when it can no longer be watched."""
@@ -39,6 +41,8 @@ class Observer:
         self.sampler = StepSampler(watched, names, sizes, self.device)
         self.several_optimizers = False
         self.checksums: dict[str, Tensor] = {}
+        self.hides = False
+        """Reentrant activation checkpointing keeps the ops of some layers out of the graph."""
         self.open_window()
         self.arrange()
 
@@ -77,9 +81,12 @@ class Observer:
             return False
         if not (sampled or self.several_optimizers or self._pending()):
             return False
+        if self.sampler.sharded:
+            self.table.gathered = unsharded(self.model)
         nodes, found, new = self.reader.read(loss.grad_fn)
         if new:
             self.arrange()
+            self.hides = self.hides or any(canonical(node) in CHECKPOINTS for node in nodes)
         self.reached |= found.names
         self._alive = found.names if self.several_optimizers else None
         if found.compiled:
@@ -130,8 +137,11 @@ class Observer:
 
     def after_backward(self, sampled: bool) -> None:
         """Takes the gradients of this backward: the arena on every step, unseen kernels on a sampled one."""
-        if self.when_compiled == "gradients" and not self.reader.maps:
-            self.reached.update(layer.name for layer in self.table.watched if layer.main.grad is not None)
+        if self.hides and not self.several_optimizers:
+            for layer in self.table.watched:
+                if layer.name not in self.reached and layer.main.grad is not None:
+                    self.reached.add(layer.name)
+                    layer.note = layer.note or "activation checkpointing (reentrant) hides its ops"
         self.evidence.read_gradients(self._alive)
         if sampled:
             self.evidence.read_kernels()
@@ -152,7 +162,7 @@ class Observer:
         for layer in self.table.watched:
             sums = [
                 checksums(rows)
-                for rows in (layer.rows_of(leaf.detach()) for leaf in layer.leaves if leaf.requires_grad)
+                for rows in (layer.rows_of(whole(leaf.detach())) for leaf in layer.leaves if leaf.requires_grad)
                 if rows is not None
             ]
             if not sums:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_deadkernel.evidence import ChannelEvidence
 from lightning_deadkernel.observer import Observer
@@ -77,9 +76,3 @@ def reduced(world: int, evidence: ChannelEvidence) -> Iterator[None]:
         yield
     finally:
         evidence.unsync()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All rows of a sharded tensor (a DTensor), which every rank must ask for; any other tensor as it is."""
-    full_tensor = getattr(tensor, "full_tensor", None)
-    return full_tensor() if full_tensor is not None else tensor

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lightning_deadkernel.evidence import SITE_SUMS, SiteKey
 from lightning_deadkernel.knowledge import Knowledge
-from lightning_deadkernel.layers import Layer, local
+from lightning_deadkernel.layers import Layer
 from lightning_deadkernel.observer import Observer
 from lightning_deadkernel.report import WindowTensors
+from lightning_deadkernel.sharding import whole
 from lightning_deadkernel.statistics import bit_histogram, row_norms, row_peaks, weight_summary
 from lightning_deadkernel.thresholds import Thresholds
 from lightning_deadkernel.window import LayerWindow, Window
@@ -93,7 +94,7 @@ def _not_used(layer: Layer, observer: Observer, graph_seen: bool, window: Window
 
 
 def _read_weights(entry: LayerWindow, layer: Layer, known: Knowledge, tensors: WindowTensors | None) -> None:
-    weight = local(layer.weight())
+    weight = whole(layer.weight())
     rows = layer.rows(weight)
     entry.norms, entry.largest = row_norms(rows).cpu(), row_peaks(rows).cpu()
     entry.bytes_per_parameter = layer.main.element_size()
@@ -101,9 +102,9 @@ def _read_weights(entry: LayerWindow, layer: Layer, known: Knowledge, tensors: W
     owned = {id(p): p.numel() for p in (layer.main, layer.bias, *extras) if p is not None}
     entry.parameters = sum(owned.values())
     if known.scale is not None:
-        entry.norm_scale = local(known.scale.detach()).abs().float().cpu()
+        entry.norm_scale = whole(known.scale.detach()).abs().float().cpu()
     if known.source is not None and known.source.parameter is not None:
-        entry.shift = local(known.source.parameter.detach()).float().cpu()
+        entry.shift = whole(known.source.parameter.detach()).float().cpu()
     summary = weight_summary(weight)
     entry.weight_zeros, entry.weight_near_zeros = float(summary.zeros), float(summary.near_zeros)
     entry.gini, entry.hoyer = float(summary.gini), float(summary.hoyer)
@@ -162,7 +163,7 @@ def _neighbours(known: Knowledge, observer: Observer) -> tuple[tuple[str, ...] |
 def _add_histograms(entry: LayerWindow, layer: Layer, tensors: WindowTensors) -> None:
     grad = layer.main.grad
     if grad is not None and not grad.is_sparse:
-        tensors.histograms.setdefault("gradients", {})[layer.name] = bit_histogram(local(grad)).cpu()
+        tensors.histograms.setdefault("gradients", {})[layer.name] = bit_histogram(whole(grad)).cpu()
     if entry.firing_rate is not None:
         tensors.histograms.setdefault("firing_rate", {})[layer.name] = bit_histogram(entry.firing_rate.float())
 
@@ -172,7 +173,7 @@ def _with_first_kernels(tensors: WindowTensors, observer: Observer, window: Wind
     for entry in window.layers:
         layer = layers[entry.name]
         if entry.excluded is None and layer.main.ndim == 4 and not layer.transposed:
-            kernels = local(layer.weight()).float().cpu().clone()
+            kernels = whole(layer.weight()).float().cpu().clone()
             return WindowTensors(tensors.histograms, entry.name, kernels)
     return tensors
 

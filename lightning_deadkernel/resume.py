@@ -74,7 +74,23 @@ def unpack(state: dict[str, Any]) -> tuple[list[Report], History, set[tuple[str,
     return [unpack_report(packed) for packed in state["reports"]], history, said
 
 
-def restore(
+def take_up(
+    history: History,
+    state: dict[str, Any] | None,
+    observer: Observer,
+    window: Window,
+    warn: Callable[[str], None],
+    first_rank: bool,
+) -> None:
+    """At the start of training: fits the history to the model, and takes up a half-open window if there was one."""
+    lost = history.restrict({layer.name: layer.channels for layer in observer.table.watched})
+    if lost:
+        warn(f"the history of {', '.join(lost)} does not fit the model any more and begins anew.")
+    if state is not None:
+        _restore(state, observer, window, warn, first_rank)
+
+
+def _restore(
     state: dict[str, Any], observer: Observer, window: Window, warn: Callable[[str], None], first_rank: bool
 ) -> None:
     """Takes up a half-open window. Sums are given to the first rank alone, so that they count once."""

@@ -119,7 +119,7 @@ class StepSampler:
         self.norms.append(self._spread(norms, [self._column[id(p)] for p in parameters], len(self.names)))
         mine = {id(p) for p in parameters}
         layers = [layer for layer in self.layers if id(layer.main) in mine]
-        if half:
+        if half and not self.sharded:  # a shard's share says little of the whole
             made_at = 1.0 if scale_left is not None or not self.scaled else scaler._scale
             self._note_underflow(layers, made_at)
         if self.update_ratio:
@@ -256,4 +256,3 @@ def _over_ranks(norms: Tensor, device: torch.device) -> Tensor:
     squares = norms.square().to(device)
     torch.distributed.all_reduce(squares)
     return squares.sqrt().cpu()
-

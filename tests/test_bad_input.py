@@ -171,7 +171,7 @@ def test_a_loss_that_needs_no_gradient_raises_what_it_raises_without_the_monitor
                 fit(Detached(plain()._forward, conv=conv(), head=nn.Conv2d(8, 2, 1)), images(), callbacks=callbacks)
             errors.append(str(error.value))
     said = [str(w.message) for w in caught if issubclass(w.category, DeadKernelWarning)]
-    assert said == ["DeadKernelMonitor: the loss has no graph: nothing can be seen of what it depends on."]
+    assert said == []  # torch's own error says what is wrong
     assert errors[0] == errors[1]
     assert "does not require grad" in errors[0]
 

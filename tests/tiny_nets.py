@@ -7,10 +7,15 @@ from typing import Any
 
 import lightning
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_deadkernel import DeadKernelMonitor, Report
+from lightning_deadkernel.knowledge import GraphReader
+from lightning_deadkernel.layers import LayerTable
+
+DEAD = (1, 4)
 
 
 class Net(lightning.LightningModule):
@@ -103,3 +108,30 @@ def watch(net: lightning.LightningModule, inputs: Tensor | Sequence[Tensor], **o
     report = fit(net, inputs, **options).report
     assert report is not None
     return report
+
+
+def between(f: Callable[..., Tensor], **modules: nn.Module) -> Net:
+    """conv (with channels 1 and 4 far below zero) -> f -> head."""
+    return Net(lambda net, x: net.head(f(net, net.conv(x))), conv=conv(dead=DEAD), head=nn.Conv2d(8, 2, 1), **modules)
+
+
+def chain(first: nn.Module, x: Tensor, head: nn.Module) -> tuple[Net, Tensor]:
+    return Net(lambda net, x: net.head(F.relu(net.first(x))), first=first, head=head), x
+
+
+@torch.no_grad()
+def negative(module: nn.Module, *channels: int, dim: int = 0) -> nn.Module:
+    """Without a bias, on positive inputs: kernels of negative weights never fire."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    weight.abs_()
+    weight.select(dim, channels[0]).neg_()
+    for channel in channels[1:]:
+        weight.select(dim, channel).neg_()
+    return module
+
+
+def reader_of(net: Net, x: Tensor) -> GraphReader:
+    reader = GraphReader(LayerTable.of(net, None, None))
+    reader.read(net.train().training_step([x], 0).grad_fn)
+    return reader

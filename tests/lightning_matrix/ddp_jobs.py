@@ -106,13 +106,30 @@ def settings(folder: Path) -> dict[str, Any]:
     return seen
 
 
+def _resumable() -> dict[str, Any]:
+    """All ranks see the same samples, in an order that a resumed run takes up."""
+    from lightning_matrix.test_resume import Resumable
+
+    world = int(os.environ["WORLD_SIZE"])
+    return {"strategy": ddp(), "devices": world, "data": Resumable, "use_distributed_sampler": False, "max_epochs": 1}
+
+
 def checkpoints(folder: Path) -> dict[str, Any]:
     """A checkpoint in mid-epoch by all ranks, and a resume from it."""
+    from lightning_matrix.test_resume import Save
+
     os.chdir(folder)
-    options = {"strategy": ddp(), "devices": int(os.environ["WORLD_SIZE"]), "data": lambda: DataLoader(images(), 4)}
-    keep = ModelCheckpoint(folder / "kept", "{step}", every_n_train_steps=2, save_top_k=-1)
-    whole = train(Tiny, monitor_of(), callbacks=lambda: [keep], enable_checkpointing=True, max_epochs=1, **options)
-    return {"whole": whole.monitor.reports, "kept": sorted(map(str, (folder / "kept").iterdir()))}
+    path = folder / "at.ckpt"
+    whole = train(Tiny, monitor_of(), callbacks=lambda: [Save(path, 2)], enable_checkpointing=True, **_resumable())
+    return {"whole": whole.monitor.reports} | resumed(folder)
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """A resume from the checkpoint in the folder, whatever the number of ranks."""
+    os.chdir(folder)
+    path = folder / "at.ckpt"
+    run = train(Tiny, monitor_of(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, weights_only=True), **_resumable())
+    return {"resumed": run.monitor.reports}
 
 
 def faults(folder: Path) -> dict[str, Any]:
@@ -180,3 +197,34 @@ def exceptions(folder: Path) -> dict[str, Any]:
         "open": "open" in state,
         "windows": [report.window for report in monitor.reports],
     }
+
+
+class Sharded(Tiny):
+    """FSDP2: two convolutions sharded each by itself, the rest together."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = self.device_mesh["data_parallel"]
+        for module in (self.net.conv1, self.net.conv2, self.net):
+            fully_shard(module, mesh=mesh)
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    """Lightning's ModelParallelStrategy with FSDP2 over gloo."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    os.chdir(folder)
+    world = int(os.environ["WORLD_SIZE"])
+
+    def strategy() -> Any:
+        return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, process_group_backend="gloo")
+
+    seen = dict(
+        [
+            shared("sharded", Sharded, strategy=strategy, monitor=monitor_of(save_report=True)),
+            shared("ddp", max_epochs=2),
+        ]
+    )
+    seen["files"] = len(list(Path().rglob("report.json")))
+    return seen

@@ -130,7 +130,7 @@ STAGES = {
     "publish": (lightning_deadkernel.monitor.trainer_facts, "publish"),
     "should_sample": (DeadKernelMonitor, "should_sample"),
     "will_step": (lightning_deadkernel.monitor.trainer_facts, "will_step"),
-    "speak": (lightning_deadkernel.monitor, "new_findings"),
+    "speak": (lightning_deadkernel.closing, "new_findings"),
 }
 
 

@@ -184,6 +184,14 @@ def test_a_damaged_half_open_window_is_one_warning_and_training_resumes(tmp_path
     assert [report.window for report in run.monitor.reports] == [0, 1]
 
 
+def test_testing_or_validating_an_old_checkpoint_leaves_the_reports_as_training_left_them(tmp_path):
+    run = saved(tmp_path / "at.ckpt", 3)
+    before = list(run.monitor.reports)
+    assert len(before) == 3
+    run.trainer.validate(run.model, DataLoader(images(), 8), ckpt_path=tmp_path / "at.ckpt", verbose=False)
+    assert run.monitor.reports == before
+
+
 def test_a_newer_versions_state_is_refused_in_words(tmp_path):
     monitor = monitor_of()
     with pytest.warns(DeadKernelInternalWarning, match="its version is 99"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import lightning as L
@@ -426,12 +428,9 @@ def test_two_trainers_in_one_process_each_keep_their_own():
 
     inner: list = []
     run = train(Outer, monitor_of())
-    plain = train(Tiny, None, max_epochs=1, max_steps=3)
     assert [layer.name for layer in inner[0].report.layers] == ["net.1", "net.3"]
     assert dead(run.report) == DEAD
     assert windows(run.monitor)[1:] == [(1, 6, 6, 48), (2, 6, 6, 48)]
-    assert plain.monitor is None
-
 
 class Tunable(Tiny):
     batch_size = 4
@@ -459,6 +458,15 @@ def test_the_learning_rate_finder_and_the_batch_size_finder_leave_no_trace_in_th
     size = run.model.batch_size
     assert windows(run.monitor) == [(0, 0, 0, 0), *((i, 48 // size, 48 // size, 48) for i in (1, 2))]
     assert dead(run.report) == DEAD
+
+
+def test_the_monitor_can_be_pickled_and_copied_before_and_after_a_fit():
+    monitor = monitor_of()
+    copy.deepcopy(monitor)
+    train(Tiny, pickle.loads(pickle.dumps(monitor)))
+    train(Tiny, monitor)
+    for twin in (pickle.loads(pickle.dumps(monitor)), copy.deepcopy(monitor)):
+        assert [report.compact() for report in twin.reports] == [report.compact() for report in monitor.reports]
 
 
 def test_warnings_are_none_in_an_ordinary_run():
