@@ -92,7 +92,10 @@ def _zero_at_initialisation(view: View, where: Tensor) -> Cause:
         "zero at initialisation",
         f"the {what} was zero before the first step and still is; training did not do it",
         "Initialise these kernels with random values (kaiming_normal_); if the zeros are on purpose, see that a"
-        " gradient reaches them: a zero kernel learns only if what follows it lets one through.",
+        " gradient reaches them: a zero kernel learns only if what follows it lets one through."
+        if what == "kernel"
+        else "Initialise the norm's scale to one; if the zeros are on purpose (residual branches), see that a gradient"
+        " reaches them: a scale of zero learns only where its channel passes on what it makes.",
         HE,
         {"first_norm": _largest(view.past.first_norm[where])},
     )
@@ -134,7 +137,7 @@ def _decayed(view: View, where: Tensor) -> Cause:
         f"{when}, and weight decay {layer.weight_decay:g} applied {shape} has worn the {what}"
         f" down ({'norm ' * kernel}{span(first)} at the start, {span(now)} now)",
         "Use AdamW in place of Adam with weight_decay, or set weight_decay to 0 for norm parameters and lower it for"
-        " kernels. What is already gone can be pruned without loss."
+        " kernels. What is already gone can be pruned; fold a constant output into what reads it first."
         if coupled
         else "Lower weight_decay, and set it to 0 for norm parameters and biases. What is already gone can be pruned.",
         f"{MEHTA}; {ADAMW}",

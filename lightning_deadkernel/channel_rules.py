@@ -133,7 +133,8 @@ def zero_kernels(view: View) -> Iterator[Finding]:
         if layer.shift is not None:
             evidence["constant_output"] = int((group & (layer.shift > 0)).sum())
         learning = _recovering(view) & group
-        evidence["recoverable"] = int(learning.sum())
+        if cause.word != "decayed":  # decay itself moves a kernel
+            evidence["recoverable"] = int(learning.sum())
         yield finding(view, "zero_kernels", _zero_severity(view, group, cause, learning), cause, evidence, group)
 
 

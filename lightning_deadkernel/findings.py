@@ -36,6 +36,9 @@ WEIGHT_RULES: tuple[Callable[[View], Iterator[Finding]], ...] = (
 )
 """All that can be said at initialisation, before anything fired or had a gradient."""
 
+CONSEQUENCES = ("upstream dead", "dead downstream")
+"""Causes that are findings of other layers: those are to be read first."""
+
 RULES = (
     channel_rules.dead_channels,
     channel_rules.saturated_channels,
@@ -55,7 +58,8 @@ RULES = (
 def find(
     window: Window, layers: Sequence[LayerReport], history: History, thresholds: Thresholds
 ) -> tuple[Finding, ...]:
-    """All findings of a window that the history has taken in: errors first, forward order within."""
+    """All findings of a window that the history has taken in: errors first, roots before what follows from them, forward
+    order within."""
     observed = {layer.name: layer for layer in window.layers}
     reports = {report.name: report for report in layers}
     found = list(layer_rules.network_findings(window, history, thresholds))
@@ -66,7 +70,11 @@ def find(
         view = View(layer, reports[layer.name], past, window, observed, reports, thresholds)
         for rule in RULES if window.index > 0 else WEIGHT_RULES:
             found.extend(rule(view))
-    return tuple(sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity)))
+    return tuple(sorted(found, key=_rank))
+
+
+def _rank(finding: Finding) -> tuple[int, bool]:
+    return -SEVERITIES.index(finding.severity), finding.cause_word in CONSEQUENCES
 
 
 NOUNS = {

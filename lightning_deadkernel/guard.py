@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
+
+import torch
 
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning
 
@@ -15,10 +18,16 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 def guarded(hook: Hook) -> Hook:
     """Whatever goes wrong in a hook of the monitor does not touch the training: one warning, and the watch ends."""
 
+    @functools.cache
+    def untraced() -> Callable[..., None]:
+        kept: Callable[..., None] = torch.compiler.disable(hook)
+        return kept
+
     @functools.wraps(hook)
     def run(monitor: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            hook(monitor, *args, **kwargs)
+            # a compiled `training_step` that optimizes by hand would have the compiler trace through the monitor
+            (untraced() if "torch._dynamo" in sys.modules else hook)(monitor, *args, **kwargs)
         except DeadKernelError:  # the user's own wish
             raise
         except Exception as error:  # the monitor's own fault, whatever it is, is never the training's

@@ -64,7 +64,12 @@ def _why_small(view: View) -> Cause:
     if cause is not None:
         return cause
     scale = view.layer.norm_scale
-    if scale is not None and scale.numel() and float(scale.median()) < SMALL_SCALE and bool(view.past.scale_moved.any()):
+    if (
+        scale is not None
+        and scale.numel()
+        and float(scale.median()) < SMALL_SCALE
+        and bool(view.past.scale_moved.any())
+    ):
         return Cause(
             "zero at initialisation",
             f"{told}, as it passes a norm whose scale (gamma) has a median of {float(scale.median()):.1e} and moves",
@@ -221,13 +226,14 @@ def sparse_weights(view: View) -> Iterator[Finding]:
     severity: Severity = "info"
     if masked:
         word, verdict, advice = "pruned", "a pruning mask made it so", "Nothing to mend."
-    elif lost and zeros > lines.zero_share:
-        severity, word = "warning", "dead channels"
+    elif lost and (zeros > lines.zero_share or 2 * lost > near * layer.channels):
+        severity, word = "warning" if zeros > lines.zero_share else "info", "dead channels"
         verdict = f"{lost} of {layer.channels} channels are dead or zero and take their weights with them"
         advice = "See to those channels first; what they held is capacity lost and can be pruned."
     else:
         word = "heavy tails"
-        verdict = "no channel is dead of it, so it is what training, weight decay or an L1 term made of the layer"
+        verdict = "dead or zero channels do not explain it" if lost else "no channel is dead of it"
+        verdict += ", so it is what training, weight decay or an L1 term made of the layer"
         advice = "Normal in a trained layer, and no loss: such a layer prunes well by magnitude."
     cause = Cause(word, f"{told}; {verdict}", advice, references.SPARSITY, {"dead_or_zero": lost})
     yield finding(view, "sparse_weights", severity, cause, evidence)

@@ -175,13 +175,17 @@ def watched_and_not(report: Report) -> str:
     if report.audited is None and report.window:
         words = {
             "sampled activation": "by their activations on sampled steps only",
-            "gradient": "by gradients only, as no activation is readable after them, so none of their kernels is called dead",
+            "gradient": "by gradients only (no activation to read), so none of their kernels is called dead",
             "weight": "by their weights only",
         }
         parts += [f"{n:,} of these layers {words[kind]}" for kind, n in weaker.items()]
-    unheard = sum(len(layer.zero_gradient) for layer in report.watched)
-    if unheard:
-        parts.append(f"{count(unheard, 'kernel')} of those without any gradient")
+    for state, meaning in (
+        ("zero_gradient", "without any gradient"),
+        ("silent", "silent (never fired, but a gradient passes and may revive them)"),
+    ):
+        some = sum(len(getattr(layer, state)) for layer in report.watched)
+        if some:
+            parts.append(f"{count(some, 'kernel')} {meaning}")
     not_watched = len(report.layers) - len(report.watched)
     parts.append(f"{count(not_watched, 'layer')} not watched" if not_watched else "no layer left out")
     return "; ".join(parts) + "."

@@ -226,7 +226,11 @@ def test_a_scale_of_exactly_zero_when_the_norm_is_first_seen_was_zero_at_initial
 
 
 def test_a_kernel_behind_a_scale_of_zero_is_not_frozen_for_its_shift_has_a_gradient() -> None:
-    held: dict[str, Any] = {"unchanged": torch.full((4,), True), "gradient": torch.ones(4), "weight_gradient": torch.ones(4)}
+    held: dict[str, Any] = {
+        "unchanged": torch.full((4,), True),
+        "gradient": torch.ones(4),
+        "weight_gradient": torch.ones(4),
+    }
     run = Run().next(start()).next(layer(norm_scale=each(0, 0, 1, 1), gradient_rms=1e-3, **held))
     assert run.report().frozen == [2, 3]
     assert run.next(layer(gradient_rms=0.0, **held)).report().frozen == []

@@ -63,5 +63,3 @@ def truly_dead(ensemble: Ensemble, inputs: Tensor) -> set[str]:
             if isinstance(module, nn.ReLU) and not bool((x > 0).any()):
                 dead.add(number)
     return dead
-
-

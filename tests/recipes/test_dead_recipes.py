@@ -186,6 +186,7 @@ def test_a_leaky_channel_that_never_fires_is_silent_and_not_dead(seed: int) -> N
         monitor = train(net)
     layer = last(monitor)["net.1"]
     assert (layer.silent, layer.dead) == (KILLED, [])
+    assert "2 kernels silent" in last(monitor).to_markdown()
 
 
 def test_an_input_that_is_always_zero_is_no_dead_channel(seed: int) -> None:
@@ -211,6 +212,7 @@ def test_a_layer_behind_a_dead_layer_is_dead_by_what_feeds_it(seed: int) -> None
     assert "net.3" in behind.cause
     before = found(report, "starved_channels", "net.1")
     assert [f.cause_word for f in before] == ["dead downstream"]
+    assert report.findings[0].layer == "net.3"  # the root of both is told first
 
 
 def test_channels_that_nothing_downstream_listens_to_are_starved_and_not_dead(seed: int) -> None:
@@ -241,5 +243,3 @@ def test_tanh_driven_to_its_ends_is_saturated(seed: int) -> None:
     (finding,) = found(report, "saturated_channels")
     assert (finding.channels, finding.severity) == (tuple(KILLED), "warning")
     assert finding.evidence["saturated_share"] > 0.99
-
-
