@@ -24,8 +24,8 @@ and ordinary drift."""
 CHANCE = ("born dead", "faded")
 SATURATED_MOST = 0.9
 UNDERFLOW_SHARE = 0.5
-"""Zeros among the entries of a float16 gradient have other sources as well (inputs that are zero, channels that are off):
-only where they are most of it is the type to blame."""
+"""Zeros among the entries of a float16 gradient have other sources as well (inputs that are zero, channels that are
+off): only where they are most of it is the type to blame."""
 
 
 def _since(view: View, channels: Tensor) -> Evidence:

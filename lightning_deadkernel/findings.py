@@ -36,8 +36,8 @@ WEIGHT_RULES: tuple[Callable[[View], Iterator[Finding]], ...] = (
 )
 """All that can be said at initialisation, before anything fired or had a gradient."""
 
-CONSEQUENCES = ("upstream dead", "dead downstream")
-"""Causes that are findings of other layers: those are to be read first."""
+CONSEQUENCES = ("upstream dead", "dead downstream", "outgoing zero")
+"""Causes that lie in other layers: what is found there is to be read first."""
 
 RULES = (
     channel_rules.dead_channels,
@@ -58,8 +58,10 @@ RULES = (
 def find(
     window: Window, layers: Sequence[LayerReport], history: History, thresholds: Thresholds
 ) -> tuple[Finding, ...]:
-    """All findings of a window that the history has taken in: errors first, roots before what follows from them, forward
-    order within."""
+    """All findings of a window that the history has taken in.
+
+    Errors come first, within a severity the roots before what follows from them, and then in forward order.
+    """
     observed = {layer.name: layer for layer in window.layers}
     reports = {report.name: report for report in layers}
     found = list(layer_rules.network_findings(window, history, thresholds))

@@ -20,7 +20,7 @@ def guarded(hook: Hook) -> Hook:
 
     @functools.cache
     def untraced() -> Callable[..., None]:
-        kept: Callable[..., None] = torch.compiler.disable(hook)
+        kept: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
         return kept
 
     @functools.wraps(hook)

@@ -45,6 +45,7 @@ class Output:
             return
         if options.save_report and not trainer.fast_dev_run:
             self.folder = report_folder(trainer.loggers, trainer.default_root_dir)
+        self._has_loggers = bool(trainer.loggers)
         self.log = RunLog(trainer.loggers, layers=options.log_layers, histograms=options.log_histograms)
 
     def window(self, reports: list[Report], step: int) -> None:
@@ -63,7 +64,7 @@ class Output:
             report.save(self.folder / "report.md")
         pictures = self._draw(reports) if self._may_draw(report, began) else {}
         self._tell("logging")
-        self.log.log(report, step, text=report.to_markdown(), pictures=pictures)
+        self.log.log(report, step, text=report.to_markdown() if self._has_loggers else None, pictures=pictures)
         self._took = time.monotonic() - began
 
     def end(self, reports: list[Report]) -> None:

@@ -102,7 +102,7 @@ def headline(report: Report, finding: Finding, name: bool = True) -> str:
     some = len(finding.channels)
     of = f"{some:,} of {count(total, 'kernel')} {'is' if some == 1 else 'are'}"
     said = HEADLINES.get(finding.kind, finding.kind.replace("_", " ")).format(of=of)
-    cause = "" if finding.cause_word in ("", "unknown") else f" ({finding.cause_word})"
+    cause = "" if finding.cause_word == "unknown" or finding.cause_word in said else f" ({finding.cause_word})"
     where = f"{'the network' if finding.layer is None else finding.layer}: " if name else ""
     return f"{where}{said}{cause}"
 

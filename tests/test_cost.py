@@ -226,3 +226,34 @@ def test_a_half_precision_loss_does_not_change_the_number_of_reads() -> None:
     monitor = Counted()
     fit(net, monitor, [x.bfloat16() for x in noise(10, batch=256)])
     assert all(sum(step["on_before_backward"].ops.values()) == 0 for step in monitor.steps[2:-1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; not run without one")
+def test_an_unsampled_step_never_waits_for_a_cuda_device() -> None:
+    class Strict(DeadKernelMonitor):
+        pass
+
+    def strict(name: str) -> Any:
+        def hook(self: Strict, trainer: Any, *args: Any) -> None:
+            if name == HOOKS[0]:
+                getattr(DeadKernelMonitor, name)(self, trainer, *args)
+                return
+            ends = name == HOOKS[-1] and trainer.is_last_batch  # a window's end reads everything
+            torch.cuda.set_sync_debug_mode("default" if self._sampled or ends else "error")
+            try:
+                getattr(DeadKernelMonitor, name)(self, trainer, *args)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return hook
+
+    for name in HOOKS:
+        setattr(Strict, name, strict(name))
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        net[0].bias[3] = -100.0
+    monitor = Strict(log_figures=False, save_report=False)
+    trainer = L.Trainer(max_epochs=1, accelerator="cuda", devices=1, logger=False, callbacks=[monitor])
+    trainer.fit(Net(net), DataLoader(TensorDataset(torch.stack(noise(20))), batch_size=None))
+    assert monitor.report is not None
+    assert 3 in monitor.report["net.0"].dead

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from windows import ALL_OFF, FIRST_OFF, ZERO, Run, begun, each, layer, start
+from windows import ALL_OFF, FIRST_OFF, ZERO, Run, alive, begun, each, layer, start
 
 from lightning_deadkernel.causes import CAUSES
 from lightning_deadkernel.findings import KINDS, headline, new_findings
+from lightning_deadkernel.window import Consumer
 
 
 def _knocked_out() -> Run:
@@ -33,6 +34,18 @@ def test_a_healthy_layer_stays_without_any_finding(evidence: dict[str, Any]) -> 
     run = begun(**evidence)
     for _ in range(3):
         assert run.next(layer(**evidence)).findings == ()
+
+
+def test_the_root_comes_before_what_follows_from_it() -> None:
+    off = ALL_OFF | {"shift": torch.full((4,), -99.0)}
+    run = Run().next(start("a"), start("b"), start("c"))
+    starved = layer("a", gradient=torch.zeros(4), weight_gradient=torch.zeros(4), consumers=(Consumer("b", 4),))
+    run.next(starved, layer("b", **off, producers=("a",)), layer("c", **ALL_OFF, producers=("b",)), alive("d"))
+    assert [(finding.layer, finding.cause_word) for finding in run.findings if finding.severity == "error"] == [
+        ("b", "shift driven negative"),
+        ("a", "dead downstream"),
+        ("c", "upstream dead"),
+    ]
 
 
 def test_findings_come_worst_first_and_read_back_from_json() -> None:

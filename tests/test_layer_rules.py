@@ -49,6 +49,25 @@ def test_small_gradients_are_blamed_on_sigmoids_depth_or_neither() -> None:
     assert begun().next(layer(**vanishing), normed).only("vanishing_gradient").cause_word == "unknown"
 
 
+def test_a_small_gradient_held_in_float16_is_blamed_on_underflow_when_most_of_it_is_zero() -> None:
+    weak = small(5e-5, 1.0)
+    assert begun().next(layer(**weak, underflow_share=0.4), alive()).only("weak_gradient").cause_word == "unknown"
+    run = begun().next(layer(**weak, underflow_share=0.93), alive())
+    finding = run.only("weak_gradient")
+    assert (finding.cause_word, finding.evidence["underflow_share"]) == ("underflow", 0.93)
+    assert run.report().note == "93 % of its float16 gradient entries were exactly zero"
+
+
+def test_a_small_gradient_behind_a_scale_that_begins_at_zero_and_moves_is_worth_knowing_alone() -> None:
+    weak = small(5e-5, 1.0)
+    run = Run().next(start())
+    for scale in (0.001, 0.02):
+        finding = run.next(layer(**weak, norm_scale=torch.full((4,), scale)), alive()).only("weak_gradient")
+        assert (finding.severity, finding.cause_word) == ("info", "zero at initialisation")
+    stuck = run.next(layer(**weak, norm_scale=torch.full((4,), 0.02)), alive()).only("weak_gradient")
+    assert (stuck.severity, stuck.cause_word) == ("warning", "unknown")
+
+
 def test_exploding_is_growth_over_the_networks_own_baseline() -> None:
     run = Run().next(start())
     for norm in (1.0, 2.0, 3.0):

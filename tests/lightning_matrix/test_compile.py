@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_deadkernel import compiled
 from lightning_matrix.models import DEAD, Layers, Tiny, dead
+from lightning_matrix.test_steps import Manual
 from lightning_matrix.twins import assert_identical, monitor_of, train
 
 SAMPLED = "activations were read on sampled steps, which ran eagerly"
@@ -114,6 +115,21 @@ def test_sampled_steps_run_eagerly_and_find_the_dead_channels_with_no_recompilat
     conv1 = next(layer for layer in run.report.layers if layer.name.endswith("conv1"))
     assert conv1.evidence == "sampled activation"
     assert stance() == "default"
+
+
+def by_hand() -> Any:
+    """A compiled module that optimizes by hand: Lightning's hooks run within the compiled step."""
+    return torch.compile(Manual(), backend="aot_eager")
+
+
+def test_the_compiler_does_not_trace_through_the_monitor_of_a_module_that_optimizes_by_hand():
+    short = {"max_epochs": 1, "limit_train_batches": 4}
+    plain, without = counted(by_hand, None, **short)
+    run, with_monitor = counted(by_hand, monitor_of(when_compiled="gradients"), **short)
+    assert with_monitor["stats"] == without["stats"]
+    assert with_monitor["recompiles"] == without["recompiles"]
+    assert_identical(run.left_behind, plain.left_behind)
+    assert run.report["net.conv1"].zero_gradient == DEAD["conv1"]
 
 
 class Fails(Wrapped):

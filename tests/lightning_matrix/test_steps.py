@@ -189,6 +189,7 @@ class Gan(L.LightningModule):
         with torch.no_grad():
             for layer in (self.generator[0], self.generator[2], self.discriminator[1]):
                 layer.bias.fill_(3.0)
+            self.generator[2].weight.abs_()
             self.generator[0].bias[1] = -100
             self.generator[2].bias[7] = -100
             self.discriminator[1].bias[4] = -100
@@ -431,6 +432,7 @@ def test_two_trainers_in_one_process_each_keep_their_own():
     assert [layer.name for layer in inner[0].report.layers] == ["net.1", "net.3"]
     assert dead(run.report) == DEAD
     assert windows(run.monitor)[1:] == [(1, 6, 6, 48), (2, 6, 6, 48)]
+
 
 class Tunable(Tiny):
     batch_size = 4

@@ -97,6 +97,7 @@ def test_residual_scales_that_stay_at_zero_are_told(seed: int) -> None:
     assert (finding.layer, finding.cause_word) == ("net.second.0", "zero at initialisation")
     assert finding.severity == "error"
     assert "gamma" in finding.cause
+    assert report.findings[0] == finding  # the root is told first
     (before,) = found(report, "starved_channels")
     assert (before.layer, before.cause_word) == ("net.first.0", "outgoing zero")
     assert "net.second.0" in before.cause
