@@ -84,6 +84,8 @@ class ChannelEvidence(Metric):
         self._indices: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._buffer = torch.zeros(0)
         self._nothing: dict[int, Tensor] = {}
+        self._arena = (self._buffer, self._buffer, self._buffer)
+        """The state, and its parts that every step writes to: views cost more than what is done with them."""
         self._plan: list[tuple[str, Source, Any, Tensor]] = []
 
     # -- layout --------------------------------------------------------------------------------------------------
@@ -192,7 +194,6 @@ class ChannelEvidence(Metric):
 
     # -- gradients -----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def read_gradients(self, only: Iterable[str] | None = None) -> None:
         """Takes the largest \\|gradient\\| of every channel into `maxima`: a fixed number of launches for all 1-D
         sources; weight rows are read only for layers that have not shown a gradient on all channels yet.
@@ -218,9 +219,13 @@ class ChannelEvidence(Metric):
                 grad = grad if grad is None else self._placed(grad)
                 rows.append(name)
             parts.append(nothing if grad is None else grad)
+        if any(part.requires_grad for part in parts):  # `create_graph=True`: gradients are part of a graph themselves
+            parts = [part.detach() for part in parts]
         values = torch.cat(parts, out=self._buffer).abs_()
-        size = len(values)
-        seen, wild = self.maxima[:size], self.maxima[size : 2 * size]
+        if self._arena[0] is not self.maxima:  # a reset or a reduction has put another tensor there
+            size = len(values)
+            self._arena = (self.maxima, self.maxima[:size], self.maxima[size : 2 * size])
+        _, seen, wild = self._arena
         torch.fmax(seen, values, out=seen)
         torch.maximum(wild, values, out=wild)
         if rows:

@@ -335,6 +335,8 @@ class DeadKernelMonitor(Callback):
         self._put_out(lambda output: output.window(self.reports, trainer_facts.logger_step(trainer)))
         if report.window:
             trainer_facts.publish(trainer, report, self.prog_bar)
+            if observer.table.watched and not report.watched:
+                self._warn("no watched layer is in the graph of the loss: see the report's last section.", "loss")
 
     @guarded
     def _speak(self, report: Report) -> None:
