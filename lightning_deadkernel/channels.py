@@ -89,7 +89,8 @@ def _mixed_positions(node: Any, name: str, ndim: int) -> set[int]:
 
 def _split(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
     (dim,) = _unwrapped(node._saved_dim, len(before))
-    if dim == at.axis:
+    uneven = len({output_shape(node, slot) for slot in range(len(node._input_metadata))}) > 1
+    if dim == at.axis or uneven:  # what follows is worked out from one shape for all outputs
         return None
     return _at(at, at.axis - (name in ("Unbind", "Select") and dim < at.axis))
 
