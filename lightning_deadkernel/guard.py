@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -11,6 +10,9 @@ from typing import Any, TypeVar, cast
 import torch
 
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning
+
+_looks_on = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
+"""Not None where the compiler looks at the frames that run now; an older torch does not tell."""
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -26,8 +28,10 @@ def guarded(hook: Hook) -> Hook:
     @functools.wraps(hook)
     def run(monitor: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            # a compiled `training_step` that optimizes by hand would have the compiler trace through the monitor
-            (untraced() if "torch._dynamo" in sys.modules else hook)(monitor, *args, **kwargs)
+            # A compiled `training_step` that optimizes by hand would have the compiler trace through the monitor. To keep
+            # it out where it does not look anyway would take tens of microseconds a step.
+            traced = torch.compiler.is_dynamo_compiling() or _looks_on() is not None
+            (untraced() if traced else hook)(monitor, *args, **kwargs)
         except DeadKernelError:  # the user's own wish
             raise
         except Exception as error:  # the monitor's own fault, whatever it is, is never the training's

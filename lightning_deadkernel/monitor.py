@@ -115,7 +115,7 @@ class DeadKernelMonitor(Callback):
         self._begun = 0
         self._before_batch = 0
         self._log_every = 50
-        self._sampled = False
+        self._sampled = self._last = False
         self._running = False
         """From the start of training until it ends or all ranks have given up: at the same moment on all of them."""
         self._broken: str | None = None
@@ -178,7 +178,7 @@ class DeadKernelMonitor(Callback):
     @guarded
     def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._output = Output(self, trainer)
-        observer = self._watching()
+        observer = self._observer
         if observer is None:
             return
         if not observer.table.watched:
@@ -198,53 +198,51 @@ class DeadKernelMonitor(Callback):
 
     # -- one batch -----------------------------------------------------------------------------------------------
 
+    @guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Decides whether this step is a sampled one."""
         self._stance.restore()  # a batch that was skipped has not ended
-        self._sampled, self._before_batch = False, trainer.global_step
-        self._decide(trainer)
-
-    @guarded
-    def _decide(self, trainer: Trainer) -> None:
-        observer, window = self._watching(), self._window
+        self._sampled = False
+        observer, window = self._observer, self._window
         if observer is None:
             return
-        steps = trainer_facts.will_step(trainer)
-        first = window.batches == 0 or (steps and window.sampled_steps == 0) or observer.wants_to_look()
-        due = steps and (self.should_sample(trainer_facts.logger_step(trainer)) or self._is_last(trainer))
-        self._sampled = first or due
+        self._before_batch = taken = trainer.global_step
+        self._last = self._is_last(trainer, taken + 1)
+        wanted = self.should_sample(trainer_facts.logger_step(trainer)) or window.sampled_steps == 0 or self._last
+        first = window.batches == 0 or observer.wants_to_look()
+        self._sampled = first or (wanted and trainer_facts.will_step(trainer))
         if self._sampled and observer.reader.compiled and self.when_compiled == "sample":
             self._stance.force_eager()
 
-    def _is_last(self, trainer: Trainer) -> bool:
-        """Whether the window is foreseen to end with this batch, if it steps."""
-        if trainer_facts.epoch_ends(trainer, steps_ahead=1):
+    def _is_last(self, trainer: Trainer, steps: int) -> bool:
+        """Whether the window is foreseen to end with a batch that brings the optimizer to so many steps."""
+        if trainer_facts.epoch_ends(trainer, steps):
             return True
         length = self.every_n_train_steps
-        return length is not None and trainer.global_step + 1 - self._begun >= length
+        return length is not None and steps - self._begun >= length
 
     @guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Reads the graph, and the activations it holds."""
-        observer = self._watching()
+        observer = self._observer
         if observer is not None:
             observer.before_backward(loss, self._sampled)
 
     @guarded
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the gradients of this backward into the evidence."""
-        observer = self._watching()
+        observer = self._observer
         if observer is not None:
             observer.after_backward(self._sampled)
 
     @guarded
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """On a sampled step: sizes of gradients, and the weights before the step."""
-        observer = self._watching()
-        if observer is not None and self._sampled:
+        observer = self._observer if self._sampled else None
+        if observer is not None:
             scaler = trainer_facts.scaler(trainer)
             scale_left = trainer_facts.scale_left(scaler, optimizer)
-            observer.before_step(optimizer, scaler, scale_left, trainer_facts.is_half(trainer))
+            observer.before_step(optimizer, scaler, scale_left, trainer_facts.is_half(trainer), self._last)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -253,26 +251,28 @@ class DeadKernelMonitor(Callback):
         self._stance.restore()
         if not self._running:
             return
-        self._count(trainer, batch)
-        self._measure_update()
+        taken = trainer.global_step
+        self._count(taken, batch)
+        if self._sampled:
+            self._measure_update()
         if self.every_n_train_steps is None:
-            ends = trainer_facts.epoch_ends(trainer)
+            ends = trainer_facts.epoch_ends(trainer, taken)
         else:
             ends = self._window.optimizer_steps >= self.every_n_train_steps
         if ends:
             self._end_window(trainer)
 
-    def _count(self, trainer: Trainer, batch: Any) -> None:
+    def _count(self, taken: int, batch: Any) -> None:
         window, size = self._window, trainer_facts.batch_size(batch)
         window.batches += 1
         window.samples = None if size is None or window.samples is None else window.samples + size
-        window.optimizer_steps = trainer.global_step - self._begun
-        window.sampled_steps += trainer.global_step - self._before_batch if self._sampled else 0
+        window.optimizer_steps = taken - self._begun
+        window.sampled_steps += taken - self._before_batch if self._sampled else 0
 
     @guarded
     def _measure_update(self) -> None:
-        observer = self._watching()
-        if observer is not None and self._sampled:
+        observer = self._observer
+        if observer is not None:
             observer.after_step()
 
     # -- window ends ---------------------------------------------------------------------------------------------
@@ -344,12 +344,10 @@ class DeadKernelMonitor(Callback):
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
-    def _watching(self) -> Observer | None:
-        return self._observer if self._broken is None else None
-
     def _give_up(self, where: str, error: Exception) -> None:
         """Ends this rank's watch; the others learn of it when the window ends."""
         self._stance.restore()
+        self._observer, self._sampled = None, False
         if self._broken is None:
             self._broken = f"{type(error).__name__}: {error}"
             alarm(f"failed in {where.strip('_')} and stops watching: {self._broken}.")

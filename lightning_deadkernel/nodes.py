@@ -126,6 +126,11 @@ class Activation:
     """Saved values at or below are on the lower flat end; for sigmoid and tanh the image of -5."""
     high: float = float("inf")
 
+    @property
+    def rectifies(self) -> bool:
+        """h is never negative, and is > 0 exactly where the saved tensor is."""
+        return self.gating == "gate" and self.positive is None
+
     def saved_tensor(self, node: Any) -> Tensor:
         """What the node keeps for backward; the caller has made sure that no unpack hook is set on it."""
         saved: Tensor = getattr(node, f"_saved_{self.saved}")

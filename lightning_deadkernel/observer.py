@@ -15,10 +15,8 @@ from lightning_deadkernel.layers import LayerTable, local
 from lightning_deadkernel.nodes import CHECKPOINTS, canonical
 from lightning_deadkernel.sampling import StepSampler
 from lightning_deadkernel.sharding import unsharded, whole
-from lightning_deadkernel.statistics import checksums
+from lightning_deadkernel.statistics import checksums, peaks
 from lightning_deadkernel.ways import Tap
-
-Read = tuple[SiteKey, Tap, Tensor]
 
 
 class Observer:
@@ -57,6 +55,8 @@ class Observer:
         self.looked = False
         """A graph that was not compiled was read in this window."""
         self._alive: frozenset[str] | None = None
+        self._settled = False
+        """Every layer was in some graph of this window, and every channel is known to have fired."""
 
     # -- layout --------------------------------------------------------------------------------------------------
 
@@ -67,6 +67,7 @@ class Observer:
         for known in self.reader.known.values():
             sites.update((site, known.layer.channels) for site in known.sites if site not in sites)
         self.evidence.arrange(sources, sites)
+        self._settled = False
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -79,7 +80,7 @@ class Observer:
         self.backwards += 1
         if loss.grad_fn is None:
             return False
-        if not (sampled or self.several_optimizers or self._pending()):
+        if not sampled and (self._settled or self._settles()):
             return False
         if self.sampler.sharded:
             self.table.gathered = unsharded(self.model)
@@ -100,33 +101,38 @@ class Observer:
         """Whether the model is compiled, activations may be read, and none were in this window."""
         return self.reader.compiled and self.when_compiled == "sample" and not self.looked
 
-    def _pending(self) -> bool:
-        """Whether some layer was in no graph of this window yet, or some channel has not fired yet."""
-        if len(self.reached) < len(self.sampler.layers):
-            return True
-        return self.evidence.any_pending()
+    def _settles(self) -> bool:
+        """Whether no graph has to be read any more; with several optimizers each tells who takes part in its step."""
+        reached = len(self.reached) >= len(self.sampler.layers)
+        self._settled = reached and not self.several_optimizers and self.evidence.all_fired()
+        return self._settled
 
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
-        reads: list[Read] = []
+        pending = self.evidence.silent.pending
+        seen: dict[SiteKey, Tensor] = {}
         for site, tap in found.taps:
-            if not sampled and not self.evidence.is_pending(site):
+            if not sampled and site not in pending:
                 continue
             try:
                 saved = tap.activation.saved_tensor(nodes[tap.node])
                 if not tap.fits(saved):
                     self.reader.forget(found)
                     raise LookupError("its feature map changes shape from step to step")
-                reads.append((site, tap, saved))
-                if sampled:
-                    self.evidence.sample_activation(site, tap.activation, tap.at, saved)
+                largest = self._look(site, tap, saved, sampled)
+                seen[site] = torch.fmax(seen[site], largest) if site in seen else largest
             except Exception as error:  # a surprise at one activation ends the watch over its layers alone
                 self._give_up(site, error)
-        if not reads:
-            return
-        values = [
-            (site, tap.at, tap.activation.positive(x) if tap.activation.positive else x) for site, tap, x in reads
-        ]
-        self.evidence.read_activations(values)
+        if seen:
+            self.evidence.read_activations(seen)
+
+    def _look(self, site: SiteKey, tap: Tap, saved: Tensor, sampled: bool) -> Tensor:
+        """(C,) that is > 0 where a channel fired."""
+        activation = tap.activation
+        if sampled:
+            firings = self.evidence.sample_activation(site, activation, tap.at, saved)
+            if activation.rectifies:
+                return firings
+        return peaks(activation.positive(saved) if activation.positive else saved, tap.at)
 
     def _give_up(self, site: SiteKey, error: Exception) -> None:
         for name in site:
@@ -146,9 +152,9 @@ class Observer:
         if sampled:
             self.evidence.read_kernels()
 
-    def before_step(self, optimizer: Any, scaler: Any, scale_left: Tensor | None, half: bool) -> None:
-        """On a sampled step: sizes of the gradients, and a copy of the weights for the update ratio."""
-        self.sampler.before_step(optimizer, scaler, scale_left, half)
+    def before_step(self, optimizer: Any, scaler: Any, scale_left: Tensor | None, half: bool, last: bool) -> None:
+        """On a sampled step: sizes of the gradients, and a copy of weights for the update ratio."""
+        self.sampler.before_step(optimizer, scaler, scale_left, half, last)
 
     def after_step(self) -> None:
         """On a sampled step: the update ratio; the copy is freed."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ LIMIT = 512
 """Samples of one window that are kept; past it every second is dropped, so that memory stays bounded."""
 HALF_SUBNORMAL = 2.0**-14
 """float16 below this loses bits, and below 2^-24 everything."""
+TURN = 1 << 21
+"""Weights that are copied for the update ratio on a sampled step between a window's first and last: of a larger network
+each such step measures other layers, in turn, so that a copy of many gigabytes is made twice a window at most."""
 NEAR_UNDERFLOW = 0.01
 """Exact zeros count as underflow where this share of the other entries is subnormal, or where nothing else is left;
 elsewhere they are mere zeros."""
@@ -74,6 +78,9 @@ class StepSampler:
         self._column = {key: index for index, key in enumerate(names)}
         self._layer_column = [self._column.get(id(layer.main), -1) for layer in self.layers]
         self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._place = {layer.name: index for index, layer in enumerate(self.layers)}
+        self._next = 0
+        """Place of the layer whose turn it is."""
         self.sharded = any(hasattr(layer.main, "to_local") for layer in self.layers)
         self.scaled = False
         """A gradient scaler is in use: a step whose gradients overflowed is skipped."""
@@ -89,7 +96,9 @@ class StepSampler:
         self._before: dict[str, tuple[nn.Parameter, Tensor, Tensor | None]] = {}
 
     @torch.no_grad()
-    def before_step(self, optimizer: Any, scaler: Any, scale_left: Tensor | None, half: bool) -> None:
+    def before_step(
+        self, optimizer: Any, scaler: Any, scale_left: Tensor | None, half: bool, last: bool = False
+    ) -> None:
         """Reads the gradients that `optimizer` is about to use: accumulated, unclipped.
 
         Args:
@@ -97,6 +106,7 @@ class StepSampler:
             scaler: the gradient scaler that skips steps whose gradients overflowed; None without one.
             scale_left: device scalar that the gradients are still multiplied by; None if they are unscaled.
             half: gradients are computed in float16, where small ones become exact zeros.
+            last: it is the last step of the window, as far as that is foreseen.
         """
         parameters = [
             p
@@ -123,7 +133,7 @@ class StepSampler:
             made_at = 1.0 if scale_left is not None or not self.scaled else scaler._scale
             self._note_underflow(layers, made_at)
         if self.update_ratio:
-            self._copy_weights(layers, finite, isinstance(optimizer, torch.optim.LBFGS))
+            self._copy_weights(layers, finite, isinstance(optimizer, torch.optim.LBFGS), last)
 
     def _note_underflow(self, layers: list[Layer], scale: Any) -> None:
         shares = []
@@ -135,17 +145,27 @@ class StepSampler:
             near = (subnormal > NEAR_UNDERFLOW * (1 - zeros)) | (zeros == 1)
             shares.append(torch.where(near, zeros, 0.0).to(self.device))
         if shares:
-            places = [self.layers.index(layer) for layer in layers]
+            places = [self._place[layer.name] for layer in layers]
             self.underflow.append(self._spread(torch.stack(shares), places, len(self.layers)))
 
-    def _copy_weights(self, layers: list[Layer], finite: Tensor | None, searches: bool) -> None:
+    def _copy_weights(self, layers: list[Layer], finite: Tensor | None, searches: bool, last: bool) -> None:
         """Copies for `after_step`; of a second step in one batch too, but not within a line search (LBFGS)."""
         again = [layer.name for layer in layers if layer.name in self._before]
         if again and not searches:
             self._measure(again)
         fresh = [layer for layer in layers if layer.name not in self._before]
-        for layer in fresh:
+        first = not self.updates.offered
+        for layer in fresh if first or last else self._in_turn(fresh):
             self._before[layer.name] = (layer.main, local(layer.main).detach().clone(), finite)
+
+    def _in_turn(self, layers: list[Layer]) -> list[Layer]:
+        """Those that come next, `TURN` weights together at most, or a single larger one."""
+        ahead = sorted(layers, key=lambda layer: (self._place[layer.name] - self._next) % len(self.layers))
+        sizes = accumulate(layer.main.numel() for layer in ahead)
+        taken = [layer for layer, size in zip(ahead, sizes, strict=True) if size <= TURN] or ahead[:1]
+        if taken:
+            self._next = self._place[taken[-1].name] + 1
+        return taken
 
     def _note_groups(self, optimizer: Any) -> None:
         held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -179,8 +199,7 @@ class StepSampler:
         if self.sharded:
             shares = torch.tensor([_share(parameter) for parameter, _, _ in taken.values()], device=self.device).sqrt()
             sizes, changes = sizes * shares, changes * shares
-        place = {layer.name: index for index, layer in enumerate(self.layers)}
-        places = [place[name] for name in taken]
+        places = [self._place[name] for name in taken]
         count = len(self.layers)
         both = torch.cat([sizes, changes])
         self.updates.append(self._spread(both, [*places, *(p + count for p in places)], 2 * count))
@@ -235,8 +254,8 @@ class StepSampler:
 def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
     """L2 norm of each, in at least float32."""
     wide = any(t.dtype == torch.float64 for t in tensors)
-    dtype = torch.float64 if wide else torch.float32
-    return torch.stack([torch.linalg.vector_norm(t, dtype=dtype).to(device) for t in tensors])
+    norms = torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else torch.float32)
+    return torch.stack([norm.to(device) for norm in norms])
 
 
 def _share(parameter: Any) -> float:

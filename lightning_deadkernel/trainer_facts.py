@@ -34,14 +34,14 @@ def will_step(trainer: Any) -> bool:
     return not bool(trainer.fit_loop._should_accumulate())
 
 
-def epoch_ends(trainer: Any, steps_ahead: int = 0) -> bool:
+def epoch_ends(trainer: Any, steps: int) -> bool:
     """Whether the epoch ends with this batch, as far as it is known: by its data, or by `max_steps`.
 
     Args:
         trainer: the running trainer.
-        steps_ahead: optimizer steps that this batch is still to take.
+        steps: optimizer steps that are taken when the batch ends.
     """
-    return bool(trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step + steps_ahead)
+    return bool(trainer.is_last_batch or 0 < trainer.max_steps <= steps)
 
 
 def log_every(trainer: Any) -> int:

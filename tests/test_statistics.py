@@ -72,25 +72,23 @@ def by_channel(x: Tensor, at: ChannelAxis) -> list[np.ndarray]:
 
 @twin
 @given(activations())
-def test_peak_bits_tell_what_fired_as_comparing_every_entry_does(case):
+def test_peaks_tell_what_fired_as_comparing_every_entry_does(case):
     x, at = case
-    bits = stats.peak_bits(x, at)
-    fired = stats.is_fired(bits, x.dtype)
-    non_finite = stats.is_non_finite(bits, x.dtype)
-    assert bits.shape == (at.size,)
-    assert bits.element_size() == x.element_size()
+    peaks = stats.peaks(x, at)
+    assert peaks.shape == (at.size,)
+    assert peaks.dtype == x.dtype
     for c, values in enumerate(by_channel(x, at)):
         has_nan = bool(np.isnan(values).any())  # torch's NaN constant is positive, so it is always seen
-        assert bool(non_finite[c]) == has_nan
-        assert bool(fired[c]) == (not has_nan and bool((values > 0).any()))
+        assert bool(peaks[c].isnan()) == has_nan
+        assert bool(peaks[c] > 0) == (not has_nan and bool((values > 0).any()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_strictly_positive_values_count_as_fired(dtype):
     values = [0.0, -0.0, -1.0, -math.inf, -tiny(dtype), math.nan, tiny(dtype), 1.0, math.inf]
-    bits = stats.peak_bits(torch.tensor([values], dtype=dtype), ChannelAxis(1, len(values)))
-    assert stats.is_fired(bits, dtype).tolist() == [False] * 6 + [True] * 3
-    assert stats.is_non_finite(bits, dtype).tolist() == [False] * 5 + [True] + [False] * 3
+    peaks = stats.peaks(torch.tensor([values], dtype=dtype), ChannelAxis(1, len(values)))
+    assert (peaks > 0).tolist() == [False] * 6 + [True] * 3
+    assert peaks.isnan().tolist() == [False] * 5 + [True] + [False] * 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,19 +97,16 @@ def test_a_negative_nan_never_fires_and_hides_no_positive_value(dtype):
     negative_nan = torch.tensor(-1, dtype=signed).view(dtype)
     batch = torch.stack([torch.full((4,), -2.0, dtype=dtype), torch.tensor([3.0, -0.0, -math.inf, 0.0], dtype=dtype)])
     batch[0, :] = negative_nan
-    bits = stats.peak_bits(batch, ChannelAxis(1, 4))
-    assert stats.is_fired(bits, dtype).tolist() == [True, False, False, False]
-    assert stats.is_non_finite(bits, dtype).tolist() == [False, True, True, False]
+    peaks = stats.peaks(batch, ChannelAxis(1, 4))
+    assert (peaks > 0).tolist() == [True, False, False, False]
+    assert peaks.isnan().tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (2, 3, 0)])
 def test_an_empty_batch_is_no_evidence(shape):
     at = ChannelAxis(1, 3)
     x = torch.empty(shape)
-    bits = stats.peak_bits(x, at)
-    assert bits.tolist() == [-(2**31)] * 3
-    assert not stats.is_fired(bits, x.dtype).any()
-    assert not stats.is_non_finite(bits, x.dtype).any()
+    assert stats.peaks(x, at).tolist() == [0.0] * 3
     assert [part.tolist() for part in stats.firing(x, at)] == [[0] * 3] * 3
     assert stats.beyond(x, at, -1, 1).tolist() == [0] * 3
 
@@ -122,21 +117,21 @@ def test_few_channels_last_read_every_row(channels, samples):
     x = -torch.rand(samples, channels, 7, 5, generator=generator(0)).contiguous(memory_format=torch.channels_last)
     for sample, channel in itertools.product({0, samples // 2, samples - 1}, range(channels)):
         x[sample, channel, 6, 4] = 0.5
-        fired = stats.is_fired(stats.peak_bits(x, ChannelAxis(1, channels)), x.dtype)
+        fired = stats.peaks(x, ChannelAxis(1, channels)) > 0
         assert fired.tolist() == [c == channel for c in range(channels)]
         x[sample, channel, 6, 4] = -0.5
 
 
 def test_dtypes_and_axes_that_cannot_be_read_are_named():
     with pytest.raises(TypeError, match=r"torch\.int64"):
-        stats.peak_bits(torch.zeros(2, 3, dtype=torch.int64), ChannelAxis(1, 3))
+        stats.peaks(torch.zeros(2, 3, dtype=torch.int64), ChannelAxis(1, 3))
     with pytest.raises(ValueError, match="1 \\* 4 \\* 1 entries along dimension 1"):
-        stats.peak_bits(torch.zeros(2, 3), ChannelAxis(1, 4))
+        stats.peaks(torch.zeros(2, 3), ChannelAxis(1, 4))
 
 
-def check_firing(x: Tensor, at: ChannelAxis) -> None:
-    positive, total, zeros = stats.firing(x, at)
-    assert (positive.dtype, total.dtype, zeros.dtype) == (torch.int64, torch.float64, torch.int64)
+def check_firing(x: Tensor, at: ChannelAxis, nonnegative: bool = False) -> None:
+    positive, total, zeros = stats.firing(x, at, nonnegative)
+    assert {part.dtype for part in (positive, total, zeros)} == {torch.float64}
     for c, values in enumerate(by_channel(x, at)):
         assert int(positive[c]) == int((values > 0).sum())
         assert int(zeros[c]) == int((values == 0).sum())
@@ -147,6 +142,13 @@ def check_firing(x: Tensor, at: ChannelAxis) -> None:
 @given(activations())
 def test_firing_counts_and_sums_equal_those_of_every_entry(case):
     check_firing(*case)
+
+
+@twin
+@given(activations(), st.booleans())
+def test_firing_of_what_is_never_negative_takes_fewer_passes_to_the_same_result(case, finite):
+    x, at = case
+    check_firing(torch.nan_to_num(x, 1.0, 2.0).relu() if finite else x.relu(), at, nonnegative=True)
 
 
 @twin
@@ -277,7 +279,7 @@ def test_nothing_global_is_touched():
     weights = torch.nn.Parameter(torch.ones(3, 17))
     summary = stats.weight_summary(weights)
     outputs = [stats.checksums(weights), stats.row_norms(weights), stats.row_peaks(weights), summary.gini]
-    outputs += [stats.peak_bits(weights, ChannelAxis(0, 3)), *stats.firing(weights, ChannelAxis(0, 3))]
+    outputs += [stats.peaks(weights, ChannelAxis(0, 3)), *stats.firing(weights, ChannelAxis(0, 3))]
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(output.requires_grad for output in outputs)
     assert torch.equal(weights, torch.ones(3, 17))
@@ -290,7 +292,7 @@ def dead_share(pre_activations: Tensor) -> float:
     """Share of units that fired on none of the inputs: (inputs, units)."""
     h = pre_activations.relu()
     units = h.shape[1]
-    fired = stats.is_fired(stats.peak_bits(h, ChannelAxis(1, units)), h.dtype)
+    fired = stats.peaks(h, ChannelAxis(1, units)) > 0
     return 1 - float(fired.double().mean())
 
 
