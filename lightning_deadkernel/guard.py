@@ -28,8 +28,8 @@ def guarded(hook: Hook) -> Hook:
     @functools.wraps(hook)
     def run(monitor: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            # A compiled `training_step` that optimizes by hand would have the compiler trace through the monitor. To keep
-            # it out where it does not look anyway would take tens of microseconds a step.
+            # A compiled `training_step` that optimizes by hand would have the compiler trace through the monitor. To
+            # keep it out where it does not look anyway would take tens of microseconds a step.
             traced = torch.compiler.is_dynamo_compiling() or _looks_on() is not None
             (untraced() if traced else hook)(monitor, *args, **kwargs)
         except DeadKernelError:  # the user's own wish

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,11 @@ def flat_view(x: Tensor) -> Tensor:
 def tally(counts: Tensor, part: Tensor, shift: int, scratch: Tensor) -> None:
     """Add to `counts` how often each value of the high ``32 - shift`` bits occurs in a float32 block."""
     high = torch.bitwise_right_shift(part.view(torch.int32), shift, out=scratch[: part.numel()])
-    # index_add_ needs no range check, so no wait for the device, and adds to one table over all blocks
-    one = counts.new_ones(()).expand(part.shape)
-    counts.index_add_(0, high.bitwise_and_(counts.numel() - 1), one)
+    high.bitwise_and_(counts.numel() - 1)
+    if part.device.type == "cpu":  # bincount takes two thirds of the time, but checks the range and so waits for a GPU
+        counts += torch.bincount(high, minlength=counts.numel())
+    else:
+        counts.index_add_(0, high, counts.new_ones(()).expand(part.shape))
 
 
 def tables(x: Tensor, bins: int) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
@@ -84,18 +86,25 @@ class Buckets(NamedTuple):
         return sum(m * n for m, n in pairs), sum(m * m * n for m, n in pairs)
 
 
+@lru_cache(maxsize=1)
+def _ascending() -> Any:
+    """The finite bins in order of value, (1017,) int64: the negative ones, that of +0, the positive ones."""
+    return torch.tensor([*reversed(range(514, 1022)), 0, *range(2, 510)]).numpy()
+
+
 def to_edges(counts: Tensor) -> Buckets:
     """The counts of `bit_histogram` as finite buckets in order of value, empty ends trimmed; reads from the device."""
-    by_bits = counts.tolist()
-    zeros = by_bits[0] + by_bits[1] + by_bits[512] + by_bits[513]
-    by_value = [*reversed(by_bits[514:1022]), zeros, *by_bits[2:510]]
-    left_out = sum(by_bits) - sum(by_value)
-    filled = [bin for bin, count in enumerate(by_value) if count]
-    if not filled:
+    # NumPy's small operations take a tenth of the time of PyTorch's, and a window has four histograms per layer
+    by_bits = counts.cpu().numpy()
+    by_value = by_bits[_ascending()]
+    by_value[508] += by_bits[1] + by_bits[512] + by_bits[513]  # denormals and -0, to which +0 belongs
+    left_out = int(by_bits.sum() - by_value.sum())
+    filled = by_value.nonzero()[0]
+    if not len(filled):
         return Buckets(0.0, [], [], left_out)
-    first, last = filled[0], filled[-1] + 1
+    first, last = int(filled[0]), int(filled[-1]) + 1
     edges = histogram_edges()
-    return Buckets(edges[first], list(edges[first + 1 : last + 1]), by_value[first:last], left_out)
+    return Buckets(edges[first], list(edges[first + 1 : last + 1]), by_value[first:last].tolist(), left_out)
 
 
 def histogram_quantiles(counts: Tensor, q: Sequence[float]) -> list[float]:

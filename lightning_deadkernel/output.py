@@ -61,10 +61,12 @@ class Output:
         if self.folder is not None:
             self._tell("saving the report")
             report.save(self.folder / "report.json")
-            report.save(self.folder / "report.md")
+        text = report.to_markdown() if self.folder is not None or self._has_loggers else None
+        if self.folder is not None and text is not None:
+            write_atomically(self.folder / "report.md", text)
         pictures = self._draw(reports) if self._may_draw(report, began) else {}
         self._tell("logging")
-        self.log.log(report, step, text=report.to_markdown() if self._has_loggers else None, pictures=pictures)
+        self.log.log(report, step, text=text, pictures=pictures)
         self._took = time.monotonic() - began
 
     def end(self, reports: list[Report]) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -59,6 +60,17 @@ class Finding:
     def cause_word(self) -> str:
         """The cause's one word, e.g. ``"decayed"``."""
         return self.cause.split(":", 1)[0]
+
+
+@cache
+def _masked(bits: int) -> bytes:
+    return bytes(code & bits for code in range(256))
+
+
+def channels_with(codes: bytes, bits: int, value: int) -> list[int]:
+    """Channels whose code has this value under a mask of bits; next to no time where there is none."""
+    found = codes.translate(_masked(bits))
+    return [channel for channel, held in enumerate(found) if held == value] if value in found else []
 
 
 @dataclass(frozen=True)
@@ -116,11 +128,10 @@ class LayerReport:
     values: ChannelValues | None = None
 
     def _where(self, state: State) -> list[int]:
-        number = STATES.index(state)
-        return [c for c, code in enumerate(self.codes) if code & STATE_BITS == number]
+        return channels_with(self.codes, STATE_BITS, STATES.index(state))
 
     def _flagged(self, flag: int) -> list[int]:
-        return [c for c, code in enumerate(self.codes) if code & flag]
+        return channels_with(self.codes, flag, flag)
 
     @property
     def states(self) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import math
 import types
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.report import FLAGS, STATE_BITS, STATES, LayerReport, Report
+from lightning_deadkernel.report import FLAGS, STATE_BITS, STATES, LayerReport, Report, channels_with
 
 SCHEMA = "lightning-deadkernel/report"
 VERSION = 1
@@ -151,7 +151,7 @@ def _plain(value: Any, readable: bool = True) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item, readable) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, readable) for item in value]
+        return list(value) if _finite_numbers(value) else [_plain(item, readable) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -161,12 +161,18 @@ def _plain(value: Any, readable: bool = True) -> Any:
     raise TypeError(f"Expected numbers and text in a report, but got {_shown(value)}.")
 
 
+def _finite_numbers(values: Sequence[Any]) -> bool:
+    """Whether a list, mostly one number per channel, goes into JSON as it is."""
+    kinds = set(map(type, values))
+    return kinds <= {int} or (kinds <= {int, float} and all(map(math.isfinite, values)))
+
+
 def _spelled(codes: bytes) -> dict[str, dict[str, list[int]]]:
     """State and flag names -> channel indices; active channels and empty lists are left out."""
-    states = {state: [c for c, code in enumerate(codes) if code & STATE_BITS == n] for n, state in enumerate(STATES)}
-    flags = {flag: [c for c, code in enumerate(codes) if code & bit] for flag, bit in FLAGS.items()}
+    states = {state: channels_with(codes, STATE_BITS, n) for n, state in enumerate(STATES) if n}
+    flags = {flag: channels_with(codes, bit, bit) for flag, bit in FLAGS.items()}
     return {
-        "states": {state: where for state, where in states.items() if where and state != STATES[0]},
+        "states": {state: where for state, where in states.items() if where},
         "flags": {flag: where for flag, where in flags.items() if where},
     }
 
@@ -187,7 +193,7 @@ def _unmasked(bits: bytes) -> list[int]:
 def _indented(value: Any, margin: str = "") -> str:
     """JSON with two spaces a level, and what holds no further list or object on one line."""
     items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    if not any(isinstance(item, (dict, list)) for item in items):
+    if not {dict, list} & set(map(type, items)):
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
     inner = margin + "  "
     if isinstance(value, dict):

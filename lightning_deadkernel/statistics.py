@@ -232,7 +232,7 @@ def firing(h: Tensor, at: ChannelAxis, nonnegative: bool = False) -> tuple[Tenso
 
 
 def _firing_if_finite(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`firing` of (outer, C, inner) from signs; None where it is not finite, or where to ask would wait for a device."""
+    """`firing` of (outer, C, inner) from signs; None if it is not finite, or if to ask would wait for a device."""
     if h.device.type != "cpu":
         return None
     sums = _summed(h, 2 if nonnegative else 3, _signs if nonnegative else _signs_and_sizes)

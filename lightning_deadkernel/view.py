@@ -48,7 +48,8 @@ class View:
     def mask(self, channels: Sequence[int]) -> Tensor:
         """(C,) bool: True at the given channels."""
         where = torch.zeros(self.layer.channels, dtype=torch.bool)
-        where[list(channels)] = True
+        if channels:
+            where[list(channels)] = True
         return where
 
     def wholly_dead(self, name: str) -> bool:

@@ -9,7 +9,8 @@ figures come out, and the second is the one to steer by, as whole steps vary by 
   one step in `--nominal` sampled, as by Lightning's default. Work done elsewhere (forward hooks of other packages) is
   in the ratio alone.
 
-A window's end (statistics, histograms, diagnosis, logging) is timed apart. This script asserts nothing.
+A window's end (statistics, histograms, diagnosis, logging) is timed apart, and so is its last step, on which the update
+ratio of every layer is taken. This script asserts nothing.
 
 Examples:
     python tests/benchmarks/overhead.py --quick
@@ -57,6 +58,8 @@ class Row:
     self_us: float | None
     """Per ordinary step, median."""
     sampled_us: float | None
+    last_us: float | None
+    """On the last step of a window."""
     share: float | None
     """Self time over a plain step's, one step in `--nominal` sampled, from means."""
     window_end_ms: float | None
@@ -71,6 +74,7 @@ def rows_of(workload: Workload, runs: dict[str, list[Run]], nominal: int) -> lis
         ratios = [run.step / base for run, base in zip(of, plain, strict=True)]
         ordinary = [spent for run in of for spent in run.ordinary]
         sampled = [spent for run in of for spent in run.sampled]
+        last = [spent for run in of for spent in run.last]
         ends = [spent for run in of for spent in run.ends]
         share = None
         if sampled:
@@ -86,6 +90,7 @@ def rows_of(workload: Workload, runs: dict[str, list[Run]], nominal: int) -> lis
                 min(ratios),
                 statistics.median(ordinary) * 1e6 if ordinary else None,
                 statistics.median(sampled) * 1e6 if sampled else None,
+                statistics.median(last) * 1e6 if last else None,
                 share,
                 statistics.median(ends) * 1e3 if ends else None,
                 max(run.peak_mib for run in of),
@@ -129,11 +134,11 @@ def overhead(args: Any) -> list[Row]:
             for row, variant in zip(rows, chosen, strict=True):
                 row.launches = launches(workload, variant, args)
         every += rows
-    titles = "network|training|step ms|ratio|min|self us|sampled us|share|window ms|peak MiB".split("|")
+    titles = "network|training|step ms|ratio|min|self us|sampled us|last us|share|window ms|peak MiB".split("|")
     titles += ["launches"] if args.device == "cuda" else []
     lines = [
         [r.workload, r.variant, f"{r.step_ms:.2f}", f"{r.ratio_median:.3f}", f"{r.ratio_min:.3f}",
-         shown(r.self_us, ".0f"), shown(r.sampled_us, ".0f"), shown(r.share, ".2%"), shown(r.window_end_ms, ".1f"),
+         shown(r.self_us, ".0f"), shown(r.sampled_us, ".0f"), shown(r.last_us, ".0f"), shown(r.share, ".2%"), shown(r.window_end_ms, ".1f"),
          shown(r.peak_mib, ".0f"), shown(r.launches, ".0f")][: len(titles)]
         for r in every
     ]  # fmt: skip

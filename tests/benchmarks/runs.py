@@ -22,8 +22,6 @@ from networks import Workload, kill_first_channels
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_deadkernel import DeadKernelMonitor
-
 WARMUP = 3
 """Steps at the start of each run that no figure contains: the first meets cold caches and reads the graph anew."""
 
@@ -132,18 +130,19 @@ class SelfTimer:
             hook(*args, **kwargs)
             spent = time.perf_counter() - start
             if len(getattr(self.callback, "reports", ())) > windows:
-                self.ends.append(spent)
+                if windows:  # the first report is of the weights at initialisation
+                    self.ends.append(spent)
             else:
                 self.by_step[self.now] += spent
 
         return run
 
-    def split(self) -> tuple[list[float], list[float]]:
-        """Seconds of the ordinary and of the sampled steps after the warm-up."""
-        last = self.steps - 1 if isinstance(self.callback, DeadKernelMonitor) else -1
-        sampled = [self.every_step or step == last or (step + 1) % self.log_every == 0 for step in range(self.steps)]
-        pairs = list(zip(self.by_step, sampled, strict=True))[WARMUP:]
-        return [spent for spent, yes in pairs if not yes], [spent for spent, yes in pairs if yes]
+    def split(self) -> tuple[list[float], list[float], list[float]]:
+        """Seconds of the ordinary and of the sampled steps after the warm-up, and of the last step of the window."""
+        sampled = [self.every_step or (step + 1) % self.log_every == 0 for step in range(self.steps)]
+        pairs = list(zip(self.by_step, sampled, strict=True))[WARMUP:-1]
+        ordinary, sampled = [spent for spent, yes in pairs if not yes], [spent for spent, yes in pairs if yes]
+        return ordinary, sampled, self.by_step[-1:] if self.ends else []
 
 
 @dataclass
@@ -153,6 +152,7 @@ class Run:
     step: float
     ordinary: list[float] = field(default_factory=list)
     sampled: list[float] = field(default_factory=list)
+    last: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     peak_mib: float = float("nan")
 
@@ -192,8 +192,7 @@ def measure(workload: Workload, variant: Variant, args: Any) -> Run:
     fit(callbacks, workload, variant.dead, steps, log_every, args)
     if timer is None:
         return Run(stopwatch.step_seconds, peak_mib=stopwatch.peak_mib)
-    ordinary, sampled = timer.split()
-    return Run(stopwatch.step_seconds, ordinary, sampled, timer.ends, stopwatch.peak_mib)
+    return Run(stopwatch.step_seconds, *timer.split(), timer.ends, stopwatch.peak_mib)
 
 
 class LaunchCounter(L.Callback):
