@@ -138,8 +138,8 @@ def overhead(args: Any) -> list[Row]:
     titles += ["launches"] if args.device == "cuda" else []
     lines = [
         [r.workload, r.variant, f"{r.step_ms:.2f}", f"{r.ratio_median:.3f}", f"{r.ratio_min:.3f}",
-         shown(r.self_us, ".0f"), shown(r.sampled_us, ".0f"), shown(r.last_us, ".0f"), shown(r.share, ".2%"), shown(r.window_end_ms, ".1f"),
-         shown(r.peak_mib, ".0f"), shown(r.launches, ".0f")][: len(titles)]
+         shown(r.self_us, ".0f"), shown(r.sampled_us, ".0f"), shown(r.last_us, ".0f"), shown(r.share, ".2%"),
+         shown(r.window_end_ms, ".1f"), shown(r.peak_mib, ".0f"), shown(r.launches, ".0f")][: len(titles)]
         for r in every
     ]  # fmt: skip
     print(table(titles, lines, words=2))
