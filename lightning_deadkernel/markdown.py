@@ -111,7 +111,9 @@ def _list(items: list[str]) -> str:
 
 def _one_line(text: str) -> str:
     """Line breaks and other control characters made visible, so that none ends a line or a table cell."""
-    shown = "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
+    shown = text
+    if not text.isprintable():
+        shown = "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
     return re.sub(" +", " ", shown).strip() or "(blank)"
 
 

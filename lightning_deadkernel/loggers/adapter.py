@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from lightning_deadkernel.histograms import to_edges
@@ -43,15 +44,13 @@ def compact(counts: Tensor) -> CompactBuckets | None:
     low, limits, filled, _ = to_edges(counts)
     if not filled:
         return None
-    edges: list[float] = [low]
-    kept: list[int] = []
-    for limit, count in zip(limits, filled, strict=True):
-        if count == 0 and kept and kept[-1] == 0:
-            edges[-1] = limit
-        else:
-            edges.append(limit)
-            kept.append(count)
-    return CompactBuckets([0.0 if abs(edge) <= _SMALLEST_EDGE else edge for edge in edges], kept)
+    found, ends = np.array(filled), np.array([low, *limits])
+    ends[np.abs(ends) <= _SMALLEST_EDGE] = 0.0
+    kept = (found[:-1] > 0) | (found[1:] > 0)  # of a run of empty buckets the last, up to the end of the run
+    return CompactBuckets(
+        [*ends[:1].tolist(), *ends[1:-1][kept].tolist(), *ends[-1:].tolist()],
+        [*found[:-1][kept].tolist(), *found[-1:].tolist()],
+    )
 
 
 class Adapter:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from torch import Tensor
 
@@ -51,13 +51,13 @@ class TensorBoardAdapter(Adapter):
             buckets = compact(counted)
             if buckets is None:
                 continue
-            edges, counts, middles = buckets.edges, buckets.counts, buckets.middles()
+            edges, counts, middles = buckets.edges, buckets.counts, np.array(buckets.middles())
             histogram = HistogramProto(
                 min=edges[0],
                 max=edges[-1],
                 num=sum(counts),
-                sum=math.fsum(x * n for x, n in zip(middles, counts, strict=True)),
-                sum_squares=math.fsum(x * x * n for x, n in zip(middles, counts, strict=True)),
+                sum=float(middles @ counts),
+                sum_squares=float(middles**2 @ counts),
                 bucket_limit=edges[1:],
                 bucket=counts,
             )
