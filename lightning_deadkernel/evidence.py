@@ -152,13 +152,16 @@ class ChannelEvidence(Metric):
         full = self._activations.note([part if part.device == device else part.to(device) for part in parts])
         if self.silent.read():
             self._drain_activations()
-            self._count_silent(list(peaks))
+            self._count_silent()
         elif full:
             self._drain_activations()
 
-    def _count_silent(self, sites: list[SiteKey]) -> None:
-        silent = [(self.segment("fired", site) <= 0).sum(dtype=torch.int32) for site in sites]
-        self.silent.update(sites, torch.stack(silent))
+    def _count_silent(self) -> None:
+        # all that are pending, not only those of this step: others may be read on every second step, never on this one
+        sites = list(self.silent.pending)
+        if sites:
+            silent = [(self.segment("fired", site) <= 0).sum(dtype=torch.int32) for site in sites]
+            self.silent.update(sites, torch.stack(silent))
 
     def sample_activation(self, site: SiteKey, activation: Activation, at: ChannelAxis, saved: Tensor) -> Tensor:
         """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of one activation.
@@ -196,9 +199,9 @@ class ChannelEvidence(Metric):
         if self._rows:
             self.unmoved.land()
             pending = [name for name in self._rows if name in self.unmoved.pending and (only is None or name in only)]
-            read = [name for name in pending if self._read_kernel(name, "gradient", "wild")]
-            if read and self.unmoved.read():
-                self._count_unmoved(read)
+            read = [self._read_kernel(name, "gradient", "wild") for name in pending]
+            if any(read) and self.unmoved.read():
+                self._count_unmoved([name for name in self._rows if name in self.unmoved.pending])
 
     def read_kernels(self) -> None:
         """On a sampled step: the same at the kernels of the layers some of whose channels showed no gradient yet.

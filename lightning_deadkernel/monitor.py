@@ -327,9 +327,13 @@ class DeadKernelMonitor(Callback):
             self._warn(NO_HOOKS, "backward")
         window.epoch, window.global_step = trainer.current_epoch, trainer.global_step
         tensors = self.log_histograms or self.log_figures
-        report = close_window(
-            window, observer, self._history, self.thresholds, trainer.optimizers, self._world, tensors
-        )
+        try:
+            report = close_window(
+                window, observer, self._history, self.thresholds, trainer.optimizers, self._world, tensors
+            )
+        except Exception:
+            self._open_window(trainer)  # the other ranks have closed theirs: all meet again at the end of the next
+            raise
         self.reports[-1:] = [*(last.compact() for last in self.reports[-1:]), report]
         self._open_window(trainer)
         self._put_out(lambda output: output.window(self.reports, trainer_facts.logger_step(trainer)))

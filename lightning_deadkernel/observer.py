@@ -103,8 +103,8 @@ class Observer:
 
     def _settles(self) -> bool:
         """Whether no graph has to be read any more; with several optimizers each tells who takes part in its step."""
-        reached = len(self.reached) >= len(self.sampler.layers)
-        self._settled = reached and not self.several_optimizers and self.evidence.all_fired()
+        fired = self.evidence.all_fired()  # first: it takes in what has been counted meanwhile
+        self._settled = fired and not self.several_optimizers and len(self.reached) >= len(self.sampler.layers)
         return self._settled
 
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
@@ -190,6 +190,7 @@ class Observer:
         """Lays the evidence out in the order that all ranks use."""
         if list(self.evidence.sites.items()) != list(sites):
             self.evidence.arrange(self.evidence.sources, dict(sites))
+            self._settled = False
 
 
 def _is_lazy(parameter: nn.Parameter) -> bool:

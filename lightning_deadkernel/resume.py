@@ -54,6 +54,7 @@ def pack_open(window: Window, observer: Observer | None, world: int, broken: str
         "series": {name: sampler.pack_series(name) for name in SERIES},
         "learning_rates": dict(sampler.learning_rates),
         "decays": {name: list(values) for name, values in sampler.decays.items()},
+        "turns": dict(sampler.turns),
     }
 
 
@@ -111,6 +112,7 @@ def _restore(
         sampler.restore_series(name, state["series"][name], first_rank)
     sampler.learning_rates = dict(state["learning_rates"])
     sampler.decays = {name: (float(decay), bool(decoupled)) for name, (decay, decoupled) in state["decays"].items()}
+    sampler.turns = {name: int(count) for name, count in state["turns"].items()}
 
 
 def _restore_evidence(state: dict[str, Any], observer: Observer, first_rank: bool) -> None:

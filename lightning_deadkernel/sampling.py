@@ -17,7 +17,8 @@ from lightning_deadkernel.layers import Layer, local
 from lightning_deadkernel.statistics import gradient_ratios
 
 LIMIT = 512
-"""Samples of one window that are kept; past it every second is dropped, so that memory stays bounded."""
+"""Samples of one window that are kept; past it half of them are dropped, so that memory stays bounded."""
+GOLDEN = (5**0.5 - 1) / 2
 HALF_SUBNORMAL = 2.0**-14
 """float16 below this loses bits, and below 2^-24 everything."""
 TURN = 1 << 21
@@ -36,12 +37,28 @@ class Series:
     stride: int = 1
     offered: int = 0
 
+    @property
+    def keeps_next(self) -> bool:
+        """Whether the next row will be kept."""
+        return self._keeps(self.offered)
+
+    def _keeps(self, place: int) -> bool:
+        """One in `stride`, spread by the golden ratio: what comes up every second or third step is thinned like the
+        rest, and what a longer stride keeps a shorter one has kept."""
+        return place * GOLDEN % 1 < 1 / self.stride
+
     def append(self, row: Tensor) -> None:
-        """Keeps the row, or every `stride`-th once the window is long."""
-        if self.offered % self.stride == 0:
+        """Keeps the row, or one in `stride` once the window is long."""
+        if self.keeps_next:
             self.rows.append(row)
-            if len(self.rows) > LIMIT:
-                self.rows, self.stride = self.rows[::2], self.stride * 2
+        self.skip()
+        while len(self.rows) > LIMIT:
+            places = [place for place in range(self.offered) if self._keeps(place)]
+            self.stride *= 2
+            self.rows = [row for place, row in zip(places, self.rows, strict=True) if self._keeps(place)]
+
+    def skip(self) -> None:
+        """Passes over a row that would not be kept."""
         self.offered += 1
 
     def table(self, columns: int) -> Tensor:
@@ -79,8 +96,6 @@ class StepSampler:
         self._layer_column = [self._column.get(id(layer.main), -1) for layer in self.layers]
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._place = {layer.name: index for index, layer in enumerate(self.layers)}
-        self._next = 0
-        """Place of the layer whose turn it is."""
         self.sharded = any(hasattr(layer.main, "to_local") for layer in self.layers)
         self.scaled = False
         """A gradient scaler is in use: a step whose gradients overflowed is skipped."""
@@ -93,6 +108,8 @@ class StepSampler:
         self.norms, self.updates, self.underflow = Series(), Series(), Series()
         self.learning_rates: dict[str, float] = {}
         self.decays: dict[str, tuple[float, bool]] = {}
+        self.turns: dict[str, int] = {}
+        """Layer -> how often its update was measured in this window."""
         self._before: dict[str, tuple[nn.Parameter, Tensor, Tensor | None]] = {}
 
     @torch.no_grad()
@@ -151,21 +168,23 @@ class StepSampler:
     def _copy_weights(self, layers: list[Layer], finite: Tensor | None, searches: bool, last: bool) -> None:
         """Copies for `after_step`; of a second step in one batch too, but not within a line search (LBFGS)."""
         again = [layer.name for layer in layers if layer.name in self._before]
-        if again and not searches:
+        if again and searches:
+            return
+        if again:
             self._measure(again)
-        fresh = [layer for layer in layers if layer.name not in self._before]
         first = not self.updates.offered
-        for layer in fresh if first or last else self._in_turn(fresh):
+        if not self.updates.keeps_next:
+            self.updates.skip()
+            return
+        for layer in layers if first or last else self._in_turn(layers):
             self._before[layer.name] = (layer.main, local(layer.main).detach().clone(), finite)
+            self.turns[layer.name] = self.turns.get(layer.name, 0) + 1
 
     def _in_turn(self, layers: list[Layer]) -> list[Layer]:
-        """Those that come next, `TURN` weights together at most, or a single larger one."""
-        ahead = sorted(layers, key=lambda layer: (self._place[layer.name] - self._next) % len(self.layers))
-        sizes = accumulate(layer.main.numel() for layer in ahead)
-        taken = [layer for layer, size in zip(ahead, sizes, strict=True) if size <= TURN] or ahead[:1]
-        if taken:
-            self._next = self._place[taken[-1].name] + 1
-        return taken
+        """Those measured least often so far, `TURN` weights together at most, or a single larger one."""
+        waiting = sorted(layers, key=lambda layer: self.turns.get(layer.name, 0))
+        sizes = accumulate(layer.main.numel() for layer in waiting)
+        return [layer for layer, size in zip(waiting, sizes, strict=True) if size <= TURN] or waiting[:1]
 
     def _note_groups(self, optimizer: Any) -> None:
         held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -208,7 +227,8 @@ class StepSampler:
         """(columns,) with `values` at their places and NaN elsewhere."""
         key = (columns, *places)
         if key not in self._indices:
-            self._indices[key] = torch.tensor(places, device=self.device)
+            # from pageable memory, the copy of so few numbers waits for nothing if it is told not to
+            self._indices[key] = torch.tensor(places).to(self.device, non_blocking=True)
         return values.new_full((columns,), torch.nan).index_copy_(0, self._indices[key], values)
 
     # -- window ends ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_deadkernel import DeadKernelMonitor, sampling
+from lightning_deadkernel import DeadKernelMonitor, observer, sampling
 from lightning_deadkernel.arena import PAGES
 from lightning_deadkernel.errors import DeadKernelInternalWarning
 
@@ -152,6 +152,44 @@ def test_a_resolved_layer_is_not_read_again_until_the_next_window() -> None:
     reads = [sum(step["on_before_backward"].ops.values()) for step in monitor.steps]
     assert reads[0] > 0
     assert all(count == 0 for count in reads[2:-1])
+
+
+class Alternating(nn.Module):
+    """Two tasks in turn; optionally a head that none of them uses."""
+
+    def __init__(self, spare: bool) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)) for _ in range(2))
+        self.spare = nn.Linear(16, 4) if spare else None
+        self.turn = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.turn += 1
+        return self.heads[self.turn % 2](x)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_what_has_fired_is_left_alone_also_beside_tasks_in_turn_and_layers_never_used(
+    monkeypatch: pytest.MonkeyPatch, spare: bool
+) -> None:
+    net, read = Alternating(spare), Counter[int]()
+    with torch.no_grad():
+        net.heads[1][0].bias[3] = -100.0  # stays pending for ever
+    original = observer.peaks
+
+    def counting(x: torch.Tensor, at: Any) -> torch.Tensor:
+        read[net.turn % 2] += 1
+        return original(x, at)
+
+    monkeypatch.setattr(observer, "peaks", counting)
+    monitor = Counted()
+    fit(net, monitor, noise(200, batch=256))
+    # reads 1, 2, 4, 8 are counted: by then both heads have been read, and what fired of them is known a step later
+    assert read[0] <= 8
+    assert read[1] >= 90
+    assert monitor.report is not None
+    assert monitor.report["net.heads.1.0"].dead == [3]
+    assert monitor.report["net.heads.0.0"].dead == []
 
 
 @pytest.mark.parametrize("log_every", [1, 7, 50, 1000])
