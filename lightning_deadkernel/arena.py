@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-PAGES = 16
-"""Steps that are noted before they are reduced: a step then costs one launch, and the reduction a sixteenth."""
+PAGES = 32
+"""Steps that are noted before they are reduced together, so that a step costs one launch."""
 CHECK = 64
 """Reads between two counts of what is still unseen, at most. Until then they follow at reads 1, 2, 4, 8, ..., so that
 a part is read at most twice as often as it has to be."""

@@ -130,11 +130,11 @@ def test_an_unsampled_step_never_reads_from_the_device() -> None:
     assert monitor.report["net.1"].dead == [3]
 
 
-def test_gradient_evidence_is_one_launch_a_step_at_any_depth_and_a_few_more_every_sixteenth() -> None:
+def test_gradient_evidence_is_one_launch_a_step_at_any_depth_and_a_few_more_when_the_pages_are_full() -> None:
     launches: dict[int, list[dict[str, int]]] = {}
     for depth in (4, 40):
         monitor = Counted()
-        fit(mlp(depth), monitor, noise(40))
+        fit(mlp(depth), monitor, noise(2 * PAGES + 8))
         ops = [step["on_after_backward"].ops for step in monitor.steps[2:-1]]
         views = ("slice", "detach", "view", "unbind")
         launches[depth] = [{name: count for name, count in of.items() if name not in views} for of in ops]

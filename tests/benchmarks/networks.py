@@ -100,6 +100,7 @@ def resnet50() -> nn.Module:
 WORKLOADS = {
     workload.name: workload
     for workload in (
+        Workload("cnn-tiny", lambda: cnn(4, 8), (1, 14, 14), 64, 60),
         Workload("cnn-small", lambda: cnn(8, 16), (1, 28, 28), 64, 60),
         Workload("cnn", lambda: cnn(32, 64, 128), (1, 28, 28), 64, 40),
         Workload("resnet18-32", resnet18, (3, 32, 32), 64, 20),

@@ -163,16 +163,19 @@ def scaling(kind: str, args: Any) -> list[dict[str, Any]]:
     found = []
     for title, number, workload, options in points:
         steps = argparse.Namespace(**{**vars(args), "steps": 30 if few else 200 if options else 40})
-        plain = measure(workload, Variant("plain", None), steps)
-        alive = measure(workload, Variant("monitor", monitor(**options)), steps)
-        dead = measure(workload, Variant("dead", monitor(**options), dead=True), steps) if kind != "window" else plain
-        total = sum(alive.ordinary) + sum(alive.sampled) + sum(alive.ends)
-        figures = {title: number, "step ms": plain.step * 1e3}
+        plain, alive, dead = [], [], []
+        for _ in range(args.rounds):
+            plain.append(measure(workload, Variant("plain", None), steps))
+            alive.append(measure(workload, Variant("monitor", monitor(**options)), steps))
+            if kind != "window":
+                dead.append(measure(workload, Variant("dead", monitor(**options), dead=True), steps))
+        totals = [sum(run.ordinary) + sum(run.sampled) + sum(run.last) + sum(run.ends) for run in alive]
+        figures = {title: number, "step ms": statistics.median(run.step for run in plain) * 1e3}
         if kind != "window":  # steps of windows this short are all of several kinds
-            figures["self us"] = statistics.median(alive.ordinary) * 1e6
-            figures["all dead us"] = statistics.median(dead.ordinary) * 1e6
-        figures["window ms"] = statistics.median(alive.ends) * 1e3
-        figures["all in us"] = total / (steps.steps - WARMUP) * 1e6
+            figures["self us"] = statistics.median(spent for run in alive for spent in run.ordinary) * 1e6
+            figures["all dead us"] = statistics.median(spent for run in dead for spent in run.ordinary) * 1e6
+        figures["window ms"] = statistics.median(spent for run in alive for spent in run.ends) * 1e3
+        figures["all in us"] = statistics.median(totals) / (steps.steps - WARMUP) * 1e6
         found.append(figures)
     lines = [[f"{value:.1f}" if isinstance(value, float) else str(value) for value in line.values()] for line in found]
     print(table(list(found[0]), lines, words=0))
