@@ -141,7 +141,7 @@ class Activation:
         hook = unpack_hook(node, self.saved)
         if hook is None:
             return None
-        if "checkpoint" in getattr(hook, "__qualname__", "") or "checkpoint" in getattr(hook, "__module__", ""):
+        if str(getattr(hook, "__module__", "")).startswith("torch.utils.checkpoint"):
             return "activation checkpointing recomputes it"
         return "it is saved through a hook (e.g. save_on_cpu)"
 

@@ -114,7 +114,7 @@ class LayerReport:
     gradient_ratio: float | None = None
     """R_l = rms(grad_l) / max_p rms(grad_p), median over the window's sampled steps."""
     update_ratio: float | None = None
-    """||dW|| / ||W|| of an optimizer step, median over the window's sampled steps."""
+    """||dW|| / ||W|| of an optimizer step, median over the window's sampled steps that measured this layer."""
     update_ratio_max: float | None = None
     weight_sparsity: float | None = None
     """Share of exact zeros among the weights."""
