@@ -48,8 +48,8 @@ class DeadKernelMonitor(Callback):
             be read; ``"gradients"``: no step does, and verdicts stop at *zero-gradient*.
         on_finding: ``"warn"``: one warning per new finding; ``"ignore"``: none; ``"raise"``: a `DeadKernelError` at the
             window's end, after the report is saved, if there is a finding of severity warning or error.
-        update_ratio: measure ||dW|| / ||W|| on sampled steps, which takes a copy of the weights during that step: of all
-            on the first and the last of a window, of two million in turn on the others.
+        update_ratio: measure ||dW|| / ||W|| on sampled steps, which takes a copy of the weights during that step: of
+            all on the first and the last of a window, of two million in turn on the others.
         prog_bar: show the dead fraction and the number of vanishing layers in the progress bar.
 
     Logged scalars (the key set is constant from the first window on; the separator is the logger's own):
