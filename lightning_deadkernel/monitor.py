@@ -108,6 +108,7 @@ class DeadKernelMonitor(Callback):
         """One report per closed window, oldest first; index 0 is the state at initialisation."""
         self._history = History()
         self._said: set[tuple[str, str | None]] = set()
+        self._packed: dict[int, Tensor] = {}
         self._warned: set[str] = set()
         self._observer: Observer | None = None
         self._output: Output | None = None
@@ -170,6 +171,7 @@ class DeadKernelMonitor(Callback):
         self._running = True
         if trainer.global_step == 0 and not self._resumed:  # not the training that earlier reports are about
             self.reports, self._history, self._said = [], History(), set()
+            self._packed.clear()
         self._open_window(trainer)
         self._take_up(trainer, pl_module)
         self._resumed, self._restored = False, None
@@ -383,7 +385,7 @@ class DeadKernelMonitor(Callback):
         While training runs on several ranks every rank must call it, as Lightning does.
         """
         try:
-            state = resume.pack(self.reports, self._history, self._said)
+            state = resume.pack(self.reports, self._history, self._said, self._packed)
             if self._running:
                 state["open"] = resume.pack_open(self._window, self._observer, self._world, self._broken)
         except Exception as error:  # a checkpoint without the monitor's part is better than none
@@ -397,6 +399,7 @@ class DeadKernelMonitor(Callback):
             return
         try:
             self.reports, self._history, self._said = resume.unpack(state_dict)
+            self._packed.clear()
             self._resumed, self._restored = True, state_dict.get("open")
         except Exception as error:  # a damaged state must not keep the training from resuming
             alarm(f"could not read its state from the checkpoint and begins anew: {error}.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from lightning_deadkernel import ranks
 from lightning_deadkernel.history import History
 from lightning_deadkernel.observer import Observer
@@ -18,11 +20,23 @@ COUNTERS = ("batches", "optimizer_steps", "sampled_steps", "skipped_steps")
 SERIES = ("norms", "updates", "underflow")
 
 
-def pack(reports: list[Report], history: History, said: set[tuple[str, str | None]]) -> dict[str, Any]:
-    """What all closed windows left, for a resumed run to go on as if it had not been interrupted."""
+def pack(
+    reports: list[Report], history: History, said: set[tuple[str, str | None]], packed: dict[int, Tensor]
+) -> dict[str, Any]:
+    """What all closed windows left, for a resumed run to go on as if it had not been interrupted.
+
+    Args:
+        reports: one per closed window.
+        history: what the diagnosis remembers.
+        said: what need not be said again.
+        packed: window -> its packed report, kept from one checkpoint to the next: a long run has hundreds of them.
+    """
+    for report in reports:
+        if report.window not in packed:
+            packed[report.window] = pack_report(report)
     return {
         "version": VERSION,
-        "reports": [pack_report(report) for report in reports],
+        "reports": [packed[report.window] for report in reports],
         "history": history.state_dict(),
         "said": [list(pair) for pair in sorted(said, key=str)],
     }

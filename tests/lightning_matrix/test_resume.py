@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
+import lightning_deadkernel.resume
 from lightning_deadkernel.errors import DeadKernelInternalWarning, DeadKernelWarning
 from lightning_matrix.models import DEAD, Layers, Tiny, dead, images
 from lightning_matrix.twins import assert_identical, monitor_of, train
@@ -213,3 +214,22 @@ def test_tensorboards_axis_goes_on_from_the_true_step(tmp_path):
     resumed = resume(tmp_path / "at.ckpt", logger=logger("resumed"))
     assert steps(whole)[-1:] == steps(resumed)
     assert len(steps(whole)) == 2
+
+
+def test_a_checkpoint_packs_only_what_no_earlier_one_has_packed(monkeypatch):
+    packed = []
+    original = lightning_deadkernel.resume.pack_report
+
+    def counting(report):
+        packed.append(report.window)
+        return original(report)
+
+    monkeypatch.setattr(lightning_deadkernel.resume, "pack_report", counting)
+    keep = ModelCheckpoint(every_n_train_steps=1)
+    run = train(Tiny, monitor_of(), callbacks=lambda: [keep], enable_checkpointing=True, max_epochs=3)
+    assert packed == [0, 1, 2, 3][: len(packed)]
+    assert len(packed) >= 3
+    state = run.monitor.state_dict()
+    fresh = monitor_of()
+    fresh.load_state_dict(state)
+    assert [report.compact() for report in fresh.reports] == [report.compact() for report in run.monitor.reports]
