@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from lightning_deadkernel.errors import DeadKernelWarning
@@ -126,6 +127,20 @@ def test_tensorboard_has_the_summary_and_each_layer_at_the_true_steps(tmp_path: 
     assert events.Scalars("deadkernel.gradient_ratio/conv1")[-1].value == pytest.approx(
         reports[-1]["conv1"].gradient_ratio, rel=1e-6
     )
+
+
+def test_tensorboard_gets_one_event_for_all_scalars_of_a_window_and_one_for_all_histograms(
+    tmp_path: Path, reports: list[Report]
+) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    log_all([logger], reports)
+    logger.save()
+    kinds: Counter[tuple[int, str]] = Counter()
+    for file in Path(logger.log_dir).glob("events*"):
+        for event in EventFileLoader(str(file)).Load():
+            kinds.update((event.step, value) for value in {v.tag.split("/")[0] for v in event.summary.value})
+    assert kinds[500, "deadkernel.gradient_ratio"] == 1
+    assert kinds[500, "deadkernel.histograms.weights"] == 1
 
 
 def test_a_layer_has_only_the_statistics_that_mean_something_for_it(tmp_path: Path, reports: list[Report]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lightning_deadkernel.resume
+import lightning_deadkernel.sampling
 from lightning_deadkernel.errors import DeadKernelInternalWarning, DeadKernelWarning
 from lightning_matrix.models import DEAD, Layers, Tiny, dead, images
 from lightning_matrix.twins import assert_identical, monitor_of, train
@@ -233,3 +234,11 @@ def test_a_checkpoint_packs_only_what_no_earlier_one_has_packed(monkeypatch):
     fresh = monitor_of()
     fresh.load_state_dict(state)
     assert [report.compact() for report in fresh.reports] == [report.compact() for report in run.monitor.reports]
+
+
+def test_whose_turn_it_is_to_be_measured_outlives_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(lightning_deadkernel.sampling, "TURN", 1)  # one layer on each sampled step
+    path = tmp_path / "at.ckpt"
+    every_step = {"log_every_n_steps": 1, "max_epochs": 2}
+    whole = saved(path, 3, **every_step)
+    same_reports(resume(path, **every_step).monitor.reports, whole.monitor.reports)
