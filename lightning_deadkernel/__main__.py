@@ -2,7 +2,7 @@
 
 import sys
 
-from lightning_deadkernel.cli import main
+from lightning_deadkernel.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

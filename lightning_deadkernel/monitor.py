@@ -9,17 +9,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_deadkernel import compiled, options, ranks, resume, trainer_facts
-from lightning_deadkernel.closing import close_window, speak
+from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
-from lightning_deadkernel.guard import alarm, guarded
-from lightning_deadkernel.history import History
-from lightning_deadkernel.layers import LayerTable, check_patterns
-from lightning_deadkernel.observer import Observer
-from lightning_deadkernel.output import Output
-from lightning_deadkernel.report import Report
+from lightning_deadkernel.evidence.observer import Observer
+from lightning_deadkernel.graph.layers import LayerTable, check_patterns
+from lightning_deadkernel.observation import Window
+from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.thresholds import Thresholds
-from lightning_deadkernel.window import Window
+from lightning_deadkernel.training import checkpoint as resume
+from lightning_deadkernel.training import compile as compiled
+from lightning_deadkernel.training import distributed as ranks
+from lightning_deadkernel.training import options
+from lightning_deadkernel.training import trainer as trainer_facts
+from lightning_deadkernel.training.isolate import alarm, guarded
+from lightning_deadkernel.training.outputs import Output
+from lightning_deadkernel.training.window_end import close_window, speak
 
 NO_HOOKS = (
     "no backward hook fired (is `loss.backward()` called instead of `self.manual_backward(loss)`?): "

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_nets import Net, conv, fit, images, kill, quiet, rows, watch
 from torch import Tensor, nn
 
+from helpers.tiny_nets import Net, conv, fit, images, kill, quiet, rows, watch
 from lightning_deadkernel import DeadKernelMonitor, Thresholds
 from lightning_deadkernel.errors import DeadKernelWarning
 

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_deadkernel import Finding, Report
-from lightning_deadkernel.cli import main
+from lightning_deadkernel.cli.main import main
 from lightning_deadkernel.demo.datamodules import DEBIAN_FASHION_MNIST
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningCLI
 from safetensors.torch import save_file
 
 from lightning_deadkernel import DeadKernelMonitor
-from lightning_deadkernel.cli import main
+from lightning_deadkernel.cli.main import main
 from lightning_deadkernel.demo import DigitsDataModule, PlainCNN
 
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,9 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from tiny_nets import fit, quiet
 from torch import Tensor, nn
+
+from helpers.tiny_nets import fit, quiet
 
 ZOO = os.environ.get("DEADKERNEL_ZOO", "")
 pytestmark = [

@@ -16,7 +16,7 @@ from lightning_deadkernel.figures.kernels import first_layer_kernels
 from lightning_deadkernel.figures.life_lines import life_lines
 from lightning_deadkernel.figures.overview import overview
 from lightning_deadkernel.figures.weights import weights
-from lightning_deadkernel.report import Report
+from lightning_deadkernel.report.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_deadkernel.palette import COLOURS, WORDS
-from lightning_deadkernel.report import Report
-from lightning_deadkernel.wording import shortened
+from lightning_deadkernel.report.describe import shortened
+from lightning_deadkernel.report.palette import COLOURS, WORDS
+from lightning_deadkernel.report.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,10 +19,10 @@ from lightning_deadkernel.figures.canvas import (
     times,
 )
 from lightning_deadkernel.figures.titles import past_of
-from lightning_deadkernel.palette import BAND, FAINT, LINE
-from lightning_deadkernel.report import LayerReport, Report
+from lightning_deadkernel.report.describe import number, percent
+from lightning_deadkernel.report.palette import BAND, FAINT, LINE
+from lightning_deadkernel.report.report import LayerReport, Report
 from lightning_deadkernel.thresholds import Thresholds
-from lightning_deadkernel.wording import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

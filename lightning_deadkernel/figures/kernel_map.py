@@ -12,8 +12,8 @@ import numpy as np
 from lightning_deadkernel.figures.canvas import GREY, SMALL, basis, figure_of, inches_of, one_axes, short, state_legend
 from lightning_deadkernel.figures.cells import EMPTY, Array, colour_table, places_of
 from lightning_deadkernel.figures.titles import sick_channels, state_headline
-from lightning_deadkernel.palette import WORDS
-from lightning_deadkernel.report import LayerReport, Report
+from lightning_deadkernel.report.palette import WORDS
+from lightning_deadkernel.report.report import LayerReport, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

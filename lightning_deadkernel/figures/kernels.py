@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, figure_of, one_axes, state_legend
 from lightning_deadkernel.figures.titles import sick_channels, since, words_of
-from lightning_deadkernel.palette import COLOURS
-from lightning_deadkernel.report import LayerReport, Report
+from lightning_deadkernel.report.palette import COLOURS
+from lightning_deadkernel.report.report import LayerReport, Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

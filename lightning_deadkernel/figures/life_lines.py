@@ -22,8 +22,8 @@ from lightning_deadkernel.figures.canvas import (
 )
 from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
 from lightning_deadkernel.figures.titles import BY_SERIOUSNESS, past_of, worst_layer
-from lightning_deadkernel.palette import WORDS
-from lightning_deadkernel.report import Report
+from lightning_deadkernel.report.palette import WORDS
+from lightning_deadkernel.report.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

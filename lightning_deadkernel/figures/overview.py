@@ -27,10 +27,10 @@ from lightning_deadkernel.figures.flow import (
 )
 from lightning_deadkernel.figures.kernel_map import draw_kernel_map, map_height, map_legend, map_note
 from lightning_deadkernel.figures.life_lines import draw_life_lines, life_headline, life_note, life_of, most_told
-from lightning_deadkernel.palette import GOOD, STATE_COLOURS
-from lightning_deadkernel.report import Finding, Report
+from lightning_deadkernel.report.describe import by_severity, headline, verdict, watched_and_not
+from lightning_deadkernel.report.palette import GOOD, STATE_COLOURS
+from lightning_deadkernel.report.report import Finding, Report
 from lightning_deadkernel.thresholds import Thresholds
-from lightning_deadkernel.wording import by_severity, headline, verdict, watched_and_not
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_deadkernel.figures.canvas import moment
-from lightning_deadkernel.palette import WORD_OF_CODE, WORDS
-from lightning_deadkernel.report import LayerReport, Report
+from lightning_deadkernel.report.palette import WORD_OF_CODE, WORDS
+from lightning_deadkernel.report.report import LayerReport, Report
 
 BY_SERIOUSNESS = ("dead", "saturated", "starved", "frozen", "zero-gradient", "dormant", "silent")
 """Which word a title speaks of, when several are true."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from lightning_deadkernel.histograms import to_edges
+from lightning_deadkernel.functional.histograms import to_edges
 from lightning_deadkernel.loggers.scalars import Key
 
 _SMALLEST_EDGE = 2.0**-126

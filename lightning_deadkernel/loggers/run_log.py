@@ -21,7 +21,7 @@ from lightning_deadkernel.loggers.scalars import (
     worst_layers,
     worst_scalars,
 )
-from lightning_deadkernel.report import Report
+from lightning_deadkernel.report.report import Report
 
 ADAPTERS = {
     "TensorBoardLogger": "tensorboard:TensorBoardAdapter",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_deadkernel.histograms import histogram_quantiles
-from lightning_deadkernel.report import SEVERITIES, LayerReport, Report
+from lightning_deadkernel.functional.histograms import histogram_quantiles
+from lightning_deadkernel.report.report import SEVERITIES, LayerReport, Report
 
 Key = tuple[str, str]
 """(section, card): written ``section + separator + card`` with the logger's own separator."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
-from short_runs import found, he_, last, train
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+
+from helpers.short_runs import found, he_, last, train
 
 NETS, TOGETHER, DEPTH = 300, 60, 10
 BOUNDS = {2: (0.870, 0.925), 3: (0.513, 0.699), 4: (0.204, 0.441), 5: (0.064, 0.249)}

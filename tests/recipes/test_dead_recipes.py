@@ -8,10 +8,24 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
-from short_runs import SEEDS, Training, alarms, conv_norm_net, digits, found, he_, last, mlp, quiet_monitor, sgd, train
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
+
+from helpers.short_runs import (
+    SEEDS,
+    Training,
+    alarms,
+    conv_norm_net,
+    digits,
+    found,
+    he_,
+    last,
+    mlp,
+    quiet_monitor,
+    sgd,
+    train,
+)
 
 KILLED = [3, 7]
 pytestmark = pytest.mark.parametrize("seed", SEEDS)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
-from short_runs import SEEDS, Optimizer, alarms, found, last, sgd, train
 from torch import nn
+
+from helpers.short_runs import SEEDS, Optimizer, alarms, found, last, sgd, train
 
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
 

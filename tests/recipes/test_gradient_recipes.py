@@ -8,9 +8,10 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
-from short_runs import SEEDS, alarms, found, last, mlp, sgd, train
 from torch import nn
 from torch.nn import functional as F
+
+from helpers.short_runs import SEEDS, alarms, found, last, mlp, sgd, train
 
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
 

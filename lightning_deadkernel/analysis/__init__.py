@@ -1,0 +1,1 @@
+"""What reads weights or finished reports: no training."""

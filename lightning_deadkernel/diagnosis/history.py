@@ -1,0 +1,264 @@
+"""What is kept of the past so that a cause can be told: a few numbers per channel, whatever the run's length.
+
+The states of past windows themselves live in the reports; here is only what explains the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_deadkernel.observation import LayerWindow, Window
+from lightning_deadkernel.report.report import STATE_BITS, STATES, ZERO_KERNEL, LayerReport
+
+VERSION = 1
+NEVER = -1
+BASELINE_WINDOWS = 16
+"""Windows whose gradient norms make the running baseline: enough for a median, few enough to follow a schedule."""
+
+
+@dataclass
+class LayerPast:
+    """One layer's past. `(C,)` tensors are on the CPU; windows are given by index, `NEVER` where there was none."""
+
+    first_window: int
+    """Window in which the layer was first seen; 0 is initialisation."""
+    first_step: int
+    """Global step of that window: above 0 the run had begun before it was watched."""
+    first_norm: Tensor
+    """(C,) float32 kernel norm then; NaN where it was not observed."""
+    first_zero: Tensor
+    """(C,) bool: the kernel, or its norm's scale, was zero or next to it then."""
+    first_scale: Tensor
+    """(C,) float32 \\|gamma\\| when it was first seen, at the end of the first window of training, as the norm that
+    follows a layer is known by the graph alone; NaN without a norm."""
+    scale: Tensor
+    """(C,) float32 \\|gamma\\| in the last window; NaN without a norm."""
+    scale_moved: Tensor
+    """(C,) bool: \\|gamma\\| changed between the last two windows."""
+    codes: Tensor
+    """(C,) uint8 codes of the last window."""
+    since: Tensor
+    """(C,) int32 window in which the present state began."""
+    before: Tensor
+    """(C,) uint8 codes of the window before the last."""
+    before_since: Tensor
+    """(C,) int32 window in which the state of `before` began."""
+    last_fired: Tensor
+    """(C,) int32 last window in which the channel fired."""
+    rate: Tensor
+    """(C,) float32 firing rate in that window; NaN where it was not observed."""
+    reckless: Tensor
+    """(C,) float32 largest update ratio, the layer's own or a producer's, in that window and the one after."""
+    last_gradient: Tensor
+    """(C,) int32 last window with a gradient."""
+    stop_norm: Tensor
+    """(C,) float32 kernel norm at the end of that window."""
+    update_ratio: float = math.nan
+    previous_update_ratio: float = math.nan
+    learning_rate: float = math.nan
+    previous_learning_rate: float = math.nan
+    largest_learning_rate: float = 0.0
+
+
+TENSORS = tuple(field.name for field in fields(LayerPast) if field.type == "Tensor")
+
+
+def _values(values: Tensor | None, channels: int) -> Tensor:
+    return torch.full((channels,), math.nan) if values is None else values.detach().to("cpu", torch.float32).clone()
+
+
+def _codes(report: LayerReport) -> Tensor:
+    return torch.tensor(list(report.codes), dtype=torch.uint8)
+
+
+def _begin(window: Window, layer: LayerWindow, report: LayerReport) -> LayerPast:
+    count, codes = layer.channels, _codes(report)
+    scale, norms = _values(layer.norm_scale, count), _values(layer.norms, count)
+    never = torch.full((count,), NEVER, dtype=torch.int32)
+    begun = torch.full((count,), window.index, dtype=torch.int32)
+    return LayerPast(
+        first_window=window.index,
+        first_step=window.global_step,
+        first_norm=norms,
+        first_zero=(codes & ZERO_KERNEL) != 0,
+        first_scale=scale,
+        scale=scale.clone(),
+        scale_moved=torch.zeros(count, dtype=torch.bool),
+        codes=codes,
+        since=begun,
+        before=codes.clone(),
+        before_since=begun.clone(),
+        last_fired=never,
+        rate=torch.full((count,), math.nan),
+        reckless=torch.zeros(count),
+        last_gradient=never.clone(),
+        stop_norm=norms.clone(),
+    )
+
+
+def gradient_seen(layer: LayerWindow) -> tuple[Tensor, Tensor]:
+    """Which channels surely had a gradient in the window, and which surely had none.
+
+    Returns:
+        Two (C,) bool tensors. Both are False for a channel whose gradient is NaN or was never looked at. Both sources
+        must be exactly zero for "none": a shift may listen where the kernel does not, and the other way round.
+    """
+    if layer.gradient is None:
+        nothing = torch.zeros(layer.channels, dtype=torch.bool)
+        return nothing, nothing.clone()
+    some, none = layer.gradient > 0, layer.gradient == 0
+    if layer.weight_gradient is not None:
+        some, none = some | (layer.weight_gradient > 0), none & (layer.weight_gradient == 0)
+    return some, none
+
+
+class History:
+    """The past of all layers, from initialisation on.
+
+    Memory is about 45 bytes per channel and does not grow with the windows. The state holds plain dicts, lists,
+    numbers, strings and tensors alone, so it loads with ``torch.load(weights_only=True)``.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[str, LayerPast] = {}
+        self.gradient_norms: list[float] = []
+        """Finite gradient norms of the last windows, oldest first; the last entry is the last window's."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __getitem__(self, name: str) -> LayerPast:
+        return self._layers[name]
+
+    def get(self, name: str) -> LayerPast | None:
+        """The layer's past; None if it was never seen."""
+        return self._layers.get(name)
+
+    def update(self, window: Window, layers: Sequence[LayerReport]) -> None:
+        """Take in a closed window and its verdicts.
+
+        Args:
+            window: what was observed.
+            layers: the verdicts, one for each of `window.layers` (by name). Excluded layers leave their past untouched.
+        """
+        reports = {report.name: report for report in layers}
+        ratios = {layer.name: self._ratio(layer, window) for layer in window.layers}
+        for layer in window.layers:
+            report = reports[layer.name]
+            if layer.excluded is not None or report.excluded is not None:
+                continue
+            past = self._layers.get(layer.name)
+            if past is None or past.codes.numel() != layer.channels:
+                past = self._layers[layer.name] = _begin(window, layer, report)
+            else:
+                self._states(past, window, layer, report)
+            self._evidence(past, window, layer)
+            near = [ratios.get(name, 0.0) for name in (layer.name, *(layer.producers or ()))]
+            self._reckless(past, window, max(near))
+        if window.gradient_norm is not None and math.isfinite(window.gradient_norm):
+            self.gradient_norms = [*self.gradient_norms, float(window.gradient_norm)][-BASELINE_WINDOWS:]
+
+    def _ratio(self, layer: LayerWindow, window: Window) -> float:
+        """The largest update ratio; 0 if it was not observed, or means nothing as the layer has begun at zero."""
+        ratio, past = layer.update_ratio_max, self._layers.get(layer.name)
+        if ratio is None or math.isnan(ratio):
+            return 0.0
+        begun_at_zero = past is not None and bool((past.first_norm == 0).all())
+        return 0.0 if past is not None and begun_at_zero and window.index <= past.first_window + 1 else float(ratio)
+
+    @staticmethod
+    def _states(past: LayerPast, window: Window, layer: LayerWindow, report: LayerReport) -> None:
+        codes = _codes(report)
+        changed = (codes & STATE_BITS) != (past.codes & STATE_BITS)
+        past.before, past.before_since = past.codes, past.since
+        past.since = torch.where(changed, torch.full_like(past.since, window.index), past.since)
+        past.codes = codes
+        scale = _values(layer.norm_scale, layer.channels)
+        if layer.norm_scale is not None and bool(past.first_scale.isnan().all()):
+            past.first_scale = scale.clone()
+            if window.index == past.first_window + 1:
+                # no step of an optimizer lands on exactly zero: what is zero by then was so from the start
+                past.first_zero = past.first_zero | (scale == 0)
+        past.scale_moved = (scale != past.scale) & ~(scale.isnan() & past.scale.isnan())
+        past.scale = scale
+
+    @staticmethod
+    def _evidence(past: LayerPast, window: Window, layer: LayerWindow) -> None:
+        some, _ = gradient_seen(layer)
+        if layer.penalised:  # the penalty's own gradient goes on after the network's has stopped
+            some &= (past.codes & STATE_BITS) != STATES.index("dead")
+        past.last_gradient[some] = window.index
+        if layer.norms is not None:
+            past.stop_norm[some] = layer.norms.float()[some]
+        if layer.fired is not None:
+            past.last_fired[layer.fired] = window.index
+            past.rate[layer.fired] = _values(layer.firing_rate, layer.channels)[layer.fired]
+        if window.optimizer_steps:
+            past.previous_update_ratio, past.previous_learning_rate = past.update_ratio, past.learning_rate
+            past.update_ratio = math.nan if layer.update_ratio is None else float(layer.update_ratio)
+            past.learning_rate = math.nan if layer.learning_rate is None else float(layer.learning_rate)
+            past.largest_learning_rate = max(past.largest_learning_rate, layer.learning_rate or 0.0)
+
+    @staticmethod
+    def _reckless(past: LayerPast, window: Window, ratio: float) -> None:
+        now, one_before = past.last_fired == window.index, past.last_fired == window.index - 1
+        past.reckless[now] = ratio
+        past.reckless[one_before] = past.reckless[one_before].clamp(min=ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole history as plain data; `load_state_dict` takes it back."""
+        layers = {
+            name: {
+                field.name: value.clone() if isinstance(value := getattr(past, field.name), Tensor) else value
+                for field in fields(past)
+            }
+            for name, past in self._layers.items()
+        }
+        return {"version": VERSION, "gradient_norms": list(self.gradient_norms), "layers": layers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace this history by a saved one.
+
+        Raises:
+            ValueError: if the state was written by a version of another format, or is damaged.
+        """
+        if state.get("version") != VERSION:
+            raise ValueError(f"Expected a history of version {VERSION}, but got version {state.get('version')!r}.")
+        names = {field.name for field in fields(LayerPast)}
+        layers: dict[str, LayerPast] = {}
+        for name, saved in state["layers"].items():
+            if set(saved) != names:
+                odd = ", ".join(sorted(names ^ set(saved)))
+                raise ValueError(f"Expected the history of layer {name!r} to be complete, but these differ: {odd}.")
+            lengths = {saved[field].numel() for field in TENSORS}
+            if len(lengths) != 1:
+                raise ValueError(
+                    f"Expected one value per channel of layer {name!r}, but got lengths {sorted(lengths)}."
+                )
+            values: dict[str, Any] = dict(saved)
+            layers[name] = LayerPast(**(values | {field: values[field].cpu().clone() for field in TENSORS}))
+        self._layers = layers
+        self.gradient_norms = [float(norm) for norm in state["gradient_norms"]]
+
+    def restrict(self, channels: Mapping[str, int]) -> list[str]:
+        """Forget the layers that are gone or have another number of channels than they had.
+
+        Args:
+            channels: layer name -> number of channels, of the layers that there are.
+
+        Returns:
+            The names of the forgotten layers, for a warning.
+        """
+        gone = [name for name, past in self._layers.items() if channels.get(name) != past.codes.numel()]
+        for name in gone:
+            del self._layers[name]
+        return gone

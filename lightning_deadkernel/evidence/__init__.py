@@ -1,0 +1,1 @@
+"""What is gathered while a window is open, on the device."""

@@ -1,0 +1,297 @@
+"""Sizes of gradients and updates, taken on sampled steps only; kept on the device, read once per window.
+
+A step only notes this rank's part and talks to no other rank; `StepSampler.tables` adds the parts up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_deadkernel.functional.kernels import gradient_ratios
+from lightning_deadkernel.graph.layers import Layer, local
+
+LIMIT = 512
+"""Samples of one window that are kept; past it half of them are dropped, so that memory stays bounded."""
+GOLDEN = (5**0.5 - 1) / 2
+HALF_SUBNORMAL = 2.0**-14
+"""float16 below this loses bits, and below 2^-24 everything."""
+TURN = 1 << 21
+"""Weights that are copied for the update ratio on a sampled step between a window's first and last: of a larger network
+each such step measures other layers, in turn, so that a copy of many gigabytes is made twice a window at most."""
+NEAR_UNDERFLOW = 0.01
+"""Exact zeros count as underflow where this share of the other entries is subnormal, or where nothing else is left;
+elsewhere they are mere zeros."""
+
+
+@dataclass
+class Series:
+    """Rows of numbers, one per sampled step: (steps, columns). NaN: not observed."""
+
+    rows: list[Tensor] = field(default_factory=list)
+    stride: int = 1
+    offered: int = 0
+
+    @property
+    def keeps_next(self) -> bool:
+        """Whether the next row will be kept."""
+        return self._keeps(self.offered)
+
+    def _keeps(self, place: int) -> bool:
+        """One in `stride`, spread by the golden ratio: what comes up every second or third step is thinned like the
+        rest, and what a longer stride keeps a shorter one has kept."""
+        return place * GOLDEN % 1 < 1 / self.stride
+
+    def append(self, row: Tensor) -> None:
+        """Keeps the row, or one in `stride` once the window is long."""
+        if self.keeps_next:
+            self.rows.append(row)
+        self.skip()
+        while len(self.rows) > LIMIT:
+            places = [place for place in range(self.offered) if self._keeps(place)]
+            self.stride *= 2
+            self.rows = [row for place, row in zip(places, self.rows, strict=True) if self._keeps(place)]
+
+    def skip(self) -> None:
+        """Passes over a row that would not be kept."""
+        self.offered += 1
+
+    def table(self, columns: int) -> Tensor:
+        """(steps, columns) float64 on the CPU."""
+        return torch.stack(self.rows).double().cpu() if self.rows else torch.empty(0, columns, dtype=torch.float64)
+
+
+@dataclass
+class StepTables:
+    """All sampled steps of a window, over all ranks; float64 on the CPU, NaN: not observed."""
+
+    ratios: Tensor
+    """(steps, L) R_l = rms(grad_l) / max_p rms(grad_p)."""
+    rms: Tensor
+    """(steps, L) rms of each weight's gradient, unscaled and unclipped."""
+    totals: Tensor
+    """(steps,) L2 norm of all gradients."""
+    updates: Tensor
+    """(steps, L) ||dW|| / ||W||."""
+    underflow: Tensor
+    """(steps, L) share of gradient entries that underflowed."""
+    largest_at: str | None
+    """Parameter with the largest rms(grad) on the last step."""
+
+
+class StepSampler:
+    """Measures one optimizer step: gradients before it, the update after it."""
+
+    def __init__(self, layers: Sequence[Layer], names: dict[int, str], sizes: dict[int, int], device: torch.device):
+        self.layers = list(layers)
+        self.device = device
+        self.names = list(names.values())
+        self.sizes = torch.tensor([sizes[key] for key in names], dtype=torch.float64)
+        self._column = {key: index for index, key in enumerate(names)}
+        self._layer_column = [self._column.get(id(layer.main), -1) for layer in self.layers]
+        self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._place = {layer.name: index for index, layer in enumerate(self.layers)}
+        self.sharded = any(hasattr(layer.main, "to_local") for layer in self.layers)
+        self.scaled = False
+        """A gradient scaler is in use: a step whose gradients overflowed is skipped."""
+        self.update_ratio = True
+        """Copy the weights during a sampled step, to compare them with what the step makes of them."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Opens a new window."""
+        self.norms, self.updates, self.underflow = Series(), Series(), Series()
+        self.learning_rates: dict[str, float] = {}
+        self.decays: dict[str, tuple[float, bool]] = {}
+        self.turns: dict[str, int] = {}
+        """Layer -> how often its update was measured in this window."""
+        self._before: dict[str, tuple[nn.Parameter, Tensor, Tensor | None]] = {}
+
+    @torch.no_grad()
+    def before_step(
+        self, optimizer: Any, scaler: Any, scale_left: Tensor | None, half: bool, last: bool = False
+    ) -> None:
+        """Reads the gradients that `optimizer` is about to use: accumulated, unclipped.
+
+        Args:
+            optimizer: whose parameters are read.
+            scaler: the gradient scaler that skips steps whose gradients overflowed; None without one.
+            scale_left: device scalar that the gradients are still multiplied by; None if they are unscaled.
+            half: gradients are computed in float16, where small ones become exact zeros.
+            last: it is the last step of the window, as far as that is foreseen.
+        """
+        parameters = [
+            p
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None and not p.grad.is_sparse and id(p) in self._column
+        ]
+        self._note_groups(optimizer)
+        self.scaled = scaler is not None
+        if not parameters:
+            return
+        grads = [local(p.grad) for p in parameters]
+        norms = _norms(grads, self.device)
+        norms = torch.where(norms.isnan(), torch.inf, norms)  # NaN is kept for "not observed"
+        if scale_left is not None:
+            norms = norms / scale_left.to(self.device)
+        finite = torch.isfinite(norms).all() if self.scaled else None
+        if self.sharded:
+            norms = norms * torch.tensor([_share(p) for p in parameters], device=self.device).sqrt()
+        self.norms.append(self._spread(norms, [self._column[id(p)] for p in parameters], len(self.names)))
+        mine = {id(p) for p in parameters}
+        layers = [layer for layer in self.layers if id(layer.main) in mine]
+        if half and not self.sharded:  # a shard's share says little of the whole
+            made_at = 1.0 if scale_left is not None or not self.scaled else scaler._scale
+            self._note_underflow(layers, made_at)
+        if self.update_ratio:
+            self._copy_weights(layers, finite, isinstance(optimizer, torch.optim.LBFGS), last)
+
+    def _note_underflow(self, layers: list[Layer], scale: Any) -> None:
+        shares = []
+        for layer in layers:
+            assert layer.main.grad is not None
+            size = (local(layer.main.grad).float() * scale).abs()
+            zeros = (size == 0).float().mean()
+            subnormal = ((size > 0) & (size < HALF_SUBNORMAL)).float().mean()
+            near = (subnormal > NEAR_UNDERFLOW * (1 - zeros)) | (zeros == 1)
+            shares.append(torch.where(near, zeros, 0.0).to(self.device))
+        if shares:
+            places = [self._place[layer.name] for layer in layers]
+            self.underflow.append(self._spread(torch.stack(shares), places, len(self.layers)))
+
+    def _copy_weights(self, layers: list[Layer], finite: Tensor | None, searches: bool, last: bool) -> None:
+        """Copies for `after_step`; of a second step in one batch too, but not within a line search (LBFGS)."""
+        again = [layer.name for layer in layers if layer.name in self._before]
+        if again and searches:
+            return
+        if again:
+            self._measure(again)
+        first = not self.updates.offered
+        if not self.updates.keeps_next:
+            self.updates.skip()
+            return
+        for layer in layers if first or last else self._in_turn(layers):
+            self._before[layer.name] = (layer.main, local(layer.main).detach().clone(), finite)
+            self.turns[layer.name] = self.turns.get(layer.name, 0) + 1
+
+    def _in_turn(self, layers: list[Layer]) -> list[Layer]:
+        """Those measured least often so far, `TURN` weights together at most, or a single larger one."""
+        waiting = sorted(layers, key=lambda layer: self.turns.get(layer.name, 0))
+        sizes = accumulate(layer.main.numel() for layer in waiting)
+        return [layer for layer, size in zip(waiting, sizes, strict=True) if size <= TURN] or waiting[:1]
+
+    def _note_groups(self, optimizer: Any) -> None:
+        held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for layer in self.layers:
+            group = held.get(id(layer.main))
+            if group is None:
+                continue
+            rate = group.get("lr", 0.0)
+            if not isinstance(rate, Tensor):
+                self.learning_rates[layer.name] = max(float(rate), self.learning_rates.get(layer.name, 0.0))
+            decoupled = bool(group.get("decoupled_weight_decay")) or "AdamW" in type(optimizer).__name__
+            self.decays[layer.name] = (float(group.get("weight_decay", 0.0) or 0.0), decoupled)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Compares the weights with what they were before the step, and lets the copies go."""
+        if self._before:
+            self._measure(list(self._before))
+
+    def _measure(self, names: list[str]) -> None:
+        taken = {name: self._before.pop(name) for name in names}
+        olds = [old for _, old, _ in taken.values()]
+        sizes = _norms(olds, self.device)
+        # not `_foreach_sub_`, which refuses weights that live on several devices
+        for old, (parameter, _, _) in zip(olds, taken.values(), strict=True):
+            old.sub_(local(parameter).detach())
+        changes = _norms(olds, self.device)
+        if self.scaled:  # AMP skips a step whose gradients overflowed
+            valid = torch.stack([torch.ones_like(sizes[0]) if v is None else v for _, _, v in taken.values()]).bool()
+            changes = torch.where(valid, changes, torch.nan)
+        if self.sharded:
+            shares = torch.tensor([_share(parameter) for parameter, _, _ in taken.values()], device=self.device).sqrt()
+            sizes, changes = sizes * shares, changes * shares
+        places = [self._place[name] for name in taken]
+        count = len(self.layers)
+        both = torch.cat([sizes, changes])
+        self.updates.append(self._spread(both, [*places, *(p + count for p in places)], 2 * count))
+
+    def _spread(self, values: Tensor, places: list[int], columns: int) -> Tensor:
+        """(columns,) with `values` at their places and NaN elsewhere."""
+        key = (columns, *places)
+        if key not in self._indices:
+            # from pageable memory, the copy of so few numbers waits for nothing if it is told not to
+            self._indices[key] = torch.tensor(places).to(self.device, non_blocking=True)
+        return values.new_full((columns,), torch.nan).index_copy_(0, self._indices[key], values)
+
+    # -- window ends ---------------------------------------------------------------------------------------------
+
+    def tables(self) -> StepTables:
+        """All steps of the window. With sharded weights (FSDP2) a collective: every rank must call it."""
+        count = len(self.layers)
+        norms, updates = self.norms.table(len(self.names)), self.updates.table(2 * count)
+        underflow = self.underflow.table(count)
+        if self.sharded and len(norms):
+            norms, updates = _over_ranks(norms, self.device), _over_ranks(updates, self.device)
+        rms = norms / self.sizes.sqrt()
+        ratios = torch.stack([gradient_ratios(row) for row in rms]) if len(rms) else rms
+        sizes, changes = updates[:, :count], updates[:, count:]
+        return StepTables(
+            ratios=self._of_layers(ratios),
+            rms=self._of_layers(rms),
+            totals=torch.linalg.vector_norm(torch.where(norms.isnan(), 0.0, norms), dim=1),
+            updates=torch.where(sizes > 0, changes / sizes, torch.nan),
+            underflow=underflow,
+            largest_at=self.names[int(torch.where(rms[-1].isfinite(), rms[-1], -1.0).argmax())] if len(rms) else None,
+        )
+
+    def pack_series(self, name: str) -> dict[str, Any]:
+        """A series for a checkpoint: numbers of whole weights. With sharded weights every rank must call it."""
+        series: Series = getattr(self, name)
+        rows = [row.cpu() for row in series.rows]
+        if self.sharded and rows and name != "underflow":
+            rows = list(_over_ranks(torch.stack(rows).double(), self.device).to(rows[0].dtype))
+        return {"rows": rows, "stride": series.stride, "offered": series.offered}
+
+    def restore_series(self, name: str, state: dict[str, Any], first_rank: bool) -> None:
+        """Takes up what `pack_series` gave. Where parts are added up, the first rank holds the whole."""
+        parts = self.sharded and not first_rank and name != "underflow"
+        rows = [torch.where(row.isnan(), row, 0) if parts else row for row in state["rows"]]
+        setattr(self, name, Series([row.to(self.device) for row in rows], int(state["stride"]), int(state["offered"])))
+
+    def _of_layers(self, table: Tensor) -> Tensor:
+        padded = torch.cat([table, table.new_full((len(table), 1), torch.nan)], dim=1)
+        return padded[:, self._layer_column]
+
+
+def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """L2 norm of each, in at least float32."""
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    norms = torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else torch.float32)
+    return torch.stack([norm.to(device) for norm in norms])
+
+
+def _share(parameter: Any) -> float:
+    """This rank's part when squares are added up over all ranks: one over the number of equal copies."""
+    world = torch.distributed.get_world_size()
+    if not hasattr(parameter, "to_local"):
+        return 1 / world
+    mesh = parameter.device_mesh
+    parts = 1
+    for dimension, placement in enumerate(parameter.placements):
+        parts *= mesh.size(dimension) if placement.is_shard() else 1
+    return parts / world
+
+
+def _over_ranks(norms: Tensor, device: torch.device) -> Tensor:
+    """Norms of wholes from the norms of the ranks' parts."""
+    squares = norms.square().to(device)
+    torch.distributed.all_reduce(squares)
+    return squares.sqrt().cpu()

@@ -1,0 +1,1 @@
+"""Pure functions of tensors, one per definition, each with its source."""

@@ -1,0 +1,142 @@
+"""Following one channel axis through one autograd node: the algebra of shapes behind the graph reader."""
+
+from __future__ import annotations
+
+import re
+from math import prod
+from typing import Any
+
+from lightning_deadkernel.functional.firing import ChannelAxis
+from lightning_deadkernel.graph.ops import NORMS, REDUCTIONS, SAME_SHAPE, SPLITS, VIEWS, peek
+
+Shape = tuple[int, ...]
+
+
+def output_shape(node: Any, slot: int = 0) -> Shape:
+    """Shape of a node's output, which autograd keeps as the shape of the gradient it expects."""
+    return tuple(int(size) for size in node._input_metadata[slot].shape)
+
+
+def through_view(at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
+    """Where channels are after a reshape, which keeps the row-major order of elements."""
+    left = prod(before[: at.axis]) * at.outer
+    right = at.inner * prod(before[at.axis + 1 :])
+    for axis, size in enumerate(after):
+        leading, trailing = prod(after[:axis]), prod(after[axis + 1 :])
+        if not leading or not trailing or left % leading or right % trailing:
+            continue
+        outer, inner = left // leading, right // trailing
+        if outer * at.size * inner == size:
+            return ChannelAxis(axis, at.size, outer, inner)
+    return None
+
+
+def _at(at: ChannelAxis, axis: int) -> ChannelAxis:
+    return ChannelAxis(axis, at.size, at.outer, at.inner)
+
+
+def _unwrapped(dims: Any, ndim: int) -> tuple[int, ...]:
+    """Autograd saves dimensions as they were given or as unsigned 64-bit integers; bring them to 0..ndim-1."""
+    values = tuple(dims) if isinstance(dims, (tuple, list)) else (dims,)
+    return tuple((d - (1 << 64) if d >= 1 << 63 else d) % max(ndim, 1) for d in values)
+
+
+def _same_shape(at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
+    axis = at.axis + len(after) - len(before)  # broadcasting aligns dimensions from the right
+    if axis < 0 or after[axis] != before[at.axis]:
+        return None
+    return _at(at, axis)
+
+
+def _permuted(node: Any, name: str, at: ChannelAxis, ndim: int) -> ChannelAxis | None:
+    if name == "Permute":
+        return _at(at, _unwrapped(node._saved_dims, ndim).index(at.axis))
+    if name == "T":
+        return _at(at, ndim - 1 - at.axis)
+    a, b = _unwrapped((node._saved_dim0, node._saved_dim1), ndim)
+    return _at(at, {a: b, b: a}.get(at.axis, at.axis))
+
+
+def _reduced(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
+    """Means and maxima over other dimensions keep the channels; over the channel axis they mix them."""
+    dims = getattr(node, "_saved_dim", None)
+    if dims is None or not after:
+        return None
+    gone = _unwrapped(dims, len(before)) or tuple(range(len(before)))
+    if at.axis in gone:
+        return None
+    if len(after) == len(before):
+        return at
+    return _at(at, at.axis - sum(d < at.axis for d in gone))
+
+
+_SPATIAL = re.compile(r"(?:Pool|Upsample\w*?)([123])D")
+
+
+def _mixed_positions(node: Any, name: str, ndim: int) -> set[int]:
+    """Dimensions along which a pooling, resizing, padding or rolling op mixes or moves entries."""
+    spatial = _SPATIAL.search(name)
+    if spatial is not None:
+        return set(range(ndim - int(spatial[1]), ndim))
+    if "Pad" in name:
+        pad = node._saved_pad if name == "ConstantPadNd" else node._saved_padding
+        signed = [p - (1 << 64) if p >= 1 << 63 else p for p in pad]
+        return {ndim - 1 - i // 2 for i, p in enumerate(signed) if p}
+    if name in ("Flip", "Roll"):
+        return set(_unwrapped(node._saved_dims, ndim)) or set(range(ndim))  # without dims everything is moved
+    return set()
+
+
+def _split(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
+    (dim,) = _unwrapped(node._saved_dim, len(before))
+    uneven = len({output_shape(node, slot) for slot in range(len(node._input_metadata))}) > 1
+    if dim == at.axis or uneven:  # what follows is worked out from one shape for all outputs
+        return None
+    return _at(at, at.axis - (name in ("Unbind", "Select") and dim < at.axis))
+
+
+def _is_padding_mask(mask: Any, axis: int) -> bool:
+    """Whether a mask is the same for all channels (dimension `axis` from the right): it cannot gate one of them."""
+    return mask is not None and (mask.ndim < -axis or mask.shape[axis] == 1 or mask.stride(axis) == 0)
+
+
+def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
+    """Where the channels of an input of shape `before` are in the node's outputs; None: their identity is lost.
+
+    Raises:
+        LookupError: the node is in none of the tables of ops that pass channels on.
+    """
+    after = output_shape(node)
+    if name in SAME_SHAPE or name in NORMS or name in ("Flip", "Roll"):
+        return None if at.axis in _mixed_positions(node, name, len(before)) else _same_shape(at, before, after)
+    if name == "MaskedFill" and _is_padding_mask(peek(node, "mask"), at.axis - len(before)):
+        return _same_shape(at, before, after)
+    if name in VIEWS:
+        return through_view(at, before, after)
+    if name in ("Permute", "Transpose", "T"):
+        return _permuted(node, name, at, len(before))
+    if name in REDUCTIONS:
+        return _reduced(node, at, before, after)
+    if name == "IndexSelect":
+        return None if at.axis in _unwrapped(node._saved_dim, len(before)) else _same_shape(at, before, after)
+    if name in SPLITS:
+        return _split(node, name, at, before)
+    if name == "Cat":
+        (dim,) = _unwrapped(node._saved_dim, len(before))
+        return None if dim == at.axis else at
+    if name == "Stack":
+        (dim,) = _unwrapped(node._saved_dim, len(before) + 1)
+        return _at(at, at.axis + (dim <= at.axis))
+    if name in (
+        "PixelShuffle",
+        "PixelUnshuffle",
+        "Glu",
+        "ChannelShuffle",
+        "NativeChannelShuffle",
+        "Im2Col",
+        "Col2Im",
+        "Index",
+        "Gather",
+    ):
+        return None
+    raise LookupError(name)

@@ -1,0 +1,1 @@
+"""The report: plain data, its JSON, and one renderer a format."""

@@ -1,0 +1,289 @@
+"""Reports as strict JSON, for files, and as compressed bytes, for checkpoints. `docs/report_schema.md` describes both.
+
+Reading is driven by the dataclasses' own type hints, so what a report holds is written down once, in `report.py`, and
+every value is checked on its way in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from lightning_deadkernel.report.report import FLAGS, STATE_BITS, STATES, LayerReport, Report, channels_with
+
+SCHEMA = "lightning-deadkernel/report"
+VERSION = 1
+"""Goes up whenever a key is added, dropped or changes its meaning: readers refuse what is newer than they are."""
+
+MAX_CHANNELS = 1 << 24
+"""No layer is as wide: a damaged channel count must not ask for gigabytes."""
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_UNSAVED = "tensors"
+
+
+def to_json(report: Report) -> str:
+    """The report as strict JSON (RFC 8259: no NaN literal), with lists of numbers on one line.
+
+    Raises:
+        TypeError: if a value is neither a number nor text.
+        ValueError: if a layer has not one code per channel.
+    """
+    record = {"schema": SCHEMA, "version": VERSION, "summary": _plain(report.summary()), **_plain(report)}
+    return _indented(record) + "\n"
+
+
+def from_json(text: str | bytes, source: str = "the report") -> Report:
+    """Read what `to_json` wrote.
+
+    Raises:
+        ValueError: if it is not a report, is damaged, or is of a newer version; the message starts with `source`.
+    """
+    record = _opened(text, source)
+    record.pop("summary", None)
+    return _report(record, source)
+
+
+def pack(report: Report) -> Tensor:
+    """The compact report as a uint8 tensor `(bytes,)`, for checkpoints that load with `weights_only=True`.
+
+    Codes and the findings' channels go in as bytes and bits, not as text, so that a window costs about a byte per
+    channel even where every channel is in a state of its own.
+    """
+    report = report.compact()
+    codes = [layer.codes for layer in report.layers]
+    masks = [_mask(finding.channels) for finding in report.findings]
+    record = {"schema": SCHEMA, "version": VERSION, **_plain(report, readable=False)}
+    for layer, code in zip(record["layers"], codes, strict=True):
+        layer["codes"] = len(code)
+    for finding, mask in zip(record["findings"], masks, strict=True):
+        finding["channels"] = len(mask)
+    head = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
+    body = b"".join([len(head).to_bytes(4, "little"), head, *codes, *masks])
+    return torch.frombuffer(bytearray(zlib.compress(body, 9)), dtype=torch.uint8)
+
+
+def unpack(packed: Tensor) -> Report:
+    """Read what `pack` wrote.
+
+    Raises:
+        ValueError: if the tensor does not hold a whole packed report of this version or an older one.
+    """
+    source = "the packed report"
+    try:
+        body = zlib.decompress(bytes(packed.tolist()))
+    except (zlib.error, ValueError, TypeError) as error:
+        raise ValueError(f"{source}: not compressed by this package ({error})") from None
+    end = 4 + int.from_bytes(body[:4], "little")
+    record = _opened(body[4:end], source)
+    try:
+        for item, key in [(layer, "codes") for layer in record["layers"]] + [
+            (finding, "channels") for finding in record["findings"]
+        ]:
+            start, end = end, end + item[key]
+            item[key] = body[start:end]
+        for finding in record["findings"]:
+            finding["channels"] = _unmasked(finding["channels"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source}: damaged: {error!r}") from None
+    if end != len(body):
+        raise ValueError(f"{source}: damaged: expected {end} bytes, but got {len(body)}")
+    return _report(record, source)
+
+
+def _opened(text: str | bytes, source: str) -> dict[str, Any]:
+    """The JSON object, known to be a report of a version that can be read, without its header."""
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        record = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: not readable as JSON ({error}); is it damaged or cut off?") from None
+    if not isinstance(record, dict) or record.pop("schema", None) != SCHEMA:
+        raise ValueError(f'{source}: not a report of this package (it has no "schema": "{SCHEMA}")')
+    version = record.pop("version", None)
+    if type(version) is not int or version < 1:
+        raise ValueError(f'{source}: expected "version" to be a positive int, but got {_shown(version)}')
+    if version > VERSION:
+        raise ValueError(
+            f"{source}: written in version {version} of the schema, this package reads up to {VERSION}; "
+            "a newer lightning-deadkernel is needed"
+        )
+    return record
+
+
+def _report(record: dict[str, Any], source: str) -> Report:
+    try:
+        report: Report = _read(Report, record, "")
+    except ValueError as error:
+        raise ValueError(f"{source}: damaged report: {error}") from None
+    return report
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any, readable: bool = True) -> Any:
+    """Dataclasses, tuples and floats as what JSON has; `readable` spells codes out."""
+    if isinstance(value, LayerReport) and readable:
+        if len(value.codes) != value.channels:
+            raise ValueError(
+                f"Expected one code per channel, but layer {value.name!r} has {value.channels} channels and "
+                f"{len(value.codes)} codes."
+            )
+        record = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "codes"}
+        # Before `excluded`, where the codes are in the dataclass, so that files read in the same order.
+        place = list(record).index("activation") + 1
+        return dict([*list(record.items())[:place], *_spelled(value.codes).items(), *list(record.items())[place:]])
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name), readable) for f in fields(value) if f.name != _UNSAVED}
+    if isinstance(value, dict):
+        return {key: _plain(item, readable) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return list(value) if _finite_numbers(value) else [_plain(item, readable) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, bytes):
+        return None
+    raise TypeError(f"Expected numbers and text in a report, but got {_shown(value)}.")
+
+
+def _finite_numbers(values: Sequence[Any]) -> bool:
+    """Whether a list, mostly one number per channel, goes into JSON as it is."""
+    kinds = set(map(type, values))
+    return kinds <= {int} or (kinds <= {int, float} and all(map(math.isfinite, values)))
+
+
+def _spelled(codes: bytes) -> dict[str, dict[str, list[int]]]:
+    """State and flag names -> channel indices; active channels and empty lists are left out."""
+    states = {state: channels_with(codes, STATE_BITS, n) for n, state in enumerate(STATES) if n}
+    flags = {flag: channels_with(codes, bit, bit) for flag, bit in FLAGS.items()}
+    return {
+        "states": {state: where for state, where in states.items() if where},
+        "flags": {flag: where for flag, where in flags.items() if where},
+    }
+
+
+def _mask(channels: Iterable[int]) -> bytes:
+    """Channel indices as bits, the lowest first."""
+    bits = bytearray()
+    for channel in channels:
+        bits.extend(bytes(max(0, channel // 8 + 1 - len(bits))))
+        bits[channel // 8] |= 1 << channel % 8
+    return bytes(bits)
+
+
+def _unmasked(bits: bytes) -> list[int]:
+    return [8 * place + bit for place, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1]
+
+
+def _indented(value: Any, margin: str = "") -> str:
+    """JSON with two spaces a level, and what holds no further list or object on one line."""
+    items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    if not {dict, list} & set(map(type, items)):
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    inner = margin + "  "
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(key, ensure_ascii=False)}: {_indented(v, inner)}" for key, v in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
+    return "[\n" + ",\n".join(inner + _indented(item, inner) for item in value) + f"\n{margin}]"
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+_hints = cache(get_type_hints)
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value`, straight from JSON, as the type `kind`; ValueError says where it is not one."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        if len(kinds) == 1:
+            return _read(kinds[0], value, where)
+        # The one union of several kinds is that of numbers and text: JSON's own type decides.
+        if isinstance(value, str):
+            return _NON_FINITE.get(value, value)
+        return _read(int if type(value) is int else float, value, where)
+    if is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if origin in (list, tuple):
+        _expect(isinstance(value, list), where, "a list", value)
+        return origin(_read(arguments[0], item, f"{where}[{place}]") for place, item in enumerate(value))
+    if origin is dict:
+        _expect(isinstance(value, dict), where, "an object", value)
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is Literal:
+        _expect(value in arguments, where, f"one of {', '.join(arguments)}", value)
+        return value
+    if kind is float:
+        if isinstance(value, str) and value in _NON_FINITE:
+            return _NON_FINITE[value]
+        _expect(type(value) in (int, float), where, "a number", value)
+        return value
+    _expect(type(value) is kind, where, {int: "an integer", str: "text", bool: "true or false"}[kind], value)
+    return value
+
+
+def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where or "the whole", "an object", value)
+    value = dict(value)
+    dot = f"{where}." if where else ""
+    read = {}
+    if kind is LayerReport:
+        channels = _read(int, value.get("channels"), f"{dot}channels")
+        _expect(0 <= channels <= MAX_CHANNELS, f"{dot}channels", "a number of channels", channels)
+        if isinstance(value.get("codes"), bytes):  # from `unpack`: JSON has no bytes
+            codes = value.pop("codes")
+            _expect(len(codes) == channels, f"{dot}codes", f"{channels} codes", len(codes))
+        else:
+            codes = _codes(channels, value.pop("states", None), value.pop("flags", None), dot)
+        read["codes"] = codes
+    for field in fields(kind):
+        if field.name in value and field.name not in read:
+            read[field.name] = _read(_hints(kind)[field.name], value.pop(field.name), dot + field.name)
+        elif field.name not in read and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{dot}{field.name} is missing")
+    if value:
+        raise ValueError(f"{dot}{next(iter(value))} is not a key of version {VERSION}")
+    return kind(**read)
+
+
+def _codes(channels: int, states: Any, flags: Any, dot: str) -> bytes:
+    codes = bytearray(channels)
+    numbers = {state: number for number, state in enumerate(STATES) if number}
+    for name, table, spelled in (("states", numbers, states), ("flags", FLAGS, flags)):
+        for word, where in _read(dict[str, list[int]], spelled, dot + name).items():
+            place = f"{dot}{name}.{word}"
+            _expect(word in table, place, f"one of {', '.join(table)}", word)
+            for channel in where:
+                _expect(0 <= channel < channels, place, f"channels from 0 to {channels - 1}", channel)
+                taken = name == "states" and codes[channel]
+                _expect(not taken, place, "one state per channel", channel)
+                codes[channel] |= table[word]
+    return bytes(codes)
+
+
+def _expect(holds: bool, where: str, what: str, value: Any) -> None:
+    if not holds:
+        raise ValueError(f"expected {what} at {where}, but got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

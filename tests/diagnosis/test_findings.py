@@ -1,0 +1,83 @@
+"""Findings as a whole: quiet on the healthy, ranked, named in a line, and said once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.windows import ALL_OFF, FIRST_OFF, ZERO, Run, alive, begun, each, layer, start
+from lightning_deadkernel.diagnosis.causes import CAUSES
+from lightning_deadkernel.diagnosis.findings import KINDS, headline, new_findings
+from lightning_deadkernel.observation import Consumer
+
+
+def _knocked_out() -> Run:
+    return Run().next(start()).next(layer(update_ratio_max=0.8)).next(layer(**FIRST_OFF))
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        {},
+        {"gating": "leaky", "activation": "leaky_relu", "fired": each(False, True, True, True)},
+        {"gating": None, "activation": None, "fired": None, "depth": 0},
+        {"norm_scale": torch.ones(4), "shift": torch.zeros(4), "gradient_source": "shift"},
+        {"activation": "tanh", "gating": "bounded", "saturated_share": torch.full((4,), 0.1)},
+        {"weight_decay": 0.01, "decoupled_decay": True},
+        {"gradient": None, "weight_gradient": None},
+    ],
+)
+def test_a_healthy_layer_stays_without_any_finding(evidence: dict[str, Any]) -> None:
+    run = begun(**evidence)
+    for _ in range(3):
+        assert run.next(layer(**evidence)).findings == ()
+
+
+def test_the_root_comes_before_what_follows_from_it() -> None:
+    off = ALL_OFF | {"shift": torch.full((4,), -99.0)}
+    run = Run().next(start("a"), start("b"), start("c"))
+    starved = layer("a", gradient=torch.zeros(4), weight_gradient=torch.zeros(4), consumers=(Consumer("b", 4),))
+    run.next(starved, layer("b", **off, producers=("a",)), layer("c", **ALL_OFF, producers=("b",)), alive("d"))
+    assert [(finding.layer, finding.cause_word) for finding in run.findings if finding.severity == "error"] == [
+        ("b", "shift driven negative"),
+        ("a", "dead downstream"),
+        ("c", "upstream dead"),
+    ]
+
+
+def test_findings_come_worst_first_and_read_back_from_json() -> None:
+    off = layer("b", **ALL_OFF, activation="relu")
+    run = Run().next(start(), start("b")).next(layer(**FIRST_OFF, gini=0.9, shift=each(-99.0, 0, 0, 0)), off)
+    severities = [finding.severity for finding in run.findings]
+    assert severities == sorted(severities, key=["error", "warning", "info"].index)
+    assert {"error", "warning", "info"} == set(severities)
+    for finding in run.findings:
+        assert finding.kind in KINDS
+        assert finding.cause_word in CAUSES
+        assert finding.advice.endswith(".")
+        assert finding.reference
+        assert json.loads(json.dumps(finding.evidence, allow_nan=False)) == finding.evidence
+
+
+def test_a_headline_names_layer_numbers_cause_and_window() -> None:
+    assert headline(_knocked_out().only("dead_channels")) == "conv: 1 of 4 kernels dead (knocked out) since window 2"
+    run = begun().next(layer(**FIRST_OFF)).next(layer())
+    assert headline(run.only("revived_channels")) == "conv: 1 of 4 kernels revived (recovered) in window 3"
+    assert headline(Run().next(start(**ZERO)).findings[0]) == (
+        "conv: 1 of 4 kernels zero (zero at initialisation) at initialisation"
+    )
+    run = begun().next(layer(gradient_ratio=1e-8, weak_share=1.0, vanishing_share=1.0))
+    assert headline(run.only("vanishing_gradient")) == "conv: vanishing gradient (unknown) in window 2"
+
+
+def test_each_kind_and_layer_is_said_once_and_infos_are_not() -> None:
+    said: set[tuple[str, str | None]] = set()
+    run = _knocked_out()
+    assert [finding.kind for finding in new_findings(run.findings, said)] == ["dead_channels"]
+    run.next(layer(**FIRST_OFF, gini=0.9))
+    assert len(run.findings) == 2
+    assert new_findings(run.findings, said) == ()
+    assert said == {("dead_channels", "conv")}

@@ -1,0 +1,485 @@
+"""The pictures, by what is drawn in them: titles, cells, colours, axes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+from PIL import Image
+
+from helpers.fake_reports import SMALL, finding, history, plain, resnet
+from lightning_deadkernel import figures
+from lightning_deadkernel.figures.kernel_map import gravest, map_layout
+from lightning_deadkernel.figures.life_lines import life_of
+from lightning_deadkernel.figures.weights import GAUSSIAN_NEAR_ZEROS, spread_of
+from lightning_deadkernel.functional.histograms import bit_histogram
+from lightning_deadkernel.report.palette import COLOURS, STATE_COLOURS, WORD_OF_CODE, WORDS, word_of
+from lightning_deadkernel.report.report import DORMANT, RARE, STATES, ZERO_KERNEL, LayerReport, Report, WindowTensors
+
+
+def title(figure: Any) -> str:
+    return figure.get_suptitle().replace("\n", " ")
+
+
+def texts(figure: Any) -> list[str]:
+    found = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+    return [text.get_text().replace("\n", " ") for text in found]
+
+
+def cells(axes: Any) -> Counter[str]:
+    """Word -> number of cells of its colour in the pictures of an axes."""
+    words = {colour.lower(): word for word, colour in COLOURS.items()}
+    counted: Counter[str] = Counter()
+    for image in axes.images:
+        for colour in np.asarray(image.get_array()).reshape(-1, 3):
+            counted[words.get(to_hex(colour / 255), "paper")] += 1
+    return counted
+
+
+def legend_words(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def with_layer(report: Report, name: str, **changes: Any) -> Report:
+    layers = [dataclasses.replace(layer, **changes) if layer.name == name else layer for layer in report.layers]
+    return dataclasses.replace(report, layers=tuple(layers))
+
+
+@pytest.fixture
+def sick() -> list[Report]:
+    """Three of conv2's 32 kernels dead since epoch 2, one that came back, and one of conv1's 16 dead from the start."""
+    return history(dies={"conv2": {3: 3, 5: 3, 8: 3, 9: 4}, "conv1": {2: 1}}, revives={"conv2": {9: 5}})
+
+
+# -- palette ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_state_has_a_colour_of_its_own() -> None:
+    assert set(STATE_COLOURS) == set(STATES)
+    assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def test_colours_that_mean_illness_stay_apart_for_the_colour_blind() -> None:
+    """Machado et al. 2009, severity 1.0: deuteranopia and protanopia as matrices on linear RGB."""
+    blindness = {
+        "deuteranopia": [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.01182, 0.04294, 0.968881],
+        ],
+        "protanopia": [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+    }
+    ill = [STATE_COLOURS[word] for word in ("active", "dead", "saturated", "starved", "frozen", "zero-gradient")]
+    rgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in ill])
+    for matrix in blindness.values():
+        seen = (rgb**2.2 @ np.array(matrix).T).clip(0, 1) ** (1 / 2.2)
+        apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+        assert apart[~np.eye(len(ill), dtype=bool)].min() > 0.12
+
+
+def test_a_channel_is_shown_by_its_state_and_by_a_flag_only_where_it_is_active() -> None:
+    dead = STATES.index("dead")
+    assert word_of(dead | DORMANT | RARE) == "dead"
+    assert word_of(DORMANT | RARE) == "dormant"
+    assert word_of(RARE) == "rare"
+    assert [WORDS[place] for place in bytes([0, dead | ZERO_KERNEL]).translate(WORD_OF_CODE)] == ["active", "dead"]
+
+
+# -- kernel map ------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_map_has_one_cell_per_channel_coloured_by_state(sick: list[Report]) -> None:
+    (axes,) = figures.kernel_map(sick).axes
+    shown = cells(axes)
+    shown.pop("paper")
+    assert sum(shown.values()) == 16 + 32 + 10
+    assert shown["dead"] == 4
+    assert [image.get_label() for image in axes.images] == ["conv1", "conv2", "fc"]
+    row = np.asarray(axes.images[1].get_array())[0]
+    assert [i for i, colour in enumerate(row) if to_hex(colour / 255) == STATE_COLOURS["dead"].lower()] == [3, 5, 8]
+
+
+def test_the_kernel_map_says_which_layer_is_sick_and_since_when(sick: list[Report]) -> None:
+    figure = figures.kernel_map(sick)
+    assert title(figure) == "conv2: 3 of 32 kernels dead since epoch 2; 1 more in 1 other layer"
+    assert "3 of 32 dead" in texts(figure)
+    assert legend_words(figure.axes[0])[:2] == ["active", "dead"]
+    assert any("60,000 samples" in text for text in texts(figure))
+
+
+def test_the_kernel_map_of_a_healthy_network_claims_no_more_than_was_found() -> None:
+    assert title(figures.kernel_map(history())) == "None of 58 kernels found dead, saturated, starved or frozen"
+
+
+def test_windows_shorter_than_an_epoch_are_told_by_their_step(sick: list[Report]) -> None:
+    reports = [dataclasses.replace(report, epoch=0) for report in sick]
+    assert "dead since step 300" in title(figures.kernel_map(reports))
+    (axes,) = figures.life_lines(reports).axes
+    assert axes.get_xlabel() == "global step"
+
+
+def test_kernels_that_died_at_different_times_are_not_given_one_date() -> None:
+    reports = history(dies={"conv2": {1: 2, 2: 4}})
+    assert title(figures.kernel_map(reports)) == "conv2: 2 of 32 kernels dead one by one from epoch 1 on"
+
+
+def test_a_layer_that_was_dead_in_the_first_window_is_dead_from_the_start() -> None:
+    assert "dead from the start" in title(figures.kernel_map(history(dies={"conv1": {0: 1, 1: 1}})))
+
+
+def test_zero_kernels_have_a_dot(sick: list[Report]) -> None:
+    codes = bytearray(16)
+    codes[4] = codes[7] = ZERO_KERNEL
+    (axes,) = figures.kernel_map([with_layer(sick[-1], "conv1", codes=bytes(codes))]).axes
+    (dots,) = [dots for dots in axes.collections if dots.get_label() == "zero kernel"]
+    assert [x for x, _ in dots.get_offsets()] == [4.5, 7.5]
+    assert "zero kernel" in legend_words(axes)
+
+
+def test_the_map_of_resnet_18_wraps_wide_layers_and_says_so() -> None:
+    reports = history(resnet(), 1, tensors=False)
+    figure = figures.kernel_map(reports)
+    shown = cells(figure.axes[0])
+    shown.pop("paper")
+    assert sum(shown.values()) == reports[-1].channels == 5800
+    assert any("128 cells a line" in text for text in texts(figure))
+    assert figure.get_size_inches()[1] < 10
+
+
+def test_cells_of_a_huge_network_stand_for_the_gravest_of_several_kernels_and_say_so() -> None:
+    layout = map_layout([4096] * 30)
+    assert layout.bin_size > 1
+    places = np.array(
+        [WORDS.index(word) for word in ("active", "rare", "dead", "active", "silent", "active")], np.uint8
+    )
+    assert [WORDS[place] for place in gravest(places, 2)] == ["rare", "dead", "silent"]
+    figure = figures.kernel_map(history(plain(30, 4096), 1, dies={"features.3": {77: 1}}, tensors=False))
+    assert cells(figure.axes[0])["dead"] == 1
+    assert any("each cell is the gravest of" in text for text in texts(figure))
+
+
+def test_names_of_sick_layers_are_never_left_out_where_there_is_no_room_for_all() -> None:
+    reports = history(plain(300, 4), 1, dies={"features.401": {0: 1}, "features.402": {0: 1}}, tensors=False)
+    (axes,) = figures.kernel_map(reports).axes
+    named = [label.get_text() for label in axes.get_yticklabels()]
+    assert "features.402" in named
+    assert 10 < len(named) < 300
+
+
+def test_excluded_layers_are_not_drawn_but_counted(sick: list[Report]) -> None:
+    figure = figures.kernel_map([with_layer(sick[-1], "fc", excluded="requires_grad=False")])
+    assert len(figure.axes[0].images) == 2
+    assert any("1 layer not watched" in text for text in texts(figure))
+
+
+# -- life lines ------------------------------------------------------------------------------------------------------
+
+
+def test_life_lines_show_the_worst_layer_channel_by_window(sick: list[Report]) -> None:
+    figure = figures.life_lines(sick)
+    (axes,) = figure.axes
+    picture = np.asarray(axes.images[0].get_array())
+    assert picture.shape == (32, 6, 3)
+    dead = {
+        (row, column)
+        for row in range(32)
+        for column in range(6)
+        if to_hex(picture[row, column] / 255) == STATE_COLOURS["dead"].lower()
+    }
+    assert dead == {(c, w) for c in (3, 5, 8) for w in (3, 4, 5)} | {(9, 4)}
+    assert title(figure) == "conv2: 3 of 32 kernels dead, all since epoch 2; 1 came back to life"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["init", "0", "1", "2", "3", "4"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "channel")
+
+
+def test_life_lines_of_a_wide_layer_show_the_ill_channels_only_the_longest_ill_first() -> None:
+    reports = history((("fc1", "Linear", 2048, "relu"),), 6, dies={"fc1": {1500: 2, 7: 5, 900: 3}}, tensors=False)
+    life = life_of(reports, "fc1")
+    assert life.channels == (1500, 900, 7)
+    assert life.always_active == 2045
+    figure = figures.life_lines(reports)
+    assert any("2,045 channels never ill, not shown" in text for text in texts(figure))
+    assert title(figure) == "fc1: 3 of 2,048 kernels dead, the last of them since epoch 4"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["1500", "900", "7"]
+
+
+def test_life_lines_of_a_layer_asked_for_by_name(sick: list[Report]) -> None:
+    assert title(figures.life_lines(sick, "fc")) == "fc: none of 10 kernels found dead"
+
+
+def test_a_window_in_which_a_layer_was_not_watched_is_left_white(sick: list[Report]) -> None:
+    sick[2] = with_layer(sick[2], "conv2", excluded="a surprise")
+    picture = np.asarray(figures.life_lines(sick).axes[0].images[0].get_array())
+    assert (picture[:, 2] == 255).all()
+    assert not (picture[:, 1] == 255).all()
+
+
+def test_time_labels_of_300_windows_are_few() -> None:
+    (axes,) = figures.life_lines(history(SMALL, 300, dies={"conv1": {0: 9}}, tensors=False)).axes
+    assert len(axes.get_xticklabels()) <= 13
+
+
+# -- gradient flow and updates ---------------------------------------------------------------------------------------
+
+
+def line(axes: Any, label: str) -> Any:
+    return next(line for line in axes.lines if line.get_label() == label)
+
+
+def test_gradient_flow_has_a_log_axis_with_the_bands_and_the_last_window_strong(sick: list[Report]) -> None:
+    (axes,) = figures.gradient_flow(sick).axes
+    assert axes.get_yscale() == "log"
+    assert "rms(grad) / largest rms(grad)" in axes.get_ylabel()
+    assert list(line(axes, "last").get_ydata()) == [layer.gradient_ratio for layer in sick[-1].layers]
+    past = [line for line in axes.lines if line.get_label() == "_past"]
+    assert len(past) == 4, "windows 1 to 4; there is no gradient at initialisation"
+    assert all(one.get_linewidth() < line(axes, "last").get_linewidth() for one in past)
+    bands = sorted(patch.get_y() + patch.get_height() for patch in axes.patches)
+    assert bands == pytest.approx([1e-6, 1e-3])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["conv1", "conv2", "fc"]
+
+
+def test_gradient_flow_says_where_the_gradient_vanishes() -> None:
+    reports = history(plain(60, 4), 3, shrink=0.5, tensors=False)
+    below = sum(layer.gradient_ratio < 1e-6 for layer in reports[-1].layers)
+    assert title(figures.gradient_flow(reports)).startswith(f"The gradient vanishes in {below} of 60 layers, least at")
+
+
+def test_gradient_flow_of_a_healthy_network_names_the_smallest_ratio(sick: list[Report]) -> None:
+    assert re.match(
+        r"Gradients reach every layer; the smallest ratio is 0\.\d+, at conv1", title(figures.gradient_flow(sick))
+    )
+
+
+def test_an_exact_zero_gradient_is_marked_and_told_apart_from_a_small_one(sick: list[Report]) -> None:
+    figure = figures.gradient_flow([with_layer(sick[-1], "conv2", gradient_ratio=0.0)])
+    assert title(figure) == "No gradient at all reaches conv2"
+    assert list(line(figure.axes[0], "no gradient").get_xdata()) == [1]
+    assert math.isnan(line(figure.axes[0], "last").get_ydata()[1])
+
+
+def test_without_gradients_there_is_no_picture_of_them() -> None:
+    assert figures.gradient_flow(history(gradient=None)) is None
+
+
+def test_update_ratios_have_one_line_per_layer_and_the_landmark(sick: list[Report]) -> None:
+    figure = figures.update_ratios(sick)
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    assert set(line(axes, "landmark").get_ydata()) == {1e-3}
+    assert list(line(axes, "conv2").get_ydata()[1:]) == [report["conv2"].update_ratio for report in sick[1:]]
+    assert {"conv1", "conv2", "fc"} <= set(texts(figure))
+    assert title(figure).startswith("Update ratios are between")
+
+
+def test_of_many_layers_the_extremes_are_named() -> None:
+    reports = history(plain(60, 4), 3, tensors=False)
+    figure = figures.update_ratios(reports)
+    order = sorted(reports[-1].layers, key=lambda layer: layer.update_ratio)
+    named = {text for text in texts(figure) if text.startswith("features")}
+    assert named == {layer.name for layer in (*order[:3], *order[-3:])}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (0.5, "Reckless updates in 1 of 3 layers: each step changes conv2 by 50%"),
+        (1e-8, "The weights of 1 of 3 layers hardly change: update ratio 1.0e-08 at conv2"),
+        (0.0, "The weights of 1 of 3 layers do not change: update ratio 0 at conv2"),
+    ],
+)
+def test_update_ratios_say_what_is_wrong(sick: list[Report], ratio: float, said: str) -> None:
+    assert title(figures.update_ratios([*sick[:-1], with_layer(sick[-1], "conv2", update_ratio=ratio)])) == said
+
+
+def test_one_window_alone_can_be_drawn() -> None:
+    drawn = figures.draw_all(history(SMALL, 1)[1:])
+    assert list(drawn) == list(figures.PICTURES)
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_on_a_symmetric_log_axis_with_a_gaussian_behind_each(sick: list[Report]) -> None:
+    figure = figures.weights(sick)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "symlog"
+    assert [patch.get_label() for patch in axes.patches] == ["Gaussian", "conv1", "Gaussian", "conv2", "Gaussian", "fc"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["conv1", "conv2", "fc"]
+    assert {"2%", "4%", "zeros", "near zeros"} <= set(texts(figure))
+
+
+def test_gaussian_weights_lie_on_their_gaussian() -> None:
+    weights = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 0.05
+    spread = spread_of(bit_histogram(weights), 2.0**-13)
+    assert spread.density == pytest.approx(spread.gaussian, abs=0.004)
+    assert spread.center is not None
+    assert pytest.approx(math.erf(1e-2 / math.sqrt(2)), abs=1e-4) == GAUSSIAN_NEAR_ZEROS
+
+
+def test_what_is_near_zero_is_one_bucket_that_holds_its_share() -> None:
+    weights = torch.cat([torch.zeros(300), torch.full((100,), 1e-6), torch.full((600,), 0.3)])
+    spread = spread_of(bit_histogram(weights), 2.0**-10)
+    assert spread.density[spread.center] == pytest.approx(0.4)
+    assert spread_of(bit_histogram(torch.tensor([math.nan, math.inf])), 2.0**-10) is None
+
+
+@pytest.mark.parametrize(
+    ("zeros", "near", "said"),
+    [
+        (0.53, 0.6, "conv2: 53% of the weights are exactly zero"),
+        (0.0, 0.6, "conv2: 60% of the weights are near zero (a Gaussian has 0.8%)"),
+    ],
+)
+def test_weights_say_when_most_are_zero(sick: list[Report], zeros: float, near: float, said: str) -> None:
+    report = with_layer(sick[-1], "conv2", weight_sparsity=zeros, weight_near_zeros=near)
+    assert title(figures.weights([report])) == said
+
+
+def test_layers_of_zeros_and_of_nan_can_be_drawn(sick: list[Report]) -> None:
+    broken = {"conv1": bit_histogram(torch.zeros(10)), "conv2": bit_histogram(torch.full((5,), math.nan))}
+    report = dataclasses.replace(sick[-1], tensors=WindowTensors({"weights": broken}))
+    figure = figures.weights([report])
+    figures.png(figure)
+    assert "nothing finite" in texts(figure)
+    only_zeros = WindowTensors({"weights": {"conv1": broken["conv1"]}})
+    figures.png(figures.weights([dataclasses.replace(sick[-1], tensors=only_zeros)]))
+
+
+# -- first kernels ---------------------------------------------------------------------------------------------------
+
+
+def test_the_first_layers_kernels_are_images_and_dead_ones_are_framed(sick: list[Report]) -> None:
+    codes = bytearray(sick[-1]["conv1"].codes)
+    codes[6] = ZERO_KERNEL
+    figure = figures.first_layer_kernels([*sick[:-1], with_layer(sick[-1], "conv1", codes=bytes(codes))])
+    (axes,) = figure.axes
+    assert len(axes.images) == 16
+    frames = [to_hex(patch.get_edgecolor()) for patch in axes.patches]
+    assert frames[2] == STATE_COLOURS["dead"].lower()
+    assert frames[6] == "#000000"
+    assert len(set(frames)) == 3
+    assert [text.get_text() for text in axes.texts][5:8] == ["5", "6 zero", "7"]
+    assert title(figure) == "conv1: 1 of 16 kernels dead from the start, 1 zero"
+
+
+def test_a_weight_of_zero_is_mid_grey_and_the_largest_is_white() -> None:
+    from lightning_deadkernel.figures.kernels import as_image
+
+    kernel = torch.tensor([[[0.0, 2.0], [-2.0, math.nan]]])
+    assert as_image(kernel, 2.0).tolist() == [[0.5, 1.0], [0.0, 0.5]]
+    assert as_image(torch.zeros(3, 5, 5), 0.0).shape == (5, 5, 3)
+
+
+def test_of_many_kernels_the_ill_ones_are_among_those_shown() -> None:
+    reports = history((("conv1", "Conv2d", 512, "relu"),), 1, dies={"conv1": {500: 1}})
+    figure = figures.first_layer_kernels(reports)
+    assert len(figure.axes[0].images) == 96
+    assert "500" in texts(figure)
+    assert any("96 of 512 shown" in text for text in texts(figure))
+
+
+# -- overview and all ------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_holds_the_map_the_lives_the_gradient_and_the_findings(sick: list[Report]) -> None:
+    figure = figures.overview(sick)
+    headings = [axes.get_title(loc="left") for axes in figure.axes]
+    assert headings[0] == "Every kernel"
+    assert headings[1].startswith("conv2: 3 of 32 kernels dead")
+    assert headings[2].startswith("Gradients reach every layer")
+    assert any(text.startswith("conv2: 3 of 32 kernels are dead") for text in texts(figure))
+
+
+def test_findings_beyond_the_page_are_counted(sick: list[Report]) -> None:
+    many = tuple(finding("dead_channels", "conv2", [i]) for i in range(32))
+    figure = figures.overview([*sick[:-1], dataclasses.replace(sick[-1], findings=many)])
+    (said,) = [text for text in texts(figure) if "more: see the report" in text]
+    shown = sum(bool(re.match(r"conv2: 1 of 32 kernels is dead.* - ", text)) for text in texts(figure))
+    assert said == f"and {32 - shown} more: see the report"
+
+
+SITUATIONS = {
+    "healthy": lambda: history(),
+    "no gradient": lambda: history(gradient=None),
+    "initialisation": lambda: history(windows=0),
+    "60 layers": lambda: history(plain(60, 8, "sigmoid"), 2, dies={"features.9": {0: 1}}, state="saturated"),
+    "one layer": lambda: history((("fc", "Linear", 3, None),), 2),
+    "all dead": lambda: history(dies={"conv1": dict.fromkeys(range(16), 1), "conv2": dict.fromkeys(range(32), 1)}),
+    "from disk": lambda: [dataclasses.replace(report, tensors=None) for report in history()],
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_no_text_is_cut_off_or_lies_over_other_text(situation: str) -> None:
+    for name, figure in figures.draw_all(SITUATIONS[situation]()).items():
+        figures.png(figure)
+        page = figure.bbox
+        boxes = [(text, text.get_window_extent()) for text in visible_texts(figure)]
+        for text, box in boxes:
+            inside = page.x0 - 1 <= box.x0 and box.x1 <= page.x1 + 1 and page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1
+            assert inside, f"{name}: {text.get_text()!r} leaves the page"
+        upright = [(text, box) for text, box in boxes if not text.get_rotation() and text.get_text() != "■"]
+        for i, (text, box) in enumerate(upright):
+            for other, place in upright[:i]:
+                overlap = min(box.x1, place.x1) - max(box.x0, place.x0), min(box.y1, place.y1) - max(box.y0, place.y0)
+                assert min(overlap) < 3, f"{name}: {text.get_text()!r} over {other.get_text()!r}"
+
+
+def visible_texts(figure: Any) -> list[Any]:
+    """Texts that are drawn: matplotlib also keeps labels of ticks beyond the ends of an axis."""
+    unseen = set()
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        for tick in (*axis.majorTicks, *axis.minorTicks):
+            if not low <= tick.get_loc() <= high:
+                unseen |= {id(tick.label1), id(tick.label2)}
+    return [
+        text
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and id(text) not in unseen
+    ]
+
+
+def test_nothing_watched_gives_no_pictures() -> None:
+    (report,) = history((("fc", "Linear", 3, None),), 0)
+    assert figures.draw_all([with_layer(report, "fc", excluded="requires_grad=False")]) == {}
+    assert figures.draw_all([]) == {}
+
+
+def test_png_is_a_picture_of_the_figures_size(sick: list[Report]) -> None:
+    figure = figures.kernel_map(sick)
+    picture = Image.open(io.BytesIO(figures.png(figure)))
+    assert picture.size == tuple(int(inches * 100) for inches in figure.get_size_inches())
+
+
+def test_a_huge_network_is_drawn_only_when_asked_for() -> None:
+    wide = LayerReport("fc", "Linear", 20_001, 0, "relu", bytes(20_001))
+    report = dataclasses.replace(history(windows=1)[-1], layers=(wide,))
+    assert "20,001 kernels" in figures.why_none(report)
+    assert figures.why_none(report, asked=True) is None
+    assert figures.why_none(history(windows=1)[-1]) is None
+
+
+def test_without_matplotlib_one_line_says_what_to_install(sick: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'lightning-deadkernel[plots]'" in figures.why_none(sick[-1])
+
+
+def test_drawing_needs_no_pyplot(sick: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    assert all(figures.png(figure) for figure in figures.draw_all(sick).values())

@@ -1,0 +1,315 @@
+"""Every statistic against a slow and obvious twin, and against answers known in closed form."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from helpers.floats import DTYPES, SEEDS, generator, mixed, tiny, twin
+from lightning_deadkernel.functional import firing, kernels, sparsity
+from lightning_deadkernel.functional.firing import ChannelAxis
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """The same values with other strides."""
+    if layout == "channels_last" and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "strided":
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), math.nan, dtype=x.dtype)
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    if layout == "cropped":
+        wide = torch.full([n + 1 for n in x.shape], math.nan, dtype=x.dtype)
+        cropped = wide[tuple(slice(n) for n in x.shape)]
+        return cropped.copy_(x)
+    if layout == "expanded":
+        return x[:1].expand(x.shape) if len(x) else x
+    return x
+
+
+@st.composite
+def activations(draw: st.DrawFn) -> tuple[Tensor, ChannelAxis]:
+    """An activation in any layout, and where its channels run."""
+    dtype = draw(st.sampled_from(DTYPES))
+    dims = draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+    if draw(st.booleans()):
+        dims[0] *= 8  # enough samples for the form that reduces over them first
+    axis = draw(st.integers(-len(dims), len(dims) - 1))
+    size = draw(st.integers(1, 5))
+    outer, inner = draw(st.sampled_from([(1, 1), (1, 1), (3, 1), (1, 4), (2, 3)]))
+    dims[axis] = outer * size * inner
+    if draw(st.integers(0, 9)) == 0 and len(dims) > 1:
+        dims[(axis + 1) % len(dims)] = 0
+    x = mixed(tuple(dims), dtype, draw(SEEDS))
+    layouts = ["contiguous", "channels_last", "transposed", "strided", "cropped", "expanded"]
+    layout = draw(st.sampled_from(layouts))
+    if layout == "expanded" and axis % len(dims) == 0:
+        layout = "contiguous"
+    return lay_out(x, layout), ChannelAxis(axis, size, outer, inner)
+
+
+def by_channel(x: Tensor, at: ChannelAxis) -> list[np.ndarray]:
+    """All entries of each channel, picked one index at a time."""
+    last = x.movedim(at.axis, -1)
+    picked = []
+    for c in range(at.size):
+        indices = [(o * at.size + c) * at.inner + i for o in range(at.outer) for i in range(at.inner)]
+        picked.append(np.concatenate([last[..., j].reshape(-1).double().numpy() for j in indices]))
+    return picked
+
+
+# -- firing ---------------------------------------------------------------------------------------------------------
+
+
+@twin
+@given(activations())
+def test_peaks_tell_what_fired_as_comparing_every_entry_does(case):
+    x, at = case
+    peaks = firing.peaks(x, at)
+    assert peaks.shape == (at.size,)
+    assert peaks.dtype == x.dtype
+    for c, values in enumerate(by_channel(x, at)):
+        has_nan = bool(np.isnan(values).any())  # torch's NaN constant is positive, so it is always seen
+        assert bool(peaks[c].isnan()) == has_nan
+        assert bool(peaks[c] > 0) == (not has_nan and bool((values > 0).any()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_only_strictly_positive_values_count_as_fired(dtype):
+    values = [0.0, -0.0, -1.0, -math.inf, -tiny(dtype), math.nan, tiny(dtype), 1.0, math.inf]
+    peaks = firing.peaks(torch.tensor([values], dtype=dtype), ChannelAxis(1, len(values)))
+    assert (peaks > 0).tolist() == [False] * 6 + [True] * 3
+    assert peaks.isnan().tolist() == [False] * 5 + [True] + [False] * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_negative_nan_never_fires_and_hides_no_positive_value(dtype):
+    signed = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    negative_nan = torch.tensor(-1, dtype=signed).view(dtype)
+    batch = torch.stack([torch.full((4,), -2.0, dtype=dtype), torch.tensor([3.0, -0.0, -math.inf, 0.0], dtype=dtype)])
+    batch[0, :] = negative_nan
+    peaks = firing.peaks(batch, ChannelAxis(1, 4))
+    assert (peaks > 0).tolist() == [True, False, False, False]
+    assert peaks.isnan().tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (2, 3, 0)])
+def test_an_empty_batch_is_no_evidence(shape):
+    at = ChannelAxis(1, 3)
+    x = torch.empty(shape)
+    assert firing.peaks(x, at).tolist() == [0.0] * 3
+    assert [part.tolist() for part in firing.firing(x, at)] == [[0] * 3] * 3
+    assert firing.beyond(x, at, -1, 1).tolist() == [0] * 3
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("samples", [1, 5, 64])
+def test_few_channels_last_read_every_row(channels, samples):
+    x = -torch.rand(samples, channels, 7, 5, generator=generator(0)).contiguous(memory_format=torch.channels_last)
+    for sample, channel in itertools.product({0, samples // 2, samples - 1}, range(channels)):
+        x[sample, channel, 6, 4] = 0.5
+        fired = firing.peaks(x, ChannelAxis(1, channels)) > 0
+        assert fired.tolist() == [c == channel for c in range(channels)]
+        x[sample, channel, 6, 4] = -0.5
+
+
+def test_dtypes_and_axes_that_cannot_be_read_are_named():
+    with pytest.raises(TypeError, match=r"torch\.int64"):
+        firing.peaks(torch.zeros(2, 3, dtype=torch.int64), ChannelAxis(1, 3))
+    with pytest.raises(ValueError, match="1 \\* 4 \\* 1 entries along dimension 1"):
+        firing.peaks(torch.zeros(2, 3), ChannelAxis(1, 4))
+
+
+def check_firing(x: Tensor, at: ChannelAxis, nonnegative: bool = False) -> None:
+    positive, total, zeros = firing.firing(x, at, nonnegative)
+    assert {part.dtype for part in (positive, total, zeros)} == {torch.float64}
+    for c, values in enumerate(by_channel(x, at)):
+        assert int(positive[c]) == int((values > 0).sum())
+        assert int(zeros[c]) == int((values == 0).sum())
+        assert float(total[c]) == pytest.approx(np.abs(values[np.isfinite(values)]).sum(), rel=1e-5, abs=1e-30)
+
+
+@twin
+@given(activations())
+def test_firing_counts_and_sums_equal_those_of_every_entry(case):
+    check_firing(*case)
+
+
+@twin
+@given(activations(), st.booleans())
+def test_firing_of_what_is_never_negative_takes_fewer_passes_to_the_same_result(case, finite):
+    x, at = case
+    check_firing(torch.nan_to_num(x, 1.0, 2.0).relu() if finite else x.relu(), at, nonnegative=True)
+
+
+@twin
+@given(activations(), st.booleans(), st.sampled_from([(-1.0, 1.0), (0.0, math.inf), (-0.5, 0.0), (-math.inf, 1.0)]))
+def test_beyond_counts_entries_outside_the_bounds(case, inclusive, bounds):
+    (x, at), (low, high) = case, bounds
+    counts = firing.beyond(x, at, low, high, inclusive=inclusive)
+    for c, v in enumerate(by_channel(x, at)):
+        outside = (v <= low) | (v >= high) if inclusive else (v < low) | (v > high)
+        assert int(counts[c]) == int(outside.sum())
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3, 5, 150, 200), 1), ((2, 2, 400, 400), 1), ((40, 70, 60), 2)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_firing_is_the_same_over_inputs_of_many_blocks(shape, axis, dtype):
+    check_firing(mixed(shape, dtype, 3), ChannelAxis(axis, shape[axis]))
+
+
+def test_sums_of_large_half_precision_activations_do_not_overflow():
+    h = torch.full((64, 2, 32, 32), 60000.0, dtype=torch.float16)
+    assert firing.firing(h, ChannelAxis(1, 2))[1].tolist() == pytest.approx([float(h[0, 0, 0, 0]) * 65536] * 2)
+
+
+def test_dormant_scores_average_to_one_over_the_layer():
+    scores = kernels.dormant_scores(torch.tensor([0.0, 1.0, 3.0, 4.0]))
+    assert scores.tolist() == [0.0, 0.5, 1.5, 2.0]
+    assert kernels.dormant_scores(torch.zeros(3)).tolist() == [0.0] * 3
+    broken = kernels.dormant_scores(torch.tensor([1.0, math.nan, 3.0]))
+    assert broken[[0, 2]].tolist() == [0.5, 1.5]
+    assert bool(broken[1].isnan())
+
+
+def test_gradient_ratios_compare_with_the_largest_finite_one():
+    ratios = kernels.gradient_ratios(torch.tensor([2.0, 0.0, 4.0, math.inf, math.nan]))
+    assert ratios[:3].tolist() == [0.5, 0.0, 1.0]
+    assert ratios[3:].isnan().all()
+    assert kernels.gradient_ratios(torch.zeros(2)).tolist() == [0.0, 0.0]
+    assert kernels.gradient_ratios(torch.zeros(0)).shape == (0,)
+
+
+# -- kernels --------------------------------------------------------------------------------------------------------
+
+MATRICES = st.tuples(st.integers(0, 5), st.integers(0, 40), st.sampled_from(DTYPES), SEEDS)
+
+
+@twin
+@given(MATRICES)
+def test_row_norms_and_peaks_equal_those_of_numpy(case):
+    count, length, dtype, seed = case
+    rows = torch.randn(count, length, generator=generator(seed), dtype=torch.float64).to(dtype)
+    norms, peaks = kernels.row_norms(rows), kernels.row_peaks(rows)
+    assert norms.dtype == peaks.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for c, row in enumerate(rows.double().numpy()):
+        assert float(norms[c]) == pytest.approx(math.sqrt((row**2).sum()), rel=1e-5)
+        assert float(peaks[c]) == np.abs(row).max(initial=0.0)
+
+
+def test_half_precision_norms_neither_overflow_nor_vanish():
+    rows = torch.tensor([60000.0, 2.0**-24], dtype=torch.float16)[:, None].expand(2, 10_000)
+    assert kernels.row_norms(rows).tolist() == pytest.approx([100 * float(rows[0, 0]), 100 * 2.0**-24], rel=1e-5)
+
+
+def test_a_peak_is_zero_only_for_a_row_of_zeros():
+    rows = torch.tensor([[0.0, -0.0], [0.0, 1e-45], [-1e-45, 0.0], [math.nan, 0.0]])
+    peaks = kernels.row_peaks(rows)
+    assert (peaks == 0).tolist() == [True, False, False, False]
+    assert bool(peaks[3].isnan())
+
+
+def slow_checksums(rows: Tensor) -> list[int]:
+    width = rows.element_size() * 8
+    state, constants = 0, []
+    for _ in range(rows.shape[1]):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = state
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        constants.append((z ^ (z >> 31)) | 1)
+    bits = rows.contiguous().view({16: torch.int16, 32: torch.int32, 64: torch.int64}[width]).tolist()
+    if width == 64:
+        bits = [[b + (b >> 32) for b in row] for row in bits]
+    sums = [sum(b * odd for b, odd in zip(row, constants, strict=True)) % 2**64 for row in bits]
+    return [total - 2**64 if total >= 2**63 else total for total in sums]
+
+
+@twin
+@given(MATRICES)
+def test_checksums_equal_integer_arithmetic(case):
+    count, length, dtype, seed = case
+    rows = mixed((count, length), dtype, seed)
+    assert kernels.checksums(rows).tolist() == slow_checksums(rows)
+    assert kernels.checksums(rows.t().contiguous().t()).tolist() == slow_checksums(rows)
+
+
+def test_checksums_of_rows_longer_than_a_block_cover_every_entry():
+    rows = torch.zeros(2, 300_000)
+    before = kernels.checksums(rows)
+    for place in (0, 131_071, 131_072, 299_999):
+        rows[1, place] = -0.0
+        after = kernels.checksums(rows)
+        assert (after == before).tolist() == [True, False]
+        rows[1, place] = 0.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_checksums_see_what_a_plain_sum_of_bits_does_not(dtype):
+    g = generator(1)
+    rows = torch.randn(1, 36, generator=g, dtype=torch.float64).to(dtype)
+    before = int(kernels.checksums(rows))
+    seen = set()
+    for i, j in itertools.combinations(range(36), 2):
+        swapped, flipped, moved = rows.clone(), rows.clone(), rows.clone()
+        swapped[0, [i, j]] = rows[0, [j, i]]
+        flipped[0, [i, j]] *= -1
+        bits = moved.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()])
+        bits[0, i] += 1
+        bits[0, j] -= 1
+        seen |= {int(kernels.checksums(changed)) for changed in (swapped, flipped, moved)}
+    # 1890 changes, none of which may collide with the row itself and none with another: chance below 1e-9
+    assert before not in seen
+    assert len(seen) == 3 * 36 * 35 // 2
+
+
+def test_nothing_global_is_touched():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    kernels._odd_constants.cache_clear()
+    weights = torch.nn.Parameter(torch.ones(3, 17))
+    summary = sparsity.weight_summary(weights)
+    outputs = [kernels.checksums(weights), kernels.row_norms(weights), kernels.row_peaks(weights), summary.gini]
+    outputs += [firing.peaks(weights, ChannelAxis(0, 3)), *firing.firing(weights, ChannelAxis(0, 3))]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(output.requires_grad for output in outputs)
+    assert torch.equal(weights, torch.ones(3, 17))
+
+
+# -- how often chance alone kills a unit ------------------------------------------------------------------------------
+
+
+def dead_share(pre_activations: Tensor) -> float:
+    """Share of units that fired on none of the inputs: (inputs, units)."""
+    h = pre_activations.relu()
+    units = h.shape[1]
+    fired = firing.peaks(h, ChannelAxis(1, units)) > 0
+    return 1 - float(fired.double().mean())
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 4, 8])
+def test_a_unit_without_bias_is_dead_on_n_orthogonal_inputs_with_probability_two_to_minus_n(inputs):
+    units = 200_000
+    weights = torch.randn(units, 16, generator=generator(20 + inputs))
+    expected = 2.0**-inputs
+    # five standard deviations of a binomial share: one run in 1.7 million strays further
+    spread = 5 * math.sqrt(expected * (1 - expected) / units)
+    assert dead_share(torch.eye(16)[:inputs] @ weights.t()) == pytest.approx(expected, abs=spread)
+
+
+@pytest.mark.parametrize(("shift", "inputs"), [(0.0, 5), (1.0, 10), (2.0, 100), (3.0, 1000)])
+def test_a_unit_shifted_by_minus_b_is_dead_on_n_inputs_with_probability_phi_of_b_to_the_n(shift, inputs):
+    units = 20_000
+    pre_activations = torch.randn(inputs, units, generator=generator(30 + inputs)) - shift
+    expected = (0.5 * (1 + math.erf(shift / math.sqrt(2)))) ** inputs
+    spread = 5 * math.sqrt(expected * (1 - expected) / units)
+    assert dead_share(pre_activations) == pytest.approx(expected, abs=spread)

@@ -1,0 +1,343 @@
+"""What the graph reader makes of each activation, and of each op between a kernel and it; channels killed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers.tiny_nets import DEAD, Net, between, conv, images, kill, reader_of, rows, watch
+from lightning_deadkernel.graph.layers import LayerTable
+from lightning_deadkernel.graph.reader import GraphReader
+from lightning_deadkernel.graph.topology import GraphMap, walk
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    torch.manual_seed(0)
+
+
+def read(model: nn.Module, x: Tensor) -> tuple[LayerTable, GraphMap]:
+    table = LayerTable.of(model, None, None)
+    nodes, _ = walk(model(x).square().mean().grad_fn)
+    return table, GraphMap(nodes, table)
+
+
+def test_two_steps_of_the_same_model_have_equal_keys_and_another_graph_has_another() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    one, two = (walk(model(rows(2, 4)).sum().grad_fn)[1] for _ in range(2))
+    other = walk(model(model(rows(2, 4))).sum().grad_fn)[1]
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != other
+
+
+def test_a_map_keeps_no_node_of_its_step_alive() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    _, graph = read(model, rows(2, 4))
+    assert graph.nodes == []
+    assert all(tap.activation.label == "relu" for entry in graph.found for tap in entry.ways.taps)
+
+
+class PreActivation(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.relu(self.norm(x)))  # type: ignore[no-any-return]
+
+
+def test_ways_that_layers_of_one_stream_share_are_found_for_each_of_them() -> None:
+    blocks = 12
+    model = nn.Sequential(*[PreActivation(2) for _ in range(blocks)], nn.ReLU(), nn.Conv2d(2, 1, 1))
+    _, graph = read(model, images(2, 2, 4))
+    taps = {entry.layer.name: [tap.node for tap in entry.ways.taps] for entry in graph.found}
+    for i in range(blocks):  # every later block's gate, and the last one
+        assert len(taps[f"{i}.conv"]) == blocks - i
+        assert set(taps[f"{i}.conv"][1:]) == set(taps[f"{min(i + 1, blocks - 1)}.conv"]) or i == blocks - 1
+    assert not any(entry.ways.open for entry in graph.found[:-1])
+
+
+def test_producers_and_consumers_are_the_neighbours_behind_the_activations() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)
+    )
+    table = LayerTable.of(model, None, None)
+    reader = GraphReader(table)
+    reader.read(model(images(4)).square().mean().grad_fn)
+    found = {name: reader.windows_consumers(name) for name in ("0", "3", "6")}
+    assert [(c.layer, c.parameters_per_channel) for c in found["0"] or ()] == [("3", 54)]
+    assert [(c.layer, c.parameters_per_channel) for c in found["3"] or ()] == [("6", 80)]
+    assert found["6"] is None
+    assert [reader.known[name].producers for name in ("0", "3", "6")] == [None, {"0"}, {"3"}]
+
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu in place": torch.relu_,
+    "clamp from 0": lambda x: x.clamp(min=0),
+    "clamp in place": lambda x: x.clamp_(min=0),
+    "clamp_min": lambda x: torch.clamp_min(x, 0.0),
+    "maximum of a scalar zero": lambda x: torch.maximum(x, torch.zeros(())),
+    "maximum of zeros": lambda x: torch.maximum(torch.zeros_like(x), x),
+    "relu6": F.relu6,
+    "relu6 in place": lambda x: F.relu6(x, inplace=True),
+    "clamp 0 to 6": lambda x: x.clamp(0, 6),
+    "clamp 0 to 1": lambda x: x.clamp(0, 1),
+    "hardtanh 0 to 6": lambda x: F.hardtanh(x, 0.0, 6.0),
+    "threshold": lambda x: F.threshold(x, 0.0, 0.0),
+    "threshold above zero": lambda x: F.threshold(x, 0.1, 0.0),
+    "leaky relu without slope": lambda x: F.leaky_relu(x, 0.0),
+    "double relu": lambda x: F.relu(F.relu(x)),
+}
+LABELS = {
+    "relu6": "relu6",
+    "clamp 0 to 6": "relu6",
+    "hardtanh 0": "relu6",
+    "clamp 0 to 1": "clamp",
+    "thresh": "threshold",
+    "leaky": "leaky_relu",
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_channels_below_every_gate_are_dead(gate: str) -> None:
+    report = watch(between(lambda net, x: GATES[gate](x)), images())
+    assert report["conv"].dead == list(DEAD)
+    assert report["conv"].activation == next((v for k, v in LABELS.items() if gate.startswith(k)), "relu")
+    assert report["head"].activation is None
+    assert report["head"].dead == []
+
+
+SOFT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "leaky_relu": (F.leaky_relu, "silent"),
+    "leaky_relu in place": (lambda x: F.leaky_relu(x, inplace=True), "silent"),
+    "rrelu": (lambda x: F.rrelu(x, training=True), "silent"),
+    "elu": (F.elu, "saturated"),
+    "elu in place": (lambda x: F.elu(x, inplace=True), "saturated"),
+    "selu": (F.selu, "saturated"),
+    "celu": (F.celu, "saturated"),
+    "gelu": (F.gelu, "saturated"),
+    "gelu by tanh": (lambda x: F.gelu(x, approximate="tanh"), "saturated"),
+    "silu": (F.silu, "saturated"),
+    "silu in place": (lambda x: F.silu(x, inplace=True), "saturated"),
+    "mish": (F.mish, "saturated"),
+    "hardswish": (F.hardswish, "saturated"),
+    "sigmoid": (torch.sigmoid, "saturated"),
+    "tanh": (torch.tanh, "saturated"),
+    "hardtanh": (lambda x: F.hardtanh(x / 10), "saturated"),
+    "hardsigmoid": (F.hardsigmoid, "saturated"),
+    "softplus": (F.softplus, "saturated"),
+}
+
+
+@pytest.mark.parametrize("activation", SOFT)
+def test_channels_below_an_activation_without_a_gate_are_silent_or_saturated_but_never_dead(activation: str) -> None:
+    f, state = SOFT[activation]
+    layer = watch(between(lambda net, x: f(x)), images())["conv"]
+    assert layer.activation == activation.split()[0]
+    assert (layer.dead, getattr(layer, state)) == ([], list(DEAD))
+
+
+def test_prelu_is_leaky_and_becomes_no_layer_of_its_own() -> None:
+    report = watch(between(lambda net, x: net.act(x), act=nn.PReLU(8)), images())
+    assert (report["conv"].activation, report["conv"].silent) == ("prelu", list(DEAD))
+    assert [layer.name for layer in report.layers] == ["conv", "head"]
+
+
+class Cube(torch.autograd.Function):
+    """A ReLU in disguise."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * (ctx.saved_tensors[0] > 0)
+
+
+UNREADABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "a custom autograd function": Cube.apply,
+    "x * sigmoid(x)": lambda x: x * torch.sigmoid(x),
+    "x * relu6(x + 3) / 6": lambda x: x * F.relu6(x + 3) / 6,
+    "x * hardsigmoid(x)": lambda x: x * F.hardsigmoid(x),
+    "x * (x > 0)": lambda x: x * (x > 0),
+    "x * (x > 0).float()": lambda x: x * (x > 0).float(),
+    "where(x > 0, x, 0)": lambda x: torch.where(x > 0, x, 0.0),
+    "masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
+    "abs": torch.abs,
+    "square": lambda x: x**2,
+    "x * x": lambda x: x * x,
+    "softshrink": F.softshrink,
+    "hardshrink": F.hardshrink,
+    "logsigmoid": F.logsigmoid,
+    "x * relu(x)": lambda x: x * F.relu(x),
+    "glu": lambda x: F.glu(torch.cat([x, x], 1), 1),
+}
+
+
+@pytest.mark.parametrize("op", UNREADABLE)
+def test_what_cannot_be_read_is_unknown_and_said_and_never_called_dead_or_healthy(op: str) -> None:
+    layer = watch(between(lambda net, x: UNREADABLE[op](x)), images())["conv"]
+    assert layer.activation == "unknown"
+    assert layer.note
+    assert layer.dead == []
+    assert layer.evidence == "gradient"
+
+
+def test_an_unknown_op_is_named_once_in_the_report() -> None:
+    net = Net(
+        lambda net, x: net.head(Cube.apply(net.b(Cube.apply(net.a(x))))), a=conv(), b=conv(8), head=nn.Conv2d(8, 2, 1)
+    )
+    named = [note for note in watch(net, images()).notes if "Cube" in note]
+    assert len(named) == 1
+    assert named[0].startswith("a:")
+
+
+LOST: dict[str, Callable[[Tensor], Tensor]] = {
+    "concatenation": lambda x: F.relu(torch.cat([x, x], 1))[:, :8],
+    "channels picked by index": lambda x: F.relu(x[:, torch.arange(7, -1, -1)]),
+    "channels picked by index_select": lambda x: F.relu(x.index_select(1, torch.arange(7, -1, -1))),
+    "channel shuffle": lambda x: F.relu(F.channel_shuffle(x, 2)),
+    "channel shuffle by views": lambda x: F.relu(x.view(4, 2, 4, 8, 8).transpose(1, 2).reshape(4, 8, 8, 8)),
+    "channels flipped": lambda x: F.relu(x.flip(1)),
+    "channels rolled": lambda x: F.relu(x.roll(1, 1)),
+    "everything rolled": lambda x: F.relu(x.roll(3)),
+    "pixel shuffle": lambda x: F.relu(F.pad(F.pixel_shuffle(x, 2), (0, 0, 0, 0, 0, 6))),
+    "half of the channels": lambda x: F.pad(F.relu(x[:, :4]), (0, 0, 0, 0, 0, 4)),
+    "channels moved by padding": lambda x: F.relu(F.pad(x, (0, 0, 0, 0, 1, -1))),
+    "channels over two axes": lambda x: F.relu(x.view(4, 2, 4, 8, 8)).view(4, 8, 8, 8),
+    "chunks of channels": lambda x: torch.cat([F.relu(part) for part in x.chunk(2, 1)], 1),
+    "pooling over channels": lambda x: F.relu(F.avg_pool2d(x.transpose(1, 3), 3, stride=1, padding=1).transpose(1, 3)),
+    "the largest of all channels": lambda x: F.relu(x.amax(1, keepdim=True)).expand(-1, 8, -1, -1),
+}
+
+
+@pytest.mark.parametrize("op", LOST)
+def test_where_channels_lose_their_identity_the_verdict_rests_on_gradients_and_says_so(op: str) -> None:
+    layer = watch(between(lambda net, x: LOST[op](x)), images())["conv"]
+    assert layer.activation == "unknown"
+    assert "mixed" in (layer.note or "")
+    assert layer.dead == []
+    assert layer.evidence == "gradient"
+
+
+BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: F.relu(F.dropout(x, 0.5)),
+    "dropout of channels": lambda x: F.relu(F.dropout2d(x, 0.1)),
+    "dropout after": lambda x: F.dropout(F.relu(x), 0.5),
+    "max pooling": lambda x: F.relu(F.max_pool2d(x, 2)),
+    "average pooling": lambda x: F.relu(F.avg_pool2d(x, 2)),
+    "global pooling": lambda x: F.relu(F.adaptive_avg_pool2d(x, 1)),
+    "mean over positions": lambda x: F.relu(x.mean((2, 3)))[..., None, None],
+    "upsampling": lambda x: F.relu(F.interpolate(x, scale_factor=2)),
+    "bilinear upsampling": lambda x: F.relu(F.interpolate(x, scale_factor=2, mode="bilinear")),
+    "padding": lambda x: F.relu(F.pad(x - 1e-3, (1, 1, 1, 1))),
+    "reflection padding": lambda x: F.relu(F.pad(x, (1, 1, 1, 1), mode="reflect")),
+    "channels last": lambda x: F.relu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "memory format": lambda x: F.relu(x.contiguous(memory_format=torch.channels_last)),
+    "a flat view": lambda x: F.relu(x.flatten(1)).view(4, 8, 8, 8),
+    "flat positions": lambda x: F.relu(x.flatten(2)).view(4, 8, 8, 8),
+    "tokens": lambda x: F.relu(x.flatten(2).transpose(1, 2)).transpose(1, 2).view(4, 8, 8, 8),
+    "a reshape that copies": lambda x: F.relu(x.transpose(2, 3).reshape(4, 8, 64)).view(4, 8, 8, 8),
+    "another axis before the channels": lambda x: F.relu(x.view(1, 32, 8, 8)).view(4, 8, 8, 8),
+    "a constant map": lambda x: F.relu(x + torch.ones(8, 8)),
+    "a constant per channel": lambda x: F.relu(2 * x / 3 + torch.ones(1, 8, 1, 1)),
+    "a cast": lambda x: F.relu(x.double()).float(),
+    "half precision": lambda x: F.relu(x.bfloat16()).float(),
+    "chunks of the batch": lambda x: torch.cat([F.relu(part) for part in x.chunk(2, 0)], 0),
+    "rows of the batch": lambda x: torch.stack([F.relu(part) for part in x.unbind(0)], 0),
+    "a stack": lambda x: F.relu(torch.stack([x, x], 1)).sum(1),
+    "a concatenation of positions": lambda x: F.relu(torch.cat([x, x], 3)),
+    "rolled windows": lambda x: F.relu(x.roll((1, 1), (2, 3))),
+    "flipped positions": lambda x: F.relu(x.flip(2, 3)),
+    "clone and contiguous": lambda x: F.relu(x.clone().contiguous()),
+    "positions picked by index_select": lambda x: F.relu(x.index_select(2, torch.tensor([0, 3]))),
+    "a norm over channels": lambda x: F.relu(F.normalize(x)),
+    "a root mean square norm": lambda x: F.relu(x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5)),
+    "local response norm": lambda x: F.relu(F.local_response_norm(x, 2)),
+    "two heads behind gates": lambda x: F.relu(x) + F.relu(2 * x),
+    "squeeze and excite after": lambda x: F.relu(x) * torch.sigmoid(F.relu(x).mean((2, 3), keepdim=True)),
+    "a padding mask": lambda x: F.relu(x.masked_fill(torch.ones(4, 1, 8, 8).tril() == 0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("op", BETWEEN)
+def test_channels_are_followed_through_what_keeps_them(op: str) -> None:
+    net = between(lambda net, x: BETWEEN[op](x))
+    if op == "padding":  # a border of zeros is no output of a kernel, and does not fire
+        assert watch(net, images())["conv"].dead == list(DEAD)
+        return
+    layer = watch(net, images())["conv"]
+    assert (layer.dead, layer.activation, layer.note) == (list(DEAD), "relu", None)
+
+
+HEARD: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "relu(x) + x": lambda net, x: net.head(F.relu(x) + x),
+    "a second head before the gate": lambda net, x: net.head(F.relu(x)).mean() + net.head(x).mean(),
+    "the loss itself": lambda net, x: torch.cat([net.head(F.relu(x)).flatten(), x.flatten()]),
+    "crelu's other half": lambda net, x: net.head(F.relu(x)) + net.head(-x),
+}
+
+
+@pytest.mark.parametrize("way", HEARD)
+def test_a_kernel_heard_on_one_way_without_a_gate_is_not_dead(way: str) -> None:
+    net = Net(lambda net, x: HEARD[way](net, net.conv(x)), conv=conv(dead=DEAD), head=nn.Conv2d(8, 2, 1))
+    layer = watch(net, images())["conv"]
+    assert (layer.dead, layer.activation) == ([], None)
+
+
+def test_a_kernel_is_dead_only_if_it_fires_behind_none_of_its_gates() -> None:
+    net = between(lambda net, x: torch.relu(x) + torch.relu(-x))
+    assert watch(net, images())["conv"].dead == []
+
+
+NORMS: dict[str, nn.Module] = {
+    "batch": nn.BatchNorm2d(8),
+    "batch without statistics": nn.BatchNorm2d(8, track_running_stats=False),
+    "group": nn.GroupNorm(2, 8),
+    "instance": nn.InstanceNorm2d(8, affine=True),
+    "layer over channels": nn.LayerNorm(8),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_channel_shifted_below_zero_by_its_norm_is_dead_and_its_shift_speaks_for_its_gradient(kind: str) -> None:
+    norm = kill(NORMS[kind], 2, 7, level=-20.0)
+    last = isinstance(norm, nn.LayerNorm)
+
+    def forward(net: Any, x: Tensor) -> Any:
+        x = net.conv(x)
+        x = net.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if last else net.norm(x)
+        return net.head(F.relu(x))
+
+    net = Net(forward, conv=conv(), norm=norm, head=nn.Conv2d(8, 2, 1))
+    layer = watch(net, images())["conv"]
+    assert (layer.dead, layer.activation) == ([2, 7], "relu")
+    assert reader_of(net, images(4)).known["conv"].source.parameter is norm.bias
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.LayerNorm((8, 8, 8)), nn.BatchNorm2d(8, affine=False)])
+def test_a_bias_before_a_norm_without_a_shift_per_channel_is_never_gradient_evidence(norm: nn.Module) -> None:
+    net = between(lambda net, x: F.relu(net.norm(x)), norm=norm)
+    assert watch(net, images())["conv"].activation == "relu"
+    assert reader_of(net, images(4)).known["conv"].source.parameter is None
+
+
+def test_a_norm_over_another_axis_of_the_same_length_gives_the_channels_no_shift() -> None:
+    net = Net(
+        lambda net, x: net.head(F.relu(net.norm(net.fc(x)))),
+        fc=kill(nn.Linear(5, 8)),
+        norm=kill(nn.BatchNorm1d(8), 3, level=-20.0),  # over eight tokens, of which the fourth never fires
+        head=nn.Linear(8, 2),
+    )
+    layer = watch(net, rows(8, 8, 5))["fc"]
+    assert 3 not in layer.dead
+    assert reader_of(net, rows(4, 8, 5)).known["fc"].source.parameter is None

@@ -1,0 +1,1 @@
+"""What several tests need: networks, windows, reports and ways to train them."""

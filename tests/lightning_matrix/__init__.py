@@ -1,1 +1,0 @@
-"""Every way people train with Lightning: each test trains for real, and compares with the same run unmonitored."""

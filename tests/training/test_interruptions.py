@@ -1,0 +1,242 @@
+"""Whatever ends a training, or goes wrong inside the monitor: training's own outcome is what it is without it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
+
+import lightning_deadkernel.monitor
+import lightning_deadkernel.training.distributed
+import lightning_deadkernel.training.window_end
+from helpers import models
+from helpers.models import DEAD, Tiny, dead
+from helpers.twins import monitor_of, train, train_twice
+from lightning_deadkernel import DeadKernelMonitor, Report
+from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning
+from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence
+from lightning_deadkernel.evidence.observer import Observer
+from lightning_deadkernel.evidence.step_statistics import StepSampler
+from lightning_deadkernel.graph.reader import GraphReader
+from lightning_deadkernel.training.outputs import Output
+
+ROOT = Path(models.__file__).parents[2]
+
+
+def breaking(error: BaseException, where: str = "training_step", step: int = 8) -> type[Tiny]:
+    """A module that raises after `step` optimizer steps."""
+
+    def hook(self, *args):
+        if self.global_step == step:
+            raise error
+        return getattr(Tiny, where)(self, *args)
+
+    return type("Breaking", (Tiny,), {where: hook})
+
+
+def reports_on_disk() -> Report:
+    (path,) = Path().rglob("report.json")
+    return Report.load(path)
+
+
+# -- the user's own ends ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (RuntimeError("the user's own"), RuntimeError),
+        (torch.OutOfMemoryError("out of memory"), torch.OutOfMemoryError),
+        (KeyboardInterrupt(), SystemExit),
+    ],
+    ids=["an exception", "out of memory", "KeyboardInterrupt"],
+)
+@pytest.mark.parametrize("where", ["training_step", "on_before_optimizer_step", "on_train_batch_end", "backward"])
+def test_the_users_exception_comes_through_and_what_was_seen_is_on_disk(error, ends, where):
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        run = train_twice(breaking(error, where), monitor_of(save_report=True), raises=ends, log_every_n_steps=1)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    kept = reports_on_disk()
+    assert kept.window == 2
+    assert kept.batches == 2
+    assert dead(kept) == DEAD
+    assert run.monitor.report.window == 2
+
+
+class NotANumber(Tiny):
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch) * (float("nan") if self.global_step == 8 else 1)
+
+
+def test_a_nan_loss_is_a_finding_and_kills_no_channel():
+    run = train_twice(NotANumber)
+    first, second = run.monitor.reports[1:]
+    assert dead(first) == DEAD
+    assert dead(second) == DEAD
+    assert "non_finite_gradient" in {finding.kind for finding in second.findings}
+
+
+def test_an_error_on_finding_raise_goes_through_after_the_report_is_saved():
+    run = train(Tiny, monitor_of(on_finding="raise", save_report=True), raises=DeadKernelError)
+    assert reports_on_disk().window == 1
+    assert run.trainer.global_step == 6
+
+
+def test_a_checkpoint_that_is_saved_on_an_exception_can_be_resumed(tmp_path):
+    train(
+        breaking(RuntimeError("stop")),
+        monitor_of(),
+        raises=RuntimeError,
+        callbacks=lambda: [OnExceptionCheckpoint(tmp_path)],
+        enable_checkpointing=True,
+    )
+    path = tmp_path / "on_exception.ckpt"
+    run = train(Tiny, monitor_of(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, weights_only=True))
+    assert run.trainer.global_step == 12
+    assert dead(run.report) == DEAD
+
+
+# -- faults of our own ------------------------------------------------------------------------------------------------
+
+STAGES = {
+    "table": (lightning_deadkernel.monitor.LayerTable, "of"),
+    "observer": (Observer, "__init__"),
+    "output": (Output, "__init__"),
+    "walk": (GraphReader, "read"),
+    "learn": (GraphReader, "learn"),
+    "layout": (ChannelEvidence, "arrange"),
+    "activations": (ChannelEvidence, "read_activations"),
+    "gradients": (ChannelEvidence, "read_gradients"),
+    "kernels": (ChannelEvidence, "read_kernels"),
+    "before step": (StepSampler, "before_step"),
+    "after step": (StepSampler, "after_step"),
+    "tables": (StepSampler, "tables"),
+    "checksums": (Observer, "changed_since_last"),
+    "reduce": (lightning_deadkernel.training.distributed, "reduced"),
+    "agree": (lightning_deadkernel.training.distributed, "agree"),
+    "read": (lightning_deadkernel.training.window_end, "read_window"),
+    "diagnose": (lightning_deadkernel.training.window_end, "diagnose"),
+    "savings": (lightning_deadkernel.training.window_end, "savings"),
+    "publish": (lightning_deadkernel.monitor.trainer_facts, "publish"),
+    "should_sample": (DeadKernelMonitor, "should_sample"),
+    "will_step": (lightning_deadkernel.monitor.trainer_facts, "will_step"),
+    "speak": (lightning_deadkernel.training.window_end, "new_findings"),
+}
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "after a window"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fault_in_any_stage_is_one_warning_and_training_is_untouched(monkeypatch, stage, later):
+    owner, name = STAGES[stage]
+    original = getattr(owner, name)
+    monitor = monitor_of(save_report=True)
+
+    def broken(*args, **kwargs):
+        if monitor.report is not None or not later:
+            raise ZeroDivisionError("a fault of our own")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, broken)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = train_twice(Tiny, monitor, max_epochs=3)
+    ours = [w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]
+    if later and stage in ("table", "observer", "output", "learn", "layout"):
+        assert not ours, "it runs once, at the start"
+        return
+    assert len(ours) == 1, [str(w.message) for w in ours]
+    assert "a fault of our own" in str(ours[0].message)
+    assert "raining goes on" in str(ours[0].message)
+    assert run.trainer.global_step == 18
+    if later:
+        assert dead(monitor.report) == DEAD
+        assert reports_on_disk().window == monitor.report.window
+
+
+@pytest.mark.parametrize("part", ["window", "end"])
+def test_a_report_that_cannot_be_written_is_one_warning_and_the_watch_goes_on(monkeypatch, part):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Output, part, full)
+    with pytest.warns(DeadKernelInternalWarning, match="no space left") as caught:
+        run = train_twice(Tiny, monitor_of(save_report=True))
+    assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
+    assert run.report.window == 2
+    assert dead(run.report) == DEAD
+
+
+def test_an_activation_that_cannot_be_read_costs_its_own_layer_alone(monkeypatch):
+    original = ChannelEvidence.sample_activation
+
+    def broken(self, site, *args):
+        if site == ("net.conv2",):
+            raise RuntimeError("cannot read this")
+        return original(self, site, *args)
+
+    monkeypatch.setattr(ChannelEvidence, "sample_activation", broken)
+    with pytest.warns(DeadKernelInternalWarning, match=r"no longer watches net\.conv2: .*cannot read this") as caught:
+        run = train_twice(Tiny)
+    assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
+    assert "cannot read this" in run.report["net.conv2"].excluded
+    assert dead(run.report) == {"conv1": DEAD["conv1"]}
+
+
+def test_a_fault_while_saving_a_checkpoint_saves_the_checkpoint(monkeypatch, tmp_path):
+    def broken(*args):
+        raise ZeroDivisionError("a fault of our own")
+
+    run = train(Tiny, monitor_of())
+    monkeypatch.setattr(lightning_deadkernel.monitor.resume, "pack", broken)
+    with pytest.warns(DeadKernelInternalWarning, match="state_dict"):
+        run.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").exists()
+
+
+def test_wrong_patterns_are_an_error_before_the_first_step():
+    run = train(Tiny, monitor_of(include=["nowhere.*"]), raises=ValueError)
+    assert run.trainer.global_step == 0
+    assert "net.conv1" in str(run.error)
+
+
+# -- a killed process -------------------------------------------------------------------------------------------------
+
+ENDLESS = """
+import torch
+from helpers.models import Tiny, loader
+from helpers.twins import QUIET, monitor_of
+import lightning as L
+torch.set_num_threads(1)
+trainer = L.Trainer(**{**QUIET, "max_epochs": -1}, callbacks=[monitor_of(every_n_train_steps=1, save_report=True)])
+trainer.fit(Tiny(), loader())
+"""
+
+
+def test_a_kill_while_a_report_is_written_leaves_a_whole_file(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", ENDLESS],
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        seen: set[int] = set()
+        deadline = time.monotonic() + 60
+        while len(seen) < 8 and time.monotonic() < deadline:
+            for path in tmp_path.rglob("report.json"):
+                seen.add(Report.load(path).window)  # whole at every moment
+        process.send_signal(signal.SIGKILL)
+    (path,) = tmp_path.rglob("report.json")
+    assert Report.load(path).window >= max(seen)
+    assert len(seen) >= 8
