@@ -12,9 +12,9 @@ from typing import Literal
 
 from torch import Tensor
 
-Gating = Literal["gate", "leaky", "smooth", "bounded"]
-"""How an activation behaves on its off side: exactly zero output and slope (gate), a small slope (leaky), a slope that
-fades out (smooth), or flat ends on both sides (bounded)."""
+Gating = Literal["rectifier", "leaky", "smooth", "bounded"]
+"""How an activation behaves on its off side: exactly zero output and slope (rectifier), a small slope (leaky), a slope
+that fades out (smooth), or flat ends on both sides (bounded)."""
 
 
 @dataclass
@@ -58,12 +58,10 @@ class LayerWindow:
     """Share of exact zeros in the activation, over the sampled steps."""
     saturated_share: Tensor | None = None
     """(C,) share of inputs on a flat end (beyond +-5 for sigmoid and tanh, at a bound otherwise), sampled steps."""
-    batches_read: int = 0
 
     # -- by gradient ---------------------------------------------------------------------------------------------
     gradient: Tensor | None = None
     """(C,) largest \\|gradient\\| seen in the window at the source below; None if no gradient was ever looked at."""
-    gradient_source: Literal["shift", "bias", "weight"] = "weight"
     weight_gradient: Tensor | None = None
     """(C,) largest \\|gradient\\| of the kernel itself on the sampled steps."""
     penalised: bool = False
@@ -141,7 +139,6 @@ class Window:
     """Sampled optimizer steps skipped by AMP for overflow."""
     gradient_norm: float | None = None
     """Median over the sampled steps of the L2 norm of all gradients, unscaled and unclipped."""
-    gradient_norm_max: float | None = None
     compiled: bool = False
     notes: tuple[str, ...] = ()
     """What could not be watched and why, in words for the report."""

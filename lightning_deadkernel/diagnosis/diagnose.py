@@ -91,9 +91,9 @@ def _states(layer: LayerWindow, frozen: Tensor, thresholds: Thresholds) -> Tenso
         # what leaves a leaky activation below zero is heard by whatever listens, so no gradient means that nothing does
         starved = none & (fires if layer.gating != "leaky" else torch.ones_like(fires))
         rules = [
-            ("dead", dead if layer.gating == "gate" else nowhere),
+            ("dead", dead if layer.gating == "rectifier" else nowhere),
             ("saturated", stuck | (off & none if layer.gating in ("smooth", "bounded") else nowhere)),
-            ("silent", off & some if layer.gating != "gate" else nowhere),
+            ("silent", off & some if layer.gating != "rectifier" else nowhere),
             ("starved", starved),
             ("frozen", fires & frozen),
         ]

@@ -27,7 +27,7 @@ SCHEDULED = 0.01
 """A learning rate below a hundredth of the largest there was is the schedule's wish."""
 BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
 DEEP = 5
-GAUSSIAN_NEAR_ZERO, GAUSSIAN_GINI, GAUSSIAN_HOYER = 0.0080, 0.414, 0.202
+GAUSSIAN_NEAR_ZERO, GAUSSIAN_GINI = 0.0080, 0.414
 
 
 def small_gradient(view: View) -> Iterator[Finding]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_deadkernel.evidence.buffers import Arena, Countdown
-from lightning_deadkernel.functional.firing import ChannelAxis, beyond, firing
-from lightning_deadkernel.functional.kernels import row_peaks
+from lightning_deadkernel.functional.firing import ChannelAxis, count_outside, firing
+from lightning_deadkernel.functional.kernels import row_max
 from lightning_deadkernel.graph.layers import Layer, local
 from lightning_deadkernel.graph.ops import Activation
 
@@ -141,15 +141,15 @@ class ChannelEvidence(Metric):
         self.silent.land()
         return not self.silent.pending
 
-    def read_activations(self, peaks: dict[SiteKey, Tensor]) -> None:
+    def read_activations(self, maxima: dict[SiteKey, Tensor]) -> None:
         """Notes which channels fired: one launch for all.
 
         Args:
-            peaks: site -> (C,), > 0 where the channel fired; NaN is no evidence.
+            maxima: site -> (C,), > 0 where the channel fired; NaN is no evidence.
         """
         # a tensor on another device (a model in several parts) is rare, and `cat` refuses it
         device = self.maxima.device
-        parts = [peaks.get(site, self._nothing[channels]) for site, channels in self.sites.items()]
+        parts = [maxima.get(site, self._nothing[channels]) for site, channels in self.sites.items()]
         full = self._activations.note([part if part.device == device else part.to(device) for part in parts])
         if self.silent.read():
             self._drain_activations()
@@ -172,7 +172,7 @@ class ChannelEvidence(Metric):
         """
         counts = [*firing(activation.output(saved), at, activation.rectifies)]
         if activation.low > -float("inf") or activation.high < float("inf"):
-            counts.append(beyond(saved, at, activation.low, activation.high, inclusive=True))
+            counts.append(count_outside(saved, at, activation.low, activation.high, inclusive=True))
         sums = torch.cat(counts)
         self.segment("sums", site)[: len(sums)].add_(sums.to(self.totals.device))
         self.entries[site] = self.entries.get(site, 0) + saved.numel() / at.size
@@ -219,14 +219,14 @@ class ChannelEvidence(Metric):
 
     def _read_kernel(self, name: str, largest: str, wild: str | None = None) -> bool:
         layer = self.sources[name].layer
-        peaks = kernel_peaks(layer)
-        if peaks is None:
+        maxima = kernel_max(layer)
+        if maxima is None:
             return False
-        peaks, seen = self._placed(peaks, layer.channels), self.segment(largest, name)
-        torch.fmax(seen, peaks, out=seen)
+        maxima, seen = self._placed(maxima, layer.channels), self.segment(largest, name)
+        torch.fmax(seen, maxima, out=seen)
         if wild is not None:
             seen = self.segment(wild, name)
-            torch.maximum(seen, peaks, out=seen)
+            torch.maximum(seen, maxima, out=seen)
         return True
 
     def _placed(self, values: Tensor, channels: int | None = None) -> Tensor:
@@ -244,9 +244,9 @@ class ChannelEvidence(Metric):
 
     # -- torchmetrics --------------------------------------------------------------------------------------------
 
-    def update(self, peaks: dict[SiteKey, Tensor]) -> None:
-        """What `read_activations` does, as a metric's update."""
-        self.read_activations(peaks)
+    def update(self, maxima: dict[SiteKey, Tensor]) -> None:
+        """What `read_activations` does: torchmetrics asks for the name."""
+        self.read_activations(maxima)
 
     def close(self) -> None:
         """Completes the states, before they are read or reduced over ranks."""
@@ -268,7 +268,7 @@ class ChannelEvidence(Metric):
         return self.segments()
 
 
-def kernel_peaks(layer: Layer) -> Tensor | None:
+def kernel_max(layer: Layer) -> Tensor | None:
     """(C,) largest \\|gradient\\| of each kernel, or its shard's (a DTensor's local rows); None without a gradient.
 
     NaN and inf come through as they are. The maximum is taken, not the L2 norm, which underflows.
@@ -278,17 +278,17 @@ def kernel_peaks(layer: Layer) -> Tensor | None:
         return None
     if not hasattr(grad, "to_local"):
         rows = layer.rows_of(grad.detach())
-        return None if rows is None else row_peaks(rows)
+        return None if rows is None else row_max(rows)
     part = local(grad.detach())
     if not part.numel():  # fewer rows than ranks
         return part.new_zeros(layer.channels)
     # the parts of a weight that is sharded along its inputs hold all channels, of which the ranks' maximum is taken
     others = tuple(dim for dim in range(part.ndim) if dim != layer.channel_dim)
-    peaks: Tensor = torch.linalg.vector_norm(part, ord=float("inf"), dim=others)
-    if len(peaks) == layer.channels:
-        return peaks
+    maxima: Tensor = torch.linalg.vector_norm(part, ord=float("inf"), dim=others)
+    if len(maxima) == layer.channels:
+        return maxima
     offset = shard_offset(grad)
-    return torch.nn.functional.pad(peaks, (offset, layer.channels - offset - len(peaks)))
+    return torch.nn.functional.pad(maxima, (offset, layer.channels - offset - len(maxima)))
 
 
 def shard_offset(tensor: Any) -> int:

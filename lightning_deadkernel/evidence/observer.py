@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, SiteKey, Source
 from lightning_deadkernel.evidence.step_statistics import StepSampler
-from lightning_deadkernel.functional.firing import peaks
+from lightning_deadkernel.functional.firing import channel_max
 from lightning_deadkernel.functional.kernels import checksums
 from lightning_deadkernel.graph.layers import LayerTable, local
 from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical
@@ -133,7 +133,7 @@ class Observer:
             firings = self.evidence.sample_activation(site, activation, tap.at, saved)
             if activation.rectifies:
                 return firings
-        return peaks(activation.positive(saved) if activation.positive else saved, tap.at)
+        return channel_max(activation.positive(saved) if activation.positive else saved, tap.at)
 
     def _give_up(self, site: SiteKey, error: Exception) -> None:
         for name in site:

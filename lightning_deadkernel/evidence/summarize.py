@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_deadkernel.evidence.channel_evidence import SITE_SUMS, SiteKey
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.functional.histograms import bit_histogram
-from lightning_deadkernel.functional.kernels import row_norms, row_peaks
+from lightning_deadkernel.functional.kernels import row_max, row_norms
 from lightning_deadkernel.functional.sparsity import weight_summary
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.reader import Knowledge
@@ -98,7 +98,7 @@ def _not_used(layer: Layer, observer: Observer, graph_seen: bool, window: Window
 def _read_weights(entry: LayerWindow, layer: Layer, known: Knowledge, tensors: WindowTensors | None) -> None:
     weight = whole(layer.weight())
     rows = layer.rows(weight)
-    entry.norms, entry.largest = row_norms(rows).cpu(), row_peaks(rows).cpu()
+    entry.norms, entry.largest = row_norms(rows).cpu(), row_max(rows).cpu()
     entry.bytes_per_parameter = layer.main.element_size()
     extras = [known.scale, known.source.parameter if known.source else None]
     owned = {id(p): p.numel() for p in (layer.main, layer.bias, *extras) if p is not None}
@@ -127,7 +127,6 @@ def _read_gradients(entry: LayerWindow, layer: Layer, observer: Observer, observ
     # an infinite gradient is one: only its size is not known
     entry.gradient = torch.nan_to_num(observed["gradient", layer.name])
     if source.parameter is not None:
-        entry.gradient_source = "shift" if source.kind == "shift" else "bias"
         entry.weight_gradient = observed["kernel", layer.name].clone()
         # `read_kernels` skips layers that had shown a gradient everywhere: that is one at the kernel as well
         seen = entry.gradient > 0
@@ -154,7 +153,6 @@ def _read_activations(entry: LayerWindow, known: Knowledge, observer: Observer, 
         entry.activation_sparsity = float(parts["zeros"].mean())
         if known.gating == "bounded" or "relu6" in (known.activation or ""):
             entry.saturated_share = parts["flat"]
-    entry.batches_read = observer.backwards - observer.unread
 
 
 def _neighbours(known: Knowledge, observer: Observer) -> tuple[tuple[str, ...] | None, Any]:
@@ -229,6 +227,5 @@ class _Steps:
         totals = self.tables.totals
         finite = totals[totals.isfinite()]
         window.gradient_norm = _median(finite)
-        window.gradient_norm_max = float(finite.max()) if finite.numel() else None
         window.skipped_steps = int((~totals.isfinite()).sum()) if self.sampler.scaled else 0
         window.largest_gradient_at = self.tables.largest_at

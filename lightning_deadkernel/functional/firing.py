@@ -96,7 +96,7 @@ def _by_channel(x: Tensor, at: ChannelAxis) -> tuple[Tensor, int, int]:
     return x.movedim(at.axis, -1).reshape(-1, at.size, at.inner), 1, 1
 
 
-def peaks(x: Tensor, at: ChannelAxis) -> Tensor:
+def channel_max(x: Tensor, at: ChannelAxis) -> Tensor:
     """Largest value of each channel in the order of bit patterns: all that "has it fired?" needs to read.
 
     Positive floats order as their bits do and every negative one has a negative pattern as a signed integer, so an
@@ -229,7 +229,7 @@ def _compared(values: Tensor, scratch: Tensor) -> Iterator[Tensor]:
     yield torch.eq(values, 0, out=scratch)
 
 
-def beyond(x: Tensor, at: ChannelAxis, low: float, high: float, inclusive: bool = False) -> Tensor:
+def count_outside(x: Tensor, at: ChannelAxis, low: float, high: float, inclusive: bool = False) -> Tensor:
     """(C,) float64 count of the entries of each channel < low or > high; `inclusive`: <= or >=. NaN is neither.
 
     Of an activation's input it counts saturated entries (+-5 for sigmoid and tanh, whose slope is then below 0.7 % of

@@ -77,14 +77,6 @@ class Buckets(NamedTuple):
     left_out: int
     """NaN and infinite entries, which are in no bucket."""
 
-    @property
-    def moments(self) -> tuple[float, float]:
-        """Sum and sum of squares, every entry taken at the middle of its bucket."""
-        lefts = [self.low, *self.limits]
-        middles = [(left + right) / 2 for left, right in zip(lefts, self.limits, strict=False)]
-        pairs = list(zip(middles, self.counts, strict=True))
-        return sum(m * n for m, n in pairs), sum(m * m * n for m, n in pairs)
-
 
 @lru_cache(maxsize=1)
 def _ascending() -> Any:

@@ -47,14 +47,14 @@ def row_norms(rows: Tensor) -> Tensor:
     """(C,) L2 norm of each row of (C, K), in at least float32.
 
     Finite for all float16; in bfloat16 and float32 squares underflow for entries below 1e-19 (confirm a zero by
-    `row_peaks`) and overflow above 1e19.
+    `row_max`) and overflow above 1e19.
     """
     dtype = torch.promote_types(rows.dtype, torch.float32)
     norms: Tensor = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=dtype)
     return norms
 
 
-def row_peaks(rows: Tensor) -> Tensor:
+def row_max(rows: Tensor) -> Tensor:
     """(C,) largest |w| of each row of (C, K), in at least float32; zero iff the whole row is. NaN propagates."""
     rows = rows.detach()
     dtype = torch.promote_types(rows.dtype, torch.float32)

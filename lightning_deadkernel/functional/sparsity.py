@@ -82,23 +82,3 @@ def weight_summary(weights: Tensor) -> WeightSummary:
         rms=rms,
         histogram=counts.view(1024, 32).sum(1),
     )
-
-
-def zero_share(w: Tensor) -> Tensor:
-    """Share of exact zeros, see `WeightSummary`: float64 scalar tensor."""
-    return weight_summary(w).zeros
-
-
-def near_zero_share(w: Tensor) -> Tensor:
-    """Share of \\|w\\| < 1e-2 rms, see `WeightSummary`: float64 scalar tensor."""
-    return weight_summary(w).near_zeros
-
-
-def gini(w: Tensor) -> Tensor:
-    """Gini index of \\|w\\|, see `WeightSummary`: float64 scalar tensor."""
-    return weight_summary(w).gini
-
-
-def hoyer(w: Tensor) -> Tensor:
-    """Hoyer's sparsity, see `WeightSummary`: float64 scalar tensor."""
-    return weight_summary(w).hoyer

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -209,13 +208,3 @@ def check_patterns(option: str, patterns: Sequence[str] | None, names: Sequence[
             raise ValueError(
                 f"Expected every pattern of `{option}` to match a layer, but {pattern!r} matches none of: {shown}."
             )
-
-
-def optimizer_groups(optimizers: Sequence[Any]) -> dict[int, tuple[Any, dict[str, Any]]]:
-    """id of a parameter -> (its optimizer, its parameter group)."""
-    return {
-        id(parameter): (optimizer, group)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }

@@ -129,7 +129,7 @@ class Activation:
     @property
     def rectifies(self) -> bool:
         """h is never negative, and is > 0 exactly where the saved tensor is."""
-        return self.gating == "gate" and self.positive is None
+        return self.gating == "rectifier" and self.positive is None
 
     def saved_tensor(self, node: Any) -> Tensor:
         """What the node keeps for backward; the caller has made sure that no unpack hook is set on it."""
@@ -158,8 +158,8 @@ def _relu_like(node: Any, low: float | None, high: float | None, saved: str = "s
             return None
         return Activation("hardtanh", "bounded", saved, lambda x: x.clamp(low, high), low=low, high=high)
     if high is None:
-        return Activation("relu", "gate", saved, F.relu)
-    return Activation("relu6" if high == 6 else "clamp", "gate", saved, lambda x: x.clamp(0, high), high=high)
+        return Activation("relu", "rectifier", saved, F.relu)
+    return Activation("relu6" if high == 6 else "clamp", "rectifier", saved, lambda x: x.clamp(0, high), high=high)
 
 
 def _number(value: Any) -> float | None:
@@ -169,9 +169,9 @@ def _number(value: Any) -> float | None:
 def _threshold(node: Any) -> Activation | None:
     threshold = float(node._saved_threshold)
     if threshold == 0:
-        return Activation("threshold", "gate", "self", F.relu)
+        return Activation("threshold", "rectifier", "self", F.relu)
     return Activation(
-        "threshold", "gate", "self", lambda x: torch.where(x > threshold, x, 0.0), positive=lambda x: x - threshold
+        "threshold", "rectifier", "self", lambda x: torch.where(x > threshold, x, 0.0), positive=lambda x: x - threshold
     )
 
 
@@ -182,7 +182,7 @@ def _maximum(node: Any) -> Activation | None:
         if constant is None or value is None or constant.requires_grad or not value.requires_grad:
             continue
         if not bool(constant.any()):
-            return Activation("relu", "gate", mine, F.relu)
+            return Activation("relu", "rectifier", mine, F.relu)
     return None
 
 
@@ -190,7 +190,7 @@ def _leaky(label: str, slope: str | None = None) -> Callable[[Any], Activation |
     def make(node: Any) -> Activation | None:
         value = getattr(node, f"_saved_{slope}", 0.01) if slope else 0.01
         saved = "result" if hasattr(node, "_saved_result") else "self"
-        gating: Gating = "gate" if value == 0 else "leaky"
+        gating: Gating = "rectifier" if value == 0 else "leaky"
         if saved == "result":
             return Activation(label, gating, saved, _same)
         return Activation(label, gating, saved, lambda x: F.leaky_relu(x, value))
@@ -227,7 +227,7 @@ SIGMOID_AT_5 = 0.9933071490757153
 TANH_AT_5 = 0.9999092042625951
 
 ACTIVATIONS: dict[str, Callable[[Any], Activation | None]] = {
-    "Relu": _fixed("relu", "gate", "result", _same),
+    "Relu": _fixed("relu", "rectifier", "result", _same),
     "Threshold": _threshold,
     "Hardtanh": lambda n: _relu_like(n, float(n._saved_min_val), float(n._saved_max_val)),
     "Clamp": lambda n: _relu_like(n, _number(n._saved_min), _number(n._saved_max)),

@@ -42,7 +42,7 @@ class Knowledge:
         """The weakest gating of all its activations; None where a verdict by activation is not possible."""
         if self.open or self.unknown or self.lost or self.unreadable or not self.gatings:
             return None
-        order: tuple[Gating, ...] = ("leaky", "smooth", "bounded", "gate")
+        order: tuple[Gating, ...] = ("leaky", "smooth", "bounded", "rectifier")
         return next(gating for gating in order if gating in self.gatings)
 
     @property

@@ -40,6 +40,3 @@ WORD_OF_CODE = bytes(
     WORDS.index(word_of(code)) if code & STATE_BITS < len(STATES) else WORDS.index("excluded") for code in range(256)
 )
 """Code of a channel -> place of its word in `WORDS`; a table, so that many codes are looked up at once."""
-
-INKS = {word: "#000000" if word in ("active", "silent", "starved", "frozen", "rare") else "#FFFFFF" for word in WORDS}
-"""Colour of text that can be read on each."""

@@ -373,7 +373,7 @@ def test_dormant_channels_are_worth_knowing_and_dead_ones_are_not_counted_again(
     ],
 )
 def test_a_channel_that_comes_back_is_reported_with_both_windows(gone: dict[str, Any], state: str) -> None:
-    readable: dict[str, Any] = {"gating": gone.get("gating", "gate")}
+    readable: dict[str, Any] = {"gating": gone.get("gating", "rectifier")}
     run = begun().next(layer(**gone)).next(layer(**gone))
     assert not run.of("revived_channels")
     finding = run.next(layer(**readable)).only("revived_channels")

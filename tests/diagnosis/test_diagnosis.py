@@ -221,7 +221,7 @@ def _layers() -> st.SearchStrategy[LayerWindow]:
         channels=st.just(channels),
         depth=st.integers(0, 2),
         excluded=st.sampled_from([None, None, None, "unused"]),
-        gating=st.sampled_from([None, "gate", "leaky", "smooth", "bounded"]),
+        gating=st.sampled_from([None, "rectifier", "leaky", "smooth", "bounded"]),
         exact=st.booleans(),
         fired=maybe(flags),
         firing_rate=maybe(numbers),
@@ -260,14 +260,14 @@ def test_whatever_is_observed_each_channel_has_one_state_and_nothing_is_claimed_
         for channel, state in enumerate(report.states):
             if state != STATES[int(before[channel])] and observed.excluded is None:
                 if state == "dead":
-                    assert observed.gating == "gate"
+                    assert observed.gating == "rectifier"
                     assert observed.fired is not None
                     assert not observed.fired[channel]
                 if state in ("starved", "zero-gradient"):
                     assert observed.gradient is not None
                     assert observed.gradient[channel] == 0
                 if state == "silent":
-                    assert observed.gating != "gate"
+                    assert observed.gating != "rectifier"
             assert (state == "excluded") == (observed.excluded is not None)
         for finding in run.findings:
             assert finding.channels == tuple(sorted(set(finding.channels)))

@@ -24,7 +24,7 @@ def _knocked_out() -> Run:
         {},
         {"gating": "leaky", "activation": "leaky_relu", "fired": each(False, True, True, True)},
         {"gating": None, "activation": None, "fired": None, "depth": 0},
-        {"norm_scale": torch.ones(4), "shift": torch.zeros(4), "gradient_source": "shift"},
+        {"norm_scale": torch.ones(4), "shift": torch.zeros(4)},
         {"activation": "tanh", "gating": "bounded", "saturated_share": torch.full((4,), 0.1)},
         {"weight_decay": 0.01, "decoupled_decay": True},
         {"gradient": None, "weight_gradient": None},

@@ -177,13 +177,13 @@ def test_what_has_fired_is_left_alone_also_beside_tasks_in_turn_and_layers_never
     net, read = Alternating(spare), Counter[int]()
     with torch.no_grad():
         net.heads[1][0].bias[3] = -100.0  # stays pending for ever
-    original = observer.peaks
+    original = observer.channel_max
 
     def counting(x: torch.Tensor, at: Any) -> torch.Tensor:
         read[net.turn % 2] += 1
         return original(x, at)
 
-    monkeypatch.setattr(observer, "peaks", counting)
+    monkeypatch.setattr(observer, "channel_max", counting)
     monitor = Counted()
     fit(net, monitor, noise(200, batch=256))
     # reads 1, 2, 4, 8 are counted: by then both heads have been read, and what fired of them is known a step later

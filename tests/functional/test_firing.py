@@ -74,7 +74,7 @@ def by_channel(x: Tensor, at: ChannelAxis) -> list[np.ndarray]:
 @given(activations())
 def test_peaks_tell_what_fired_as_comparing_every_entry_does(case):
     x, at = case
-    peaks = firing.peaks(x, at)
+    peaks = firing.channel_max(x, at)
     assert peaks.shape == (at.size,)
     assert peaks.dtype == x.dtype
     for c, values in enumerate(by_channel(x, at)):
@@ -86,7 +86,7 @@ def test_peaks_tell_what_fired_as_comparing_every_entry_does(case):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_strictly_positive_values_count_as_fired(dtype):
     values = [0.0, -0.0, -1.0, -math.inf, -tiny(dtype), math.nan, tiny(dtype), 1.0, math.inf]
-    peaks = firing.peaks(torch.tensor([values], dtype=dtype), ChannelAxis(1, len(values)))
+    peaks = firing.channel_max(torch.tensor([values], dtype=dtype), ChannelAxis(1, len(values)))
     assert (peaks > 0).tolist() == [False] * 6 + [True] * 3
     assert peaks.isnan().tolist() == [False] * 5 + [True] + [False] * 3
 
@@ -97,7 +97,7 @@ def test_a_negative_nan_never_fires_and_hides_no_positive_value(dtype):
     negative_nan = torch.tensor(-1, dtype=signed).view(dtype)
     batch = torch.stack([torch.full((4,), -2.0, dtype=dtype), torch.tensor([3.0, -0.0, -math.inf, 0.0], dtype=dtype)])
     batch[0, :] = negative_nan
-    peaks = firing.peaks(batch, ChannelAxis(1, 4))
+    peaks = firing.channel_max(batch, ChannelAxis(1, 4))
     assert (peaks > 0).tolist() == [True, False, False, False]
     assert peaks.isnan().tolist() == [False, True, True, False]
 
@@ -106,9 +106,9 @@ def test_a_negative_nan_never_fires_and_hides_no_positive_value(dtype):
 def test_an_empty_batch_is_no_evidence(shape):
     at = ChannelAxis(1, 3)
     x = torch.empty(shape)
-    assert firing.peaks(x, at).tolist() == [0.0] * 3
+    assert firing.channel_max(x, at).tolist() == [0.0] * 3
     assert [part.tolist() for part in firing.firing(x, at)] == [[0] * 3] * 3
-    assert firing.beyond(x, at, -1, 1).tolist() == [0] * 3
+    assert firing.count_outside(x, at, -1, 1).tolist() == [0] * 3
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16])
@@ -117,16 +117,16 @@ def test_few_channels_last_read_every_row(channels, samples):
     x = -torch.rand(samples, channels, 7, 5, generator=generator(0)).contiguous(memory_format=torch.channels_last)
     for sample, channel in itertools.product({0, samples // 2, samples - 1}, range(channels)):
         x[sample, channel, 6, 4] = 0.5
-        fired = firing.peaks(x, ChannelAxis(1, channels)) > 0
+        fired = firing.channel_max(x, ChannelAxis(1, channels)) > 0
         assert fired.tolist() == [c == channel for c in range(channels)]
         x[sample, channel, 6, 4] = -0.5
 
 
 def test_dtypes_and_axes_that_cannot_be_read_are_named():
     with pytest.raises(TypeError, match=r"torch\.int64"):
-        firing.peaks(torch.zeros(2, 3, dtype=torch.int64), ChannelAxis(1, 3))
+        firing.channel_max(torch.zeros(2, 3, dtype=torch.int64), ChannelAxis(1, 3))
     with pytest.raises(ValueError, match="1 \\* 4 \\* 1 entries along dimension 1"):
-        firing.peaks(torch.zeros(2, 3), ChannelAxis(1, 4))
+        firing.channel_max(torch.zeros(2, 3), ChannelAxis(1, 4))
 
 
 def check_firing(x: Tensor, at: ChannelAxis, nonnegative: bool = False) -> None:
@@ -155,7 +155,7 @@ def test_firing_of_what_is_never_negative_takes_fewer_passes_to_the_same_result(
 @given(activations(), st.booleans(), st.sampled_from([(-1.0, 1.0), (0.0, math.inf), (-0.5, 0.0), (-math.inf, 1.0)]))
 def test_beyond_counts_entries_outside_the_bounds(case, inclusive, bounds):
     (x, at), (low, high) = case, bounds
-    counts = firing.beyond(x, at, low, high, inclusive=inclusive)
+    counts = firing.count_outside(x, at, low, high, inclusive=inclusive)
     for c, v in enumerate(by_channel(x, at)):
         outside = (v <= low) | (v >= high) if inclusive else (v < low) | (v > high)
         assert int(counts[c]) == int(outside.sum())
@@ -199,7 +199,7 @@ MATRICES = st.tuples(st.integers(0, 5), st.integers(0, 40), st.sampled_from(DTYP
 def test_row_norms_and_peaks_equal_those_of_numpy(case):
     count, length, dtype, seed = case
     rows = torch.randn(count, length, generator=generator(seed), dtype=torch.float64).to(dtype)
-    norms, peaks = kernels.row_norms(rows), kernels.row_peaks(rows)
+    norms, peaks = kernels.row_norms(rows), kernels.row_max(rows)
     assert norms.dtype == peaks.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     for c, row in enumerate(rows.double().numpy()):
         assert float(norms[c]) == pytest.approx(math.sqrt((row**2).sum()), rel=1e-5)
@@ -213,7 +213,7 @@ def test_half_precision_norms_neither_overflow_nor_vanish():
 
 def test_a_peak_is_zero_only_for_a_row_of_zeros():
     rows = torch.tensor([[0.0, -0.0], [0.0, 1e-45], [-1e-45, 0.0], [math.nan, 0.0]])
-    peaks = kernels.row_peaks(rows)
+    peaks = kernels.row_max(rows)
     assert (peaks == 0).tolist() == [True, False, False, False]
     assert bool(peaks[3].isnan())
 
@@ -278,8 +278,8 @@ def test_nothing_global_is_touched():
     kernels._odd_constants.cache_clear()
     weights = torch.nn.Parameter(torch.ones(3, 17))
     summary = sparsity.weight_summary(weights)
-    outputs = [kernels.checksums(weights), kernels.row_norms(weights), kernels.row_peaks(weights), summary.gini]
-    outputs += [firing.peaks(weights, ChannelAxis(0, 3)), *firing.firing(weights, ChannelAxis(0, 3))]
+    outputs = [kernels.checksums(weights), kernels.row_norms(weights), kernels.row_max(weights), summary.gini]
+    outputs += [firing.channel_max(weights, ChannelAxis(0, 3)), *firing.firing(weights, ChannelAxis(0, 3))]
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(output.requires_grad for output in outputs)
     assert torch.equal(weights, torch.ones(3, 17))
@@ -292,7 +292,7 @@ def dead_share(pre_activations: Tensor) -> float:
     """Share of units that fired on none of the inputs: (inputs, units)."""
     h = pre_activations.relu()
     units = h.shape[1]
-    fired = firing.peaks(h, ChannelAxis(1, units)) > 0
+    fired = firing.channel_max(h, ChannelAxis(1, units)) > 0
     return 1 - float(fired.double().mean())
 
 

@@ -84,29 +84,29 @@ N = 400_000
 
 def test_a_gaussian_layer_has_the_known_sparsity():
     w = torch.randn(N, generator=generator(10))
-    assert float(sparsity.gini(w)) == pytest.approx(math.sqrt(2) - 1, abs=3e-3)
-    assert float(sparsity.hoyer(w)) == pytest.approx(1 - math.sqrt(2 / math.pi), abs=3e-3)
-    assert float(sparsity.near_zero_share(w)) == pytest.approx(math.erf(0.01 / math.sqrt(2)), abs=6e-4)
-    assert float(sparsity.near_zero_share(w)) == pytest.approx(0.0080, abs=6e-4)
-    assert float(sparsity.zero_share(w)) == 0.0
+    assert float(sparsity.weight_summary(w).gini) == pytest.approx(math.sqrt(2) - 1, abs=3e-3)
+    assert float(sparsity.weight_summary(w).hoyer) == pytest.approx(1 - math.sqrt(2 / math.pi), abs=3e-3)
+    assert float(sparsity.weight_summary(w).near_zeros) == pytest.approx(math.erf(0.01 / math.sqrt(2)), abs=6e-4)
+    assert float(sparsity.weight_summary(w).near_zeros) == pytest.approx(0.0080, abs=6e-4)
+    assert float(sparsity.weight_summary(w).zeros) == 0.0
 
 
 def test_a_uniform_layer_has_the_known_sparsity():
     w = torch.rand(N, generator=generator(11)) * 2 - 1
-    assert float(sparsity.gini(w)) == pytest.approx(1 / 3, abs=3e-3)
-    assert float(sparsity.hoyer(w)) == pytest.approx(1 - math.sqrt(3) / 2, abs=3e-3)
+    assert float(sparsity.weight_summary(w).gini) == pytest.approx(1 / 3, abs=3e-3)
+    assert float(sparsity.weight_summary(w).hoyer) == pytest.approx(1 - math.sqrt(3) / 2, abs=3e-3)
 
 
 @pytest.mark.parametrize("power", [1, 3])
 def test_gini_from_bins_is_far_closer_to_that_of_sorted_weights_than_its_bound(power):
     w = torch.randn(50_000, generator=generator(12)) ** power
-    assert float(sparsity.gini(w)) == pytest.approx(slow_gini(w.double().numpy()), abs=1e-4)
+    assert float(sparsity.weight_summary(w).gini) == pytest.approx(slow_gini(w.double().numpy()), abs=1e-4)
 
 
 def test_equal_weights_are_not_sparse_and_a_single_one_is_fully_so():
-    assert float(sparsity.gini(torch.full((1000,), 0.3))) == pytest.approx(0.0, abs=1e-9)
+    assert float(sparsity.weight_summary(torch.full((1000,), 0.3)).gini) == pytest.approx(0.0, abs=1e-9)
     one = torch.zeros(1000)
     one[3] = 5.0
-    assert float(sparsity.gini(one)) == pytest.approx(1 - 1 / 1000)
-    assert float(sparsity.hoyer(one)) == pytest.approx(1.0, abs=2**-7)
-    assert float(sparsity.zero_share(one)) == pytest.approx(0.999)
+    assert float(sparsity.weight_summary(one).gini) == pytest.approx(1 - 1 / 1000)
+    assert float(sparsity.weight_summary(one).hoyer) == pytest.approx(1.0, abs=2**-7)
+    assert float(sparsity.weight_summary(one).zeros) == pytest.approx(0.999)

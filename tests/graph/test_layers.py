@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from lightning_deadkernel.graph.layers import Layer, LayerTable, check_patterns, optimizer_groups
+from lightning_deadkernel.graph.layers import Layer, LayerTable, check_patterns
 
 
 def only(model: nn.Module) -> Layer:
@@ -138,15 +138,6 @@ def test_shared_and_frozen_and_lazy_weights_say_why_they_are_not_watched() -> No
         "requires_grad is False",
         "its lazy parameters were never initialised",
     ]
-
-
-def test_an_optimizer_group_is_found_by_its_parameter() -> None:
-    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-    one, two = torch.optim.SGD(a.parameters(), 0.1), torch.optim.SGD([{"params": [b.weight], "lr": 0.2}], 0.1)
-    groups = optimizer_groups([one, two])
-    assert groups[id(a.weight)][0] is one
-    assert groups[id(b.weight)][1]["lr"] == 0.2
-    assert id(b.bias) not in groups
 
 
 def test_the_speaking_leaf_is_the_largest_one() -> None:
