@@ -2,7 +2,8 @@
 
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
 from lightning_deadkernel.monitor import DeadKernelMonitor
-from lightning_deadkernel.report.report import Finding, LayerReport, Report
+from lightning_deadkernel.report.records import Finding, LayerReport
+from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.thresholds import Thresholds
 
 __version__ = "0.1.0"

@@ -7,8 +7,9 @@ hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -26,36 +27,112 @@ class Consumer:
     """Weights of the consumer that multiply one channel of the producer."""
 
 
-@dataclass
-class LayerWindow:
-    """One layer in one window. Tensors are on the CPU; `(C,)` is one value per channel; None: not observed."""
+HEALTHY_UPDATE_RATIO = 1e-3
+"""||dW|| / ||W|| of a step, CS231n, https://cs231n.github.io/neural-networks-3/#ratio."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number per layer and window, and what tables, scalars, pages and pictures have to know of it."""
+
+    name: str
+    title: str
+    form: Literal["number", "share"]
+    bad: Literal["high", "low"] | float
+    """Which end is bad; a number is the healthy value, from which to stray in either direction is bad."""
+    needs_activation: bool
+    """Whether a layer without a readable activation has none."""
+    logged: bool
+    """Whether it is a scalar of its own in loggers."""
+    shown: Literal["brief", "full", "never"]
+    """In which tables: also where there is little room, in the report, or in its JSON alone."""
+
+    def badness(self, value: float) -> float:
+        """Larger is worse; ranks layers."""
+        if self.bad == "high":
+            return value
+        if self.bad == "low":
+            return -value
+        return abs(math.log10(value / float(self.bad))) if value > 0 else math.inf
+
+
+def statistic(
+    title: str,
+    form: Literal["number", "share"],
+    bad: Literal["high", "low"] | float = "high",
+    *,
+    needs_activation: bool = False,
+    logged: bool = True,
+    shown: Literal["brief", "full", "never"] = "full",
+) -> Any:
+    """A field of `LayerStatistics` that everything which shows statistics finds by itself; None: not observed."""
+    described = {"title": title, "form": form, "bad": bad, "needs_activation": needs_activation}
+    return field(default=None, metadata={**described, "logged": logged, "shown": shown})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """What is known of one layer in one window, in numbers that a report keeps as they are."""
 
     name: str
     kind: str
     """Class name of the module, e.g. ``"Conv2d"``."""
     channels: int
     depth: int = 0
-    """Kernel ops on the longest way from this layer to the loss; 0 for the layer next to the loss."""
+    """Kernel ops on the longest path from this layer to the loss; 0 for the layer next to the loss."""
+    activation: str | None = None
+    """``"relu"``, ... ; None where none follows; ``"unknown"`` where it cannot be read."""
+    gating: Gating | None = None
+    """None where no activation is readable on every path to the loss."""
     excluded: str | None = None
     """Why the layer is not watched; None where it is."""
     note: str | None = None
     """Why the evidence is less than usual, in words for the report."""
+    firing_rate: float | None = statistic("fires", "share", "low", needs_activation=True, shown="brief")
+    """Mean over the channels of the share of samples and positions with a positive activation."""
+    gradient_ratio: float | None = statistic("gradient ratio", "number", "low", shown="brief")
+    """R_l = rms(grad_l) / max_p rms(grad_p), median over the window's sampled steps."""
+    update_ratio: float | None = statistic("update ratio", "number", HEALTHY_UPDATE_RATIO, shown="brief")
+    """||dW|| / ||W|| of an optimizer step, median over the window's sampled steps that measured this layer."""
+    update_ratio_max: float | None = statistic("largest update ratio", "number", logged=False, shown="never")
+    """The largest of these."""
+    weight_sparsity: float | None = statistic("zero weights", "share")
+    """Share of exact zeros among the weights."""
+    weight_near_zeros: float | None = statistic("near-zero weights", "share", logged=False)
+    """Share of near zeros, \\|w\\| < 1e-2 rms, among the weights; a Gaussian has 0.0080."""
+    gini: float | None = statistic("Gini index", "number", logged=False, shown="never")
+    """Gini index of \\|w\\|; a Gaussian has 0.414."""
+    hoyer: float | None = statistic("Hoyer sparsity", "number", logged=False, shown="never")
+    """Hoyer's sparsity of the weights; a Gaussian has 0.202."""
+    activation_sparsity: float | None = statistic("zero activations", "share", needs_activation=True)
+    """Share of exact zeros in the activation, over the sampled steps."""
+    parameters: int = 0
+    """Weights and bias of the layer, and scale and shift of its norm."""
+
+    def statistics(self) -> dict[str, Any]:
+        """Name -> value of all that any record of a layer has."""
+        return {shared.name: getattr(self, shared.name) for shared in fields(LayerStatistics)}
+
+
+STATISTICS: tuple[Statistic, ...] = tuple(
+    Statistic(shared.name, **shared.metadata) for shared in fields(LayerStatistics) if shared.metadata
+)
+"""Every per-layer statistic, in the order of columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWindow(LayerStatistics):
+    """One layer in one window. Tensors are on the CPU; `(C,)` is one value per channel; None: not observed."""
 
     # -- by activation -------------------------------------------------------------------------------------------
-    activation: str | None = None
-    """``"relu"``, ... ; None where none follows; ``"unknown"`` where it cannot be read."""
-    gating: Gating | None = None
-    """None where no activation is readable on every way to the loss."""
     exact: bool = True
     """Activations were read on every batch until each channel had fired; False: on sampled steps only."""
     fired: Tensor | None = None
     """(C,) bool: some sample and position of the window had a strictly positive activation."""
-    firing_rate: Tensor | None = None
+    channel_firing_rate: Tensor | None = None
     """(C,) share of samples and positions with a positive activation, over the sampled steps."""
     activation_mean: Tensor | None = None
     """(C,) mean of \\|h\\| over the sampled steps."""
-    activation_sparsity: float | None = None
-    """Share of exact zeros in the activation, over the sampled steps."""
     saturated_share: Tensor | None = None
     """(C,) share of inputs on a flat end (beyond +-5 for sigmoid and tanh, at a bound otherwise), sampled steps."""
 
@@ -68,8 +145,6 @@ class LayerWindow:
     """The weight also reaches the loss without passing its own op (an L2 term in the loss)."""
     gradient_rms: float | None = None
     """Median over the sampled steps of the rms of the weight's gradient, unscaled and unclipped."""
-    gradient_ratio: float | None = None
-    """Median over the sampled steps of R_l = rms(grad_l) / max_p rms(grad_p)."""
     weak_share: float = 0.0
     """Share of the window's sampled steps with 0 < R_l below `Thresholds.weak_gradient`."""
     vanishing_share: float = 0.0
@@ -80,8 +155,6 @@ class LayerWindow:
     """Share of exact zeros among the weight's gradient entries on sampled fp16 steps; None for other dtypes."""
 
     # -- by weight -----------------------------------------------------------------------------------------------
-    parameters: int = 0
-    """Weights and bias of the layer, and scale and shift of its norm."""
     bytes_per_parameter: int = 4
     norms: Tensor | None = None
     """(C,) L2 norm of each kernel at the window's end."""
@@ -91,21 +164,12 @@ class LayerWindow:
     """(C,) \\|gamma\\| of the norm that follows; None without one."""
     shift: Tensor | None = None
     """(C,) beta of the norm that follows, else the bias; None without either."""
-    weight_zeros: float | None = None
-    """Share of exact zeros among the weights."""
-    weight_near_zeros: float | None = None
-    """Share of \\|w\\| < 1e-2 rms among the weights (a Gaussian has 0.0080)."""
-    gini: float | None = None
-    hoyer: float | None = None
     identical: bool = False
     """All kernels of the layer are bitwise equal (and there are at least two)."""
     masked: Tensor | None = None
     """(C,) bool: a pruning mask holds the whole kernel at zero; None without a mask."""
     unchanged: Tensor | None = None
     """(C,) bool: not one bit of the kernel changed over the window's optimizer steps; None if there were none."""
-    update_ratio: float | None = None
-    """Median over the sampled steps of ||dW|| / ||W|| of the real optimizer step."""
-    update_ratio_max: float | None = None
     in_optimizer: bool = True
     learning_rate: float | None = None
     """Largest learning rate of the weight's parameter group on the window's sampled steps; None if unknown."""
@@ -144,3 +208,15 @@ class Window:
     """What could not be watched and why, in words for the report."""
     largest_gradient_at: str | None = None
     """Parameter that had the largest rms(grad) on the last sampled step."""
+
+
+@dataclass(frozen=True)
+class WindowTensors:
+    """What pictures and histograms need of the latest window. Never saved; only the latest live report has it."""
+
+    histograms: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """statistic (``"weights"``, ``"gradients"``, ``"firing_rate"``, ``"kernel_norms"``) -> layer -> (1024,) int64
+    counts in half-octave float-bit bins, see `functional.histograms.histogram_edges`."""
+    first_layer: str | None = None
+    first_kernels: Tensor | None = None
+    """(C, I, H, W) float32 weights of the first convolution with two spatial axes."""

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_deadkernel.report import describe as wording
-from lightning_deadkernel.report.report import Finding, LayerReport, Report
+from lightning_deadkernel.report.records import Finding, LayerReport
+from lightning_deadkernel.report.report import Report
 
 DRAWS = 2000
 """Random draws behind a p-value: its smallest value is 1 / (DRAWS + 1)."""

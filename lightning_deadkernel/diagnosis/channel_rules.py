@@ -14,7 +14,8 @@ from lightning_deadkernel.diagnosis import causes, references, signs
 from lightning_deadkernel.diagnosis.context import Cause, Evidence, View, finding, windows
 from lightning_deadkernel.diagnosis.history import gradient_seen
 from lightning_deadkernel.observation import LayerWindow
-from lightning_deadkernel.report.report import STATE_BITS, STATES, Finding, Severity, State
+from lightning_deadkernel.report.records import Finding, Severity
+from lightning_deadkernel.report.states import STATE_BITS, STATES, State
 
 FEW_BATCHES = 5
 """One batch is no evidence: in a healthy layer of 1024 units 9 % were silent in one batch of 32, 0 % over ten."""

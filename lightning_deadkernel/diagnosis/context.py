@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_deadkernel.diagnosis.history import LayerPast
 from lightning_deadkernel.observation import LayerWindow, Window
-from lightning_deadkernel.report.report import Finding, LayerReport, Severity
+from lightning_deadkernel.report.records import Finding, LayerReport, Severity
 from lightning_deadkernel.thresholds import Thresholds
 
 Evidence = dict[str, float | int | str]

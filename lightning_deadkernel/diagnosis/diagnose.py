@@ -13,19 +13,8 @@ from lightning_deadkernel.diagnosis.findings import KINDS, find, headline, new_f
 from lightning_deadkernel.diagnosis.history import History, LayerPast, gradient_seen
 from lightning_deadkernel.diagnosis.signs import SHRUNK
 from lightning_deadkernel.observation import LayerWindow, Window
-from lightning_deadkernel.report.report import (
-    DORMANT,
-    FROZEN,
-    RARE,
-    STATE_BITS,
-    STATES,
-    ZERO_KERNEL,
-    ChannelValues,
-    Finding,
-    LayerReport,
-    Savings,
-    State,
-)
+from lightning_deadkernel.report.records import ChannelValues, Finding, LayerReport, Savings
+from lightning_deadkernel.report.states import DORMANT, FROZEN, RARE, STATE_BITS, STATES, ZERO_KERNEL, State
 from lightning_deadkernel.thresholds import Thresholds
 
 __all__ = ["CAUSES", "KINDS", "classify", "diagnose", "headline", "new_findings", "savings"]
@@ -163,9 +152,9 @@ def _dormant(layer: LayerWindow, thresholds: Thresholds) -> Tensor:
 
 
 def _rare(layer: LayerWindow, thresholds: Thresholds) -> Tensor:
-    if layer.fired is None or layer.firing_rate is None:
+    if layer.fired is None or layer.channel_firing_rate is None:
         return torch.zeros(layer.channels, dtype=torch.bool)
-    return layer.fired & (layer.firing_rate < thresholds.rare)
+    return layer.fired & (layer.channel_firing_rate < thresholds.rare)
 
 
 def _zero_kernel(layer: LayerWindow, past: LayerPast | None, thresholds: Thresholds) -> Tensor:
@@ -187,14 +176,8 @@ def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
     scores = dormant_scores(layer)
     watched = layer.excluded is None
     return LayerReport(
-        name=layer.name,
-        kind=layer.kind,
-        channels=layer.channels,
-        depth=layer.depth,
-        activation=layer.activation,
+        **{**layer.statistics(), "note": _note(layer, codes)},
         codes=bytes(codes.tolist()),
-        excluded=layer.excluded,
-        note=_note(layer, codes),
         evidence=(
             "weight"
             if layer.gradient is None and (layer.gating is None or layer.fired is None)
@@ -204,18 +187,8 @@ def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
             if layer.exact
             else "sampled activation"
         ),
-        firing_rate=float(layer.firing_rate.mean()) if layer.firing_rate is not None and layer.channels else None,
-        gradient_ratio=layer.gradient_ratio,
-        update_ratio=layer.update_ratio,
-        update_ratio_max=layer.update_ratio_max,
-        weight_sparsity=layer.weight_zeros,
-        weight_near_zeros=layer.weight_near_zeros,
-        gini=layer.gini,
-        hoyer=layer.hoyer,
-        activation_sparsity=layer.activation_sparsity,
-        parameters=layer.parameters,
         values=ChannelValues(
-            firing_rate=_list(layer.firing_rate),
+            firing_rate=_list(layer.channel_firing_rate),
             gradient=_list(layer.gradient),
             dormant_score=_list(scores),
             norms=_list(layer.norms),

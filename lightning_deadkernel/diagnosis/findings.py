@@ -8,7 +8,7 @@ from lightning_deadkernel.diagnosis import channel_rules, layer_rules
 from lightning_deadkernel.diagnosis.context import View
 from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.observation import Window
-from lightning_deadkernel.report.report import SEVERITIES, Finding, LayerReport
+from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport
 from lightning_deadkernel.thresholds import Thresholds
 
 KINDS = (

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.observation import LayerWindow, Window
-from lightning_deadkernel.report.report import STATE_BITS, STATES, ZERO_KERNEL, LayerReport
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.states import STATE_BITS, STATES, ZERO_KERNEL
 
 VERSION = 1
 NEVER = -1
@@ -201,7 +202,7 @@ class History:
             past.stop_norm[some] = layer.norms.float()[some]
         if layer.fired is not None:
             past.last_fired[layer.fired] = window.index
-            past.rate[layer.fired] = _values(layer.firing_rate, layer.channels)[layer.fired]
+            past.rate[layer.fired] = _values(layer.channel_firing_rate, layer.channels)[layer.fired]
         if window.optimizer_steps:
             past.previous_update_ratio, past.previous_learning_rate = past.update_ratio, past.learning_rate
             past.update_ratio = math.nan if layer.update_ratio is None else float(layer.update_ratio)

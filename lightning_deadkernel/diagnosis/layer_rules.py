@@ -15,7 +15,7 @@ from lightning_deadkernel.diagnosis.channel_rules import loss_is_flat, underflow
 from lightning_deadkernel.diagnosis.context import Cause, Evidence, View, finding
 from lightning_deadkernel.diagnosis.history import History, gradient_seen
 from lightning_deadkernel.observation import LayerWindow, Window
-from lightning_deadkernel.report.report import Finding, Severity
+from lightning_deadkernel.report.records import Finding, Severity
 from lightning_deadkernel.thresholds import Thresholds
 
 MANY_LAYERS = 3
@@ -211,7 +211,7 @@ def sparse_weights(view: View) -> Iterator[Finding]:
     layer, lines = view.layer, view.thresholds
     if layer.largest is None or not bool((layer.largest > 0).any()):
         return
-    zeros, near, gini = layer.weight_zeros or 0.0, layer.weight_near_zeros or 0.0, layer.gini or 0.0
+    zeros, near, gini = layer.weight_sparsity or 0.0, layer.weight_near_zeros or 0.0, layer.gini or 0.0
     if not (zeros > lines.zero_share or near > lines.near_zero_share or gini > lines.gini):
         return
     masked = layer.masked is not None

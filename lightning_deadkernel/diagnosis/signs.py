@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_deadkernel.diagnosis.context import View
 from lightning_deadkernel.diagnosis.history import NEVER
-from lightning_deadkernel.report.report import ZERO_KERNEL
+from lightning_deadkernel.report.states import ZERO_KERNEL
 
 SHIFT_REACH = 3.0
 """A normalised input rarely passes three standard deviations: a shift below -3 |gamma| keeps the gate shut."""

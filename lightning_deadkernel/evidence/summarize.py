@@ -15,11 +15,12 @@ from lightning_deadkernel.functional.sparsity import weight_summary
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.reader import Knowledge
 from lightning_deadkernel.graph.sharding import whole
-from lightning_deadkernel.observation import LayerWindow, Window
-from lightning_deadkernel.report.report import WindowTensors
+from lightning_deadkernel.observation import LayerWindow, Window, WindowTensors
 from lightning_deadkernel.thresholds import Thresholds
 
 Tensors = dict[tuple[str, Any], Tensor]
+Draft = dict[str, Any]
+"""The fields of a `LayerWindow` on its way."""
 
 UNDERFLOW_WORTH_A_NOTE = 0.1
 """Share of a weight's gradient entries that underflowed in float16."""
@@ -49,42 +50,44 @@ def read_window(
     changed = observer.changed_since_last()
     steps = _Steps(observer, thresholds)
     known = observer.reader.known
+    drafts: list[Draft] = []
     graph_seen = bool(observer.reader.maps)
     for layer in sorted(observer.table.layers, key=lambda la: (la.excluded is not None, known[la.name].order)):
         entry = _describe(layer, known[layer.name])
-        window.layers.append(entry)
-        entry.excluded = layer.excluded or _not_used(layer, observer, graph_seen, window)
-        if entry.excluded is not None:
+        drafts.append(entry)
+        entry["excluded"] = layer.excluded or _not_used(layer, observer, graph_seen, window)
+        if entry["excluded"] is not None:
             continue
         _read_weights(entry, layer, known[layer.name], tensors if histograms else None)
-        entry.in_optimizer = not optimizers or id(layer.main) in held
+        entry["in_optimizer"] = not optimizers or id(layer.main) in held
         if layer.name in changed and window.optimizer_steps:
-            entry.unchanged = ~changed[layer.name].cpu()
+            entry["unchanged"] = ~changed[layer.name].cpu()
         if window.index == 0:
             continue
         _read_gradients(entry, layer, observer, observed)
         steps.fill(entry)
         _read_activations(entry, known[layer.name], observer, observed)
-        entry.producers, entry.consumers = _neighbours(known[layer.name], observer)
+        entry["producers"], entry["consumers"] = _neighbours(known[layer.name], observer)
         if histograms:
             _add_histograms(entry, layer, tensors)
-    window.layers.sort(key=lambda entry: entry.excluded is not None)
+    drafts.sort(key=lambda entry: entry["excluded"] is not None)
+    window.layers = [LayerWindow(**entry) for entry in drafts]
     if window.index:
         steps.fill_window(window)
     window.compiled = observer.reader.compiled
     return window, _with_first_kernels(tensors, observer, window)
 
 
-def _describe(layer: Layer, known: Knowledge) -> LayerWindow:
-    return LayerWindow(
-        layer.name,
-        layer.kind,
-        layer.channels,
-        depth=known.depth,
-        note=known.note,
-        activation=known.activation,
-        gating=known.gating,
-    )
+def _describe(layer: Layer, known: Knowledge) -> Draft:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "channels": layer.channels,
+        "depth": known.depth,
+        "note": known.note,
+        "activation": known.activation,
+        "gating": known.gating,
+    }
 
 
 def _not_used(layer: Layer, observer: Observer, graph_seen: bool, window: Window) -> str | None:
@@ -95,64 +98,67 @@ def _not_used(layer: Layer, observer: Observer, graph_seen: bool, window: Window
     return "not in the graph of the loss: never used in the training step, or detached"
 
 
-def _read_weights(entry: LayerWindow, layer: Layer, known: Knowledge, tensors: WindowTensors | None) -> None:
+def _read_weights(entry: Draft, layer: Layer, known: Knowledge, tensors: WindowTensors | None) -> None:
     weight = whole(layer.weight())
     rows = layer.rows(weight)
-    entry.norms, entry.largest = row_norms(rows).cpu(), row_max(rows).cpu()
-    entry.bytes_per_parameter = layer.main.element_size()
+    entry["norms"], entry["largest"] = row_norms(rows).cpu(), row_max(rows).cpu()
+    entry["bytes_per_parameter"] = layer.main.element_size()
     extras = [known.scale, known.source.parameter if known.source else None]
     owned = {id(p): p.numel() for p in (layer.main, layer.bias, *extras) if p is not None}
-    entry.parameters = sum(owned.values())
+    entry["parameters"] = sum(owned.values())
     if known.scale is not None:
-        entry.norm_scale = whole(known.scale.detach()).abs().float().cpu()
+        entry["norm_scale"] = whole(known.scale.detach()).abs().float().cpu()
     if known.source is not None and known.source.parameter is not None:
-        entry.shift = whole(known.source.parameter.detach()).float().cpu()
+        entry["shift"] = whole(known.source.parameter.detach()).float().cpu()
     summary = weight_summary(weight)
-    entry.weight_zeros, entry.weight_near_zeros = float(summary.zeros), float(summary.near_zeros)
-    entry.gini, entry.hoyer = float(summary.gini), float(summary.hoyer)
+    entry["weight_sparsity"], entry["weight_near_zeros"] = float(summary.zeros), float(summary.near_zeros)
+    entry["gini"], entry["hoyer"] = float(summary.gini), float(summary.hoyer)
     # two rows tell almost always; only if they are equal the rest is compared
-    entry.identical = len(rows) > 1 and torch.equal(rows[0], rows[1]) and bool((rows == rows[:1]).all())
+    entry["identical"] = len(rows) > 1 and torch.equal(rows[0], rows[1]) and bool((rows == rows[:1]).all())
     mask = layer.mask()
     if mask is not None:
-        entry.masked = (layer.rows(mask) == 0).all(1).cpu()
+        entry["masked"] = (layer.rows(mask) == 0).all(1).cpu()
     if tensors is not None:
         tensors.histograms.setdefault("weights", {})[layer.name] = summary.histogram.cpu()
-        tensors.histograms.setdefault("kernel_norms", {})[layer.name] = bit_histogram(entry.norms)
+        tensors.histograms.setdefault("kernel_norms", {})[layer.name] = bit_histogram(entry["norms"])
 
 
-def _read_gradients(entry: LayerWindow, layer: Layer, observer: Observer, observed: Tensors) -> None:
+def _read_gradients(entry: Draft, layer: Layer, observer: Observer, observed: Tensors) -> None:
     source = observer.evidence.sources.get(layer.name)
     if source is None or not observer.backwards:
         return
     # an infinite gradient is one: only its size is not known
-    entry.gradient = torch.nan_to_num(observed["gradient", layer.name])
+    entry["gradient"] = torch.nan_to_num(observed["gradient", layer.name])
     if source.parameter is not None:
-        entry.weight_gradient = observed["kernel", layer.name].clone()
+        entry["weight_gradient"] = observed["kernel", layer.name].clone()
         # `read_kernels` skips layers that had shown a gradient everywhere: that is one at the kernel as well
-        seen = entry.gradient > 0
-        entry.weight_gradient[seen] = torch.maximum(entry.weight_gradient, entry.gradient)[seen]
+        seen = entry["gradient"] > 0
+        entry["weight_gradient"][seen] = torch.maximum(entry["weight_gradient"], entry["gradient"])[seen]
     # a scaler skips every step whose gradients overflowed: what it skipped is no finding
-    entry.non_finite_gradients = 0 if observer.sampler.scaled else int((~observed["wild", layer.name].isfinite()).sum())
-    entry.penalised = observer.reader.known[layer.name].penalised
+    entry["non_finite_gradients"] = (
+        0 if observer.sampler.scaled else int((~observed["wild", layer.name].isfinite()).sum())
+    )
+    entry["penalised"] = observer.reader.known[layer.name].penalised
 
 
-def _read_activations(entry: LayerWindow, known: Knowledge, observer: Observer, observed: Tensors) -> None:
+def _read_activations(entry: Draft, known: Knowledge, observer: Observer, observed: Tensors) -> None:
     sites: list[SiteKey] = [site for site in known.sites if ("fired", site) in observed]
     if known.gating is None or not sites or not observer.backwards:
-        entry.gating = None
+        entry["gating"] = None
         return
     fired = torch.stack([observed["fired", site] for site in sites]).amax(0) > 0
-    entry.fired = fired
-    entry.exact = observer.unread == 0
-    channels = entry.channels
+    entry["fired"] = fired
+    entry["exact"] = observer.unread == 0
+    channels = entry["channels"]
     sums = torch.stack([observed["sums", site] for site in sites]).sum(0)
     entries = float(sums[-1])
     if entries:
         parts = {name: sums[i * channels : (i + 1) * channels] / entries for i, name in enumerate(SITE_SUMS)}
-        entry.firing_rate, entry.activation_mean = parts["positives"], parts["magnitudes"]
-        entry.activation_sparsity = float(parts["zeros"].mean())
+        entry["channel_firing_rate"], entry["activation_mean"] = parts["positives"], parts["magnitudes"]
+        entry["firing_rate"] = float(parts["positives"].mean())
+        entry["activation_sparsity"] = float(parts["zeros"].mean())
         if known.gating == "bounded" or "relu6" in (known.activation or ""):
-            entry.saturated_share = parts["flat"]
+            entry["saturated_share"] = parts["flat"]
 
 
 def _neighbours(known: Knowledge, observer: Observer) -> tuple[tuple[str, ...] | None, Any]:
@@ -160,12 +166,13 @@ def _neighbours(known: Knowledge, observer: Observer) -> tuple[tuple[str, ...] |
     return producers, observer.reader.windows_consumers(known.layer.name)
 
 
-def _add_histograms(entry: LayerWindow, layer: Layer, tensors: WindowTensors) -> None:
+def _add_histograms(entry: Draft, layer: Layer, tensors: WindowTensors) -> None:
     grad = layer.main.grad
     if grad is not None and not grad.is_sparse:
         tensors.histograms.setdefault("gradients", {})[layer.name] = bit_histogram(whole(grad)).cpu()
-    if entry.firing_rate is not None:
-        tensors.histograms.setdefault("firing_rate", {})[layer.name] = bit_histogram(entry.firing_rate.float())
+    rates = entry.get("channel_firing_rate")
+    if rates is not None:
+        tensors.histograms.setdefault("firing_rate", {})[layer.name] = bit_histogram(rates.float())
 
 
 def _with_first_kernels(tensors: WindowTensors, observer: Observer, window: Window) -> WindowTensors:
@@ -203,24 +210,24 @@ class _Steps:
         values = table[:, self.column[name]]
         return values[~values.isnan()]
 
-    def fill(self, entry: LayerWindow) -> None:
+    def fill(self, entry: Draft) -> None:
         """Gradient and update sizes of one layer."""
-        ratios = self._values(self.tables.ratios, entry.name)
-        entry.gradient_ratio = _median(ratios)
-        rms = self._values(self.tables.rms, entry.name)
-        entry.gradient_rms = _median(rms[rms.isfinite()])
+        ratios = self._values(self.tables.ratios, entry["name"])
+        entry["gradient_ratio"] = _median(ratios)
+        rms = self._values(self.tables.rms, entry["name"])
+        entry["gradient_rms"] = _median(rms[rms.isfinite()])
         if ratios.numel():
             lines = self.thresholds
-            entry.weak_share = float(((ratios > 0) & (ratios < lines.weak_gradient)).double().mean())
-            entry.vanishing_share = float(((ratios > 0) & (ratios < lines.vanishing_gradient)).double().mean())
-        updates = self._values(self.tables.updates, entry.name)
-        entry.update_ratio = _median(updates)
-        entry.update_ratio_max = float(updates.max()) if updates.numel() else None
-        underflow = self._values(self.tables.underflow, entry.name)
-        entry.underflow_share = float(underflow.mean()) if underflow.numel() else None
-        entry.note = entry.note or _note_on_underflow(entry.underflow_share or 0.0)
-        entry.learning_rate = self.sampler.learning_rates.get(entry.name)
-        entry.weight_decay, entry.decoupled_decay = self.sampler.decays.get(entry.name, (0.0, False))
+            entry["weak_share"] = float(((ratios > 0) & (ratios < lines.weak_gradient)).double().mean())
+            entry["vanishing_share"] = float(((ratios > 0) & (ratios < lines.vanishing_gradient)).double().mean())
+        updates = self._values(self.tables.updates, entry["name"])
+        entry["update_ratio"] = _median(updates)
+        entry["update_ratio_max"] = float(updates.max()) if updates.numel() else None
+        underflow = self._values(self.tables.underflow, entry["name"])
+        entry["underflow_share"] = float(underflow.mean()) if underflow.numel() else None
+        entry["note"] = entry["note"] or _note_on_underflow(entry["underflow_share"] or 0.0)
+        entry["learning_rate"] = self.sampler.learning_rates.get(entry["name"])
+        entry["weight_decay"], entry["decoupled_decay"] = self.sampler.decays.get(entry["name"], (0.0, False))
 
     def fill_window(self, window: Window) -> None:
         """Sizes of all gradients together."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_deadkernel.report.describe import shortened
-from lightning_deadkernel.report.palette import COLOURS, WORDS
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import COLOURS, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,8 @@ SMALL, MEDIUM, LARGE = 8.5, 10.0, 13.0
 """Font sizes in points."""
 _BOLD_EM, _EM = 0.62, 0.58
 GREY = "#5A6670"
+GOOD, LINE, FAINT, BAND = "#009E73", "#0072B2", "#56B4E9", "#E69F00"
+"""Colours of lines and bands that stand for no state."""
 NAME_LENGTH = 26
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_deadkernel.report.palette import COLOURS, WORD_OF_CODE, WORDS
+from lightning_deadkernel.report.states import COLOURS, WORD_OF_CODE, WORDS
 
 Array = np.ndarray[Any, Any]
 

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_deadkernel.figures.canvas import (
+    BAND,
+    FAINT,
     GREY,
+    LINE,
     MEDIUM,
     SMALL,
     basis,
@@ -20,8 +23,8 @@ from lightning_deadkernel.figures.canvas import (
 )
 from lightning_deadkernel.figures.titles import past_of
 from lightning_deadkernel.report.describe import number, percent
-from lightning_deadkernel.report.palette import BAND, FAINT, LINE
-from lightning_deadkernel.report.report import LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.thresholds import Thresholds
 
 if TYPE_CHECKING:

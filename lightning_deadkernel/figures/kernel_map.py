@@ -12,15 +12,14 @@ import numpy as np
 from lightning_deadkernel.figures.canvas import GREY, SMALL, basis, figure_of, inches_of, one_axes, short, state_legend
 from lightning_deadkernel.figures.cells import EMPTY, Array, colour_table, places_of
 from lightning_deadkernel.figures.titles import sick_channels, state_headline
-from lightning_deadkernel.report.palette import WORDS
-from lightning_deadkernel.report.report import LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import SHOWN, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GRAVER = ("active", "rare", "excluded", "silent", "dormant", "zero-gradient", "frozen", "starved", "saturated", "dead")
-"""Which of several channels in one cell is shown: the last of these."""
 _COLUMNS = (32, 64, 128, 256)
 _MOST_LINES = 70
 _LINE = 0.115
@@ -35,13 +34,14 @@ _MOST_SPACED = 70
 """...this many layers."""
 
 
-def gravest(places: Array, size: int) -> Array:
-    """(C,) words' places to one per `size` neighbours: the gravest among them."""
+def worst_of(places: Array, size: int) -> Array:
+    """(C,) words' places to one per `size` neighbours: the worst among them."""
     if size == 1:
         return places
     padded = np.pad(places, (0, -len(places) % size), mode="edge")
-    grave = np.array([_GRAVER.index(word) for word in WORDS])[padded].reshape(-1, size)
-    return np.asarray(np.array([WORDS.index(word) for word in _GRAVER], np.uint8)[grave.max(1)])
+    by_gravity = np.argsort([word.gravity for word in SHOWN], kind="stable").astype(np.uint8)
+    gravity = np.argsort(by_gravity)[padded].reshape(-1, size)
+    return np.asarray(by_gravity[gravity.max(1)])
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def draw_kernel_map(axes: Axes, report: Report) -> set[str]:
     layout = map_layout([layer.channels for layer in layers])
     table, shown = colour_table(), set()
     for layer, start, lines in zip(layers, layout.starts, layout.lines, strict=True):
-        places = gravest(places_of(layer.codes), layout.bin_size)
+        places = worst_of(places_of(layer.codes), layout.bin_size)
         shown |= {WORDS[place] for place in np.unique(places)}
         cells = np.full(lines * layout.columns, EMPTY, np.uint8)
         cells[: len(places)] = places
@@ -167,7 +167,7 @@ def kernel_map(reports: Sequence[Report]) -> Figure | None:
 def map_note(report: Report) -> str:
     """How wide layers are shown, and what is not."""
     layout = map_layout([layer.channels for layer in report.watched])
-    note = "" if layout.bin_size == 1 else f"; each cell is the gravest of {layout.bin_size} neighbouring kernels"
+    note = "" if layout.bin_size == 1 else f"; each cell is the worst of {layout.bin_size} neighbouring kernels"
     if max(layout.lines) > 1:
         note += f"; {layout.columns} cells a line"
     left_out = len(report.layers) - len(report.watched)

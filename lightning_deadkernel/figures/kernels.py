@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, figure_of, one_axes, state_legend
 from lightning_deadkernel.figures.titles import sick_channels, since, words_of
-from lightning_deadkernel.report.palette import COLOURS
-from lightning_deadkernel.report.report import LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

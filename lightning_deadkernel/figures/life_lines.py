@@ -21,9 +21,9 @@ from lightning_deadkernel.figures.canvas import (
     times,
 )
 from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
-from lightning_deadkernel.figures.titles import BY_SERIOUSNESS, past_of, worst_layer
-from lightning_deadkernel.report.palette import WORDS
+from lightning_deadkernel.figures.titles import BY_GRAVITY, past_of, worst_layer
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def life_note(life: Life) -> str:
 
 def life_headline(reports: Sequence[Report], life: Life) -> str:
     """Which died when, and which came back."""
-    ill = np.isin(life.words, [WORDS.index(word) for word in BY_SERIOUSNESS[:5]])
+    ill = np.isin(life.words, [WORDS.index(word) for word in BY_GRAVITY[:5]])
     seen_well = ~ill & (life.words != EMPTY)
     now, total = ill[:, -1], len(life.channels) + life.always_active
     back = int((ill[:, :-1].any(1) & seen_well[:, -1]).sum())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_deadkernel.figures.canvas import (
+    GOOD,
     GREY,
     LARGE,
     MEDIUM,
@@ -28,8 +29,9 @@ from lightning_deadkernel.figures.flow import (
 from lightning_deadkernel.figures.kernel_map import draw_kernel_map, map_height, map_legend, map_note
 from lightning_deadkernel.figures.life_lines import draw_life_lines, life_headline, life_note, life_of, most_told
 from lightning_deadkernel.report.describe import by_severity, headline, verdict, watched_and_not
-from lightning_deadkernel.report.palette import GOOD, STATE_COLOURS
-from lightning_deadkernel.report.report import Finding, Report
+from lightning_deadkernel.report.records import Finding
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import COLOURS
 from lightning_deadkernel.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -47,9 +49,9 @@ _LINE = 0.185
 _LETTERS = 74
 """Letters in a line of the findings."""
 _SEVERITY_COLOURS = {
-    "error": STATE_COLOURS["dead"],
-    "warning": STATE_COLOURS["starved"],
-    "info": STATE_COLOURS["frozen"],
+    "error": COLOURS["dead"],
+    "warning": COLOURS["starved"],
+    "info": COLOURS["frozen"],
 }
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_deadkernel.figures.canvas import moment
-from lightning_deadkernel.report.palette import WORD_OF_CODE, WORDS
-from lightning_deadkernel.report.report import LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import BY_NAME, SHOWN, WORD_OF_CODE, WORDS
 
-BY_SERIOUSNESS = ("dead", "saturated", "starved", "frozen", "zero-gradient", "dormant", "silent")
+BY_GRAVITY = tuple(word.name for word in sorted(SHOWN, key=lambda word: -word.gravity) if word.fault)
 """Which word a title speaks of, when several are true."""
-
-_ADJECTIVES = {"zero-gradient": "without gradient"}
 
 
 def words_of(layer: LayerReport) -> list[str]:
@@ -29,13 +28,13 @@ def past_of(reports: Sequence[Report], name: str) -> list[LayerReport | None]:
 
 
 def _said(word: str) -> str:
-    return _ADJECTIVES.get(word, word)
+    return BY_NAME[word].text
 
 
 def sick_channels(layer: LayerReport) -> tuple[str, list[int]]:
     """The gravest word true of the layer and the channels it is true of; ``("active", [])`` if none is."""
     words = words_of(layer)
-    for word in BY_SERIOUSNESS:
+    for word in BY_GRAVITY:
         channels = [channel for channel, said in enumerate(words) if said == word]
         if channels:
             return word, channels
@@ -64,7 +63,7 @@ def worst_layer(report: Report) -> LayerReport | None:
 
     def badness(layer: LayerReport) -> tuple[int, float]:
         word, channels = sick_channels(layer)
-        return -BY_SERIOUSNESS.index(word), len(channels) / layer.channels
+        return -BY_GRAVITY.index(word), len(channels) / layer.channels
 
     sick = [layer for layer in report.watched if sick_channels(layer)[1]]
     return max(sick, key=badness, default=None)

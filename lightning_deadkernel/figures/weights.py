@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_deadkernel.figures.canvas import GREY, MEDIUM, SMALL, basis, figure_of, inches_of, one_axes, short
+from lightning_deadkernel.figures.canvas import GREY, LINE, MEDIUM, SMALL, basis, figure_of, inches_of, one_axes, short
 from lightning_deadkernel.functional.histograms import to_edges
 from lightning_deadkernel.report.describe import percent
-from lightning_deadkernel.report.palette import LINE
-from lightning_deadkernel.report.report import LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

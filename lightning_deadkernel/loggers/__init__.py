@@ -8,6 +8,6 @@ from __future__ import annotations
 from lightning_deadkernel.loggers.adapter import Adapter, CustomChart
 from lightning_deadkernel.loggers.folder import report_folder
 from lightning_deadkernel.loggers.run_log import RunLog
-from lightning_deadkernel.loggers.scalars import LAYER_STATISTICS, SUMMARY
+from lightning_deadkernel.loggers.scalars import LAYER_SCALARS, SUMMARY
 
-__all__ = ["LAYER_STATISTICS", "SUMMARY", "Adapter", "CustomChart", "RunLog", "report_folder"]
+__all__ = ["LAYER_SCALARS", "SUMMARY", "Adapter", "CustomChart", "RunLog", "report_folder"]

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_deadkernel.errors import DeadKernelWarning
 from lightning_deadkernel.loggers.adapter import Adapter, CustomChart
 from lightning_deadkernel.loggers.scalars import (
-    LAYER_STATISTICS,
+    LAYER_SCALARS,
     SUMMARY,
     ConstantKeys,
     Key,
@@ -62,9 +62,9 @@ def custom_charts(keys: Sequence[Key]) -> list[CustomChart]:
     sections = {section for section, _ in keys}
     charts = [CustomChart("deadkernel: the network", title, SUMMARY, cards) for title, cards in SUMMARY_CHARTS.items()]
     charts += [
-        CustomChart("deadkernel: layer by layer", statistic.title, f"{SUMMARY}.{statistic.name}", None)
-        for statistic in LAYER_STATISTICS
-        if f"{SUMMARY}.{statistic.name}" in sections
+        CustomChart("deadkernel: layer by layer", scalar.title, f"{SUMMARY}.{scalar.name}", None)
+        for scalar in LAYER_SCALARS
+        if f"{SUMMARY}.{scalar.name}" in sections
     ]
     return charts
 

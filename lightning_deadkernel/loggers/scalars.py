@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from torch import Tensor
 
 from lightning_deadkernel.functional.histograms import histogram_quantiles
-from lightning_deadkernel.report.report import SEVERITIES, LayerReport, Report
+from lightning_deadkernel.observation import STATISTICS, Statistic
+from lightning_deadkernel.report.records import SEVERITIES, LayerReport
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import COUNTED, FROZEN_FLAG, Word
 
 Key = tuple[str, str]
 """(section, card): written ``section + separator + card`` with the logger's own separator."""
@@ -20,18 +24,10 @@ per-layer sections are called ``deadkernel.<statistic>`` so that they come after
 
 QUARTILES = {"q25": 0.25, "q50": 0.5, "q75": 0.75}
 
-_NEVER_SATURATED = frozenset({"relu", "relu6", "clamp", "threshold", "leaky_relu", "prelu", "rrelu"})
-_HEALTHY_UPDATE_RATIO = 1e-3
-"""CS231n, https://cs231n.github.io/neural-networks-3/#ratio."""
-
-
-def _readable(layer: LayerReport) -> bool:
-    return layer.activation not in (None, "unknown")
-
 
 @dataclass(frozen=True)
-class LayerStatistic:
-    """One number per layer and window."""
+class LayerScalar:
+    """One scalar per layer and window."""
 
     name: str
     title: str
@@ -39,57 +35,37 @@ class LayerStatistic:
     badness: Callable[[float], float] = lambda value: value
     """Larger is worse; ranks the layers when only the worst are logged."""
     applies: Callable[[LayerReport], bool] = lambda layer: True
-    """Whether a layer has this statistic at all, whatever a window shows of it."""
+    """Whether a layer has this scalar at all, whatever a window shows of it."""
 
     def value(self, layer: LayerReport) -> float:
-        """The statistic; NaN where the window did not show it."""
+        """The scalar; NaN where the window did not show it."""
         value = self.of(layer)
         return math.nan if value is None else float(value)
 
 
-def _share(
-    name: str,
-    title: str,
-    channels: Callable[[LayerReport], Sequence[int]],
-    applies: Callable[[LayerReport], bool] = lambda layer: True,
-) -> LayerStatistic:
+def _share(word: Word) -> LayerScalar:
+    """The share of a layer's kernels that the word is true of."""
+
     def of(layer: LayerReport) -> float | None:
-        return len(channels(layer)) / layer.channels if layer.channels else None
+        return len(getattr(layer, word.attribute)) / layer.channels if layer.channels else None
 
-    return LayerStatistic(name, title, of, applies=applies)
-
-
-def _off_landmark(ratio: float) -> float:
-    return abs(math.log10(ratio / _HEALTHY_UPDATE_RATIO)) if ratio > 0 else math.inf
+    name = f"{word.name.replace('-', '_')}_fraction"
+    return LayerScalar(name, f"kernels {word.text}", of, applies=lambda layer: layer.gating in word.logged)
 
 
-LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
-    _share("dead_fraction", "dead kernels", lambda layer: layer.dead, _readable),
-    _share(
-        "zero_gradient_fraction",
-        "kernels without gradient, activation not readable",
-        lambda layer: layer.zero_gradient,
-        lambda layer: not _readable(layer),
-    ),
-    _share(
-        "saturated_fraction",
-        "saturated kernels",
-        lambda layer: layer.saturated,
-        lambda layer: _readable(layer) and layer.activation not in _NEVER_SATURATED,
-    ),
-    _share("starved_fraction", "starved kernels", lambda layer: layer.starved, _readable),
-    _share("dormant_fraction", "dormant kernels", lambda layer: layer.dormant, _readable),
-    _share("frozen_fraction", "frozen kernels", lambda layer: layer.frozen),
-    _share("zero_kernel_fraction", "zero kernels", lambda layer: layer.zero_kernels),
-    LayerStatistic(
-        "firing_rate", "mean firing rate", lambda layer: layer.firing_rate, lambda value: -value, applies=_readable
-    ),
-    LayerStatistic(
-        "activation_sparsity", "zeros in the activation", lambda layer: layer.activation_sparsity, applies=_readable
-    ),
-    LayerStatistic("gradient_ratio", "gradient ratio", lambda layer: layer.gradient_ratio, lambda value: -value),
-    LayerStatistic("update_ratio", "update ratio", lambda layer: layer.update_ratio, _off_landmark),
-    LayerStatistic("weight_sparsity", "zeros in the weights", lambda layer: layer.weight_sparsity),
+def _number(statistic: Statistic) -> LayerScalar:
+    return LayerScalar(
+        statistic.name,
+        statistic.title,
+        attrgetter(statistic.name),
+        statistic.badness,
+        lambda layer: layer.gating is not None or not statistic.needs_activation,
+    )
+
+
+LAYER_SCALARS: tuple[LayerScalar, ...] = (
+    *(_share(word) for word in (*COUNTED, FROZEN_FLAG) if word.logged),
+    *(_number(statistic) for statistic in STATISTICS if statistic.logged),
 )
 """Every per-layer scalar: logged as ``deadkernel.<name>/<layer>``."""
 
@@ -102,10 +78,10 @@ def summary_scalars(report: Report) -> dict[Key, float]:
 def layer_scalars(report: Report) -> dict[Key, float]:
     """``deadkernel.<statistic>/<layer>`` -> value of each layer that has the statistic; NaN: not seen."""
     return {
-        (f"{SUMMARY}.{statistic.name}", layer.name): statistic.value(layer)
-        for statistic in LAYER_STATISTICS
+        (f"{SUMMARY}.{scalar.name}", layer.name): scalar.value(layer)
+        for scalar in LAYER_SCALARS
         for layer in report.watched
-        if statistic.applies(layer)
+        if scalar.applies(layer)
     }
 
 
@@ -116,11 +92,11 @@ def worst_scalars(report: Report, k: int) -> dict[Key, float]:
     not change. The report's text and pictures name the layers. NaN where there are fewer than k layers.
     """
     digits, scalars = len(str(k)), {}
-    for statistic in LAYER_STATISTICS:
-        values = [statistic.value(layer) for layer in report.watched if statistic.applies(layer)]
-        seen = sorted((value for value in values if not math.isnan(value)), key=statistic.badness, reverse=True)
+    for scalar in LAYER_SCALARS:
+        values = [scalar.value(layer) for layer in report.watched if scalar.applies(layer)]
+        seen = sorted((value for value in values if not math.isnan(value)), key=scalar.badness, reverse=True)
         for rank in range(k):
-            key = (f"{SUMMARY}.{statistic.name}", f"worst_{rank + 1:0{digits}d}")
+            key = (f"{SUMMARY}.{scalar.name}", f"worst_{rank + 1:0{digits}d}")
             scalars[key] = seen[rank] if rank < len(seen) else math.nan
     return scalars
 

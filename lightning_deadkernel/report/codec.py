@@ -1,6 +1,6 @@
 """Reports as strict JSON, for files, and as compressed bytes, for checkpoints. `docs/report_schema.md` describes both.
 
-Reading is driven by the dataclasses' own type hints, so what a report holds is written down once, in `report.py`, and
+Reading is driven by the dataclasses' own type hints, so what a report holds is written down once, in `records.py`, and
 every value is checked on its way in.
 """
 
@@ -13,15 +13,16 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.report.report import FLAGS, STATE_BITS, STATES, LayerReport, Report, channels_with
+from lightning_deadkernel.report.records import LayerReport, ReportRecord
+from lightning_deadkernel.report.states import FLAGS, STATE_BITS, STATES, channels_with
 
 SCHEMA = "lightning-deadkernel/report"
-VERSION = 1
+VERSION = 2
 """Goes up whenever a key is added, dropped or changes its meaning: readers refuse what is newer than they are."""
 
 MAX_CHANNELS = 1 << 24
@@ -30,8 +31,10 @@ MAX_CHANNELS = 1 << 24
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _UNSAVED = "tensors"
 
+R = TypeVar("R", bound=ReportRecord)
 
-def to_json(report: Report) -> str:
+
+def to_json(report: ReportRecord) -> str:
     """The report as strict JSON (RFC 8259: no NaN literal), with lists of numbers on one line.
 
     Raises:
@@ -42,7 +45,7 @@ def to_json(report: Report) -> str:
     return _indented(record) + "\n"
 
 
-def from_json(text: str | bytes, source: str = "the report") -> Report:
+def from_json(kind: type[R], text: str | bytes, source: str = "the report") -> R:
     """Read what `to_json` wrote.
 
     Raises:
@@ -50,10 +53,10 @@ def from_json(text: str | bytes, source: str = "the report") -> Report:
     """
     record = _opened(text, source)
     record.pop("summary", None)
-    return _report(record, source)
+    return _report(kind, record, source)
 
 
-def pack(report: Report) -> Tensor:
+def pack(report: ReportRecord) -> Tensor:
     """The compact report as a uint8 tensor `(bytes,)`, for checkpoints that load with `weights_only=True`.
 
     Codes and the findings' channels go in as bytes and bits, not as text, so that a window costs about a byte per
@@ -72,7 +75,7 @@ def pack(report: Report) -> Tensor:
     return torch.frombuffer(bytearray(zlib.compress(body, 9)), dtype=torch.uint8)
 
 
-def unpack(packed: Tensor) -> Report:
+def unpack(kind: type[R], packed: Tensor) -> R:
     """Read what `pack` wrote.
 
     Raises:
@@ -97,7 +100,7 @@ def unpack(packed: Tensor) -> Report:
         raise ValueError(f"{source}: damaged: {error!r}") from None
     if end != len(body):
         raise ValueError(f"{source}: damaged: expected {end} bytes, but got {len(body)}")
-    return _report(record, source)
+    return _report(kind, record, source)
 
 
 def _opened(text: str | bytes, source: str) -> dict[str, Any]:
@@ -123,9 +126,9 @@ def _opened(text: str | bytes, source: str) -> dict[str, Any]:
     return record
 
 
-def _report(record: dict[str, Any], source: str) -> Report:
+def _report(kind: type[R], record: dict[str, Any], source: str) -> R:
     try:
-        report: Report = _read(Report, record, "")
+        report: R = _read(kind, record, "")
     except ValueError as error:
         raise ValueError(f"{source}: damaged report: {error}") from None
     return report

@@ -10,7 +10,8 @@ import textwrap
 from typing import TYPE_CHECKING, TextIO
 
 from lightning_deadkernel.report import describe as wording
-from lightning_deadkernel.report.report import STATE_BITS, Finding, LayerReport, Report
+from lightning_deadkernel.report.records import Finding, LayerReport, ReportRecord
+from lightning_deadkernel.report.states import STATE_BITS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +31,7 @@ def has_rich() -> bool:
     return importlib.util.find_spec("rich") is not None
 
 
-def print_report(report: Report, file: TextIO | None = None, full: bool = False) -> None:
+def print_report(report: ReportRecord, file: TextIO | None = None, full: bool = False) -> None:
     """Print the report to `file` (standard output), in colour only where that is a terminal.
 
     Args:
@@ -51,7 +52,7 @@ def print_report(report: Report, file: TextIO | None = None, full: bool = False)
     write(text, file)
 
 
-def render(report: Report, width: int, rich: bool, full: bool = False) -> str:
+def render(report: ReportRecord, width: int, rich: bool, full: bool = False) -> str:
     """The report as text without colour, at most `width` columns wide (20 at least), ending in a newline.
 
     Args:
@@ -110,14 +111,14 @@ def printable(text: str) -> str:
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _opening(report: Report) -> str:
+def _opening(report: ReportRecord) -> str:
     """The line under the title."""
     said = wording.verdict(report)
     healthy = "Nothing found: "
     return said.replace(healthy, "nothing found, ", 1) if said.startswith(healthy) else wording.watched_and_not(report)
 
 
-def _shown_layers(report: Report, full: bool) -> tuple[list[LayerReport], int]:
+def _shown_layers(report: ReportRecord, full: bool) -> tuple[list[LayerReport], int]:
     """The layers to show in forward order, and how many that have something to say are left out."""
     if full:
         return list(report.watched), 0
@@ -133,14 +134,14 @@ def _shown_layers(report: Report, full: bool) -> tuple[list[LayerReport], int]:
     return [layer for layer in speaking if layer.name in kept], len(speaking) - len(worst)
 
 
-def _shown_findings(report: Report, full: bool) -> tuple[list[Finding], str]:
+def _shown_findings(report: ReportRecord, full: bool) -> tuple[list[Finding], str]:
     """The findings to show, and what to say of the others."""
     findings = wording.by_severity(report.findings)
     shown, rest = (findings, []) if full else (findings[:1], findings[1:])
     return shown, f"Further: {wording.tally(rest)}, in the report." if rest else ""
 
 
-def _lines(report: Report, finding: Finding) -> list[tuple[str, str]]:
+def _lines(report: ReportRecord, finding: Finding) -> list[tuple[str, str]]:
     """Label and text, the headline first."""
     channels = wording.ranges(finding.channels)
     said = [
@@ -154,13 +155,13 @@ def _lines(report: Report, finding: Finding) -> list[tuple[str, str]]:
     return [(label, printable(text)) for label, text in said if text]
 
 
-def _table(report: Report, full: bool) -> tuple[wording.Table | None, str]:
+def _table(report: ReportRecord, full: bool) -> tuple[wording.Table | None, str]:
     layers, left_out = _shown_layers(report, full)
     rest = f"... and {wording.count(left_out, 'layer')} more with something to say, in the report." if left_out else ""
     return (wording.layer_table(layers, brief=not full) if layers else None), rest
 
 
-def _closing(report: Report, full: bool) -> list[str]:
+def _closing(report: ReportRecord, full: bool) -> list[str]:
     lines = []
     if report.savings is not None and report.savings.channels:
         lines.append(wording.savings(report.savings))
@@ -174,7 +175,7 @@ def _closing(report: Report, full: bool) -> list[str]:
 # -- plain -------------------------------------------------------------------------------------------------------------
 
 
-def _plain(report: Report, width: int, full: bool) -> str:
+def _plain(report: ReportRecord, width: int, full: bool) -> str:
     blocks = [[f"{TITLE}: {printable(wording.moment(report))}", printable(_opening(report))]]
     table, rest = _table(report, full)
     blocks.append([*([] if table is None else plain_table(table, width)), rest])
@@ -224,7 +225,7 @@ def _columns_left_out(number: int) -> list[str]:
 # -- rich --------------------------------------------------------------------------------------------------------------
 
 
-def _renderable(report: Report, full: bool, width: int) -> RenderableType:
+def _renderable(report: ReportRecord, full: bool, width: int) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

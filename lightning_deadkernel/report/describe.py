@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from lightning_deadkernel.report.report import SEVERITIES, Finding, LayerReport, Report, Savings
+from lightning_deadkernel.observation import STATISTICS
+from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, ReportRecord, Savings
+from lightning_deadkernel.report.states import COUNTED, Word
 
 HEADLINES = {
     "dead_channels": "{of} dead",
@@ -96,7 +98,7 @@ def rests_on(finding: Finding) -> str:
     return f"seen in window {finding.window:,}{over}"
 
 
-def headline(report: Report, finding: Finding, name: bool = True) -> str:
+def headline(report: ReportRecord, finding: Finding, name: bool = True) -> str:
     """One finding in a few words: ``"conv2: 6 of 16 kernels are dead (decayed)"``."""
     total = next((layer.channels for layer in report.layers if layer.name == finding.layer), report.channels)
     some = len(finding.channels)
@@ -129,7 +131,7 @@ def tally(findings: Sequence[Finding]) -> str:
     )
 
 
-def watched(report: Report) -> str:
+def watched(report: ReportRecord) -> str:
     """How much was looked at: ``"26 kernels in 4 layers watched over 1,437 samples"``."""
     what = f"{count(report.channels, 'kernel')} in {count(len(report.watched), 'layer')}"
     if report.audited is not None:
@@ -141,7 +143,7 @@ def watched(report: Report) -> str:
     return f"{what} watched over {count(report.samples, 'sample')}"
 
 
-def moment(report: Report) -> str:
+def moment(report: ReportRecord) -> str:
     """What the report speaks about: ``"window 3 (epoch 2, global step 469)"``."""
     if report.audited is not None:
         return f"the weights in {report.audited}; nothing was run"
@@ -150,7 +152,7 @@ def moment(report: Report) -> str:
     return f"window {report.window:,} (epoch {report.epoch:,}, global step {report.global_step:,})"
 
 
-def verdict(report: Report) -> str:
+def verdict(report: ReportRecord) -> str:
     """The whole report in one line: the worst finding, or that there is none."""
     if not report.watched:
         return "Nothing could be watched, so nothing can be said."
@@ -168,7 +170,7 @@ def verdict(report: Report) -> str:
     return line[0].upper() + line[1:] if worst.layer is None else line
 
 
-def watched_and_not(report: Report) -> str:
+def watched_and_not(report: ReportRecord) -> str:
     """What is watched and what is not, in one line."""
     parts = [f"{watched(report)[0].upper()}{watched(report)[1:]}"]
     weaker = Counter(layer.evidence for layer in report.watched if layer.evidence != "activation")
@@ -205,7 +207,7 @@ def savings(saved: Savings) -> str:
     return text + "."
 
 
-def not_watched(report: Report) -> list[tuple[str, list[LayerReport]]]:
+def not_watched(report: ReportRecord) -> list[tuple[str, list[LayerReport]]]:
     """Reason -> the layers excluded for it, in order of appearance."""
     groups: dict[str, list[LayerReport]] = {}
     for layer in report.layers:
@@ -247,26 +249,7 @@ def shortened(name: str, width: int) -> str:
     return f"{name[:head]}..{name[len(name) - (width - 2 - head) :]}" if width > 4 else name[:width]
 
 
-_COUNTS = (
-    ("dead", "dead"),
-    ("saturated", "saturated"),
-    ("silent", "silent"),
-    ("starved", "starved"),
-    ("frozen", "frozen"),
-    ("zero gradient", "zero_gradient"),
-    ("zero kernels", "zero_kernels"),
-    ("dormant", "dormant"),
-    ("rare", "rare"),
-)
-_BY_ACTIVATION = {"dead", "saturated", "silent", "dormant", "rare"}
-_MEASURES = (
-    ("fires", "firing_rate", percent),
-    ("gradient ratio", "gradient_ratio", number),
-    ("update ratio", "update_ratio", number),
-    ("zero weights", "weight_sparsity", percent),
-    ("near-zero weights", "weight_near_zeros", percent),
-    ("zero activations", "activation_sparsity", percent),
-)
+_FORMS: dict[str, Callable[[float | None], str]] = {"number": number, "share": percent}
 
 
 def layer_table(layers: Sequence[LayerReport], brief: bool = False) -> Table:
@@ -279,19 +262,22 @@ def layer_table(layers: Sequence[LayerReport], brief: bool = False) -> Table:
     if not brief and len({layer.evidence for layer in layers}) > 1:
         columns.append(("evidence", [layer.evidence for layer in layers], False))
     columns.append(("kernels", [f"{layer.channels:,}" for layer in layers], True))
-    for heading, name in _COUNTS:
-        counts = [len(getattr(layer, name)) for layer in layers]
+    for word in COUNTED:
+        counts = [len(getattr(layer, word.attribute)) for layer in layers]
         if any(counts):
-            columns.append((heading, [_told(n, layer, name) for n, layer in zip(counts, layers, strict=True)], True))
-    for heading, name, form in _MEASURES[:3] if brief else _MEASURES:
-        values = [getattr(layer, name) for layer in layers]
-        if any(value is not None and value == value for value in values):
-            columns.append((heading, [form(value) for value in values], True))
-    headings, cells, right = zip(*columns, strict=True)
-    return Table(headings, tuple(zip(*cells, strict=True)), right)
+            cells = [_counted(n, layer, word) for n, layer in zip(counts, layers, strict=True)]
+            columns.append((word.heading, cells, True))
+    for shown in STATISTICS:
+        values = [getattr(layer, shown.name) for layer in layers]
+        if shown.shown in (("brief",) if brief else ("brief", "full")) and any(
+            value is not None and value == value for value in values
+        ):
+            columns.append((shown.title, [_FORMS[shown.form](value) for value in values], True))
+    headings, columns_of_text, right = zip(*columns, strict=True)
+    return Table(headings, tuple(zip(*columns_of_text, strict=True)), right)
 
 
-def _told(number_of: int, layer: LayerReport, name: str) -> str:
+def _counted(number_of: int, layer: LayerReport, word: Word) -> str:
     """A count, or a dash where the layer's evidence cannot tell."""
-    blind = layer.evidence in ("gradient", "weight") and name in _BY_ACTIVATION
+    blind = layer.evidence in ("gradient", "weight") and word.needs_activation
     return NOT_OBSERVED if blind and not number_of else f"{number_of:,}"

@@ -8,20 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from lightning_deadkernel.report import describe as wording
-from lightning_deadkernel.report.palette import COLOURS, word_of
-from lightning_deadkernel.report.report import FLAGS, STATES, LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport, ReportRecord
+from lightning_deadkernel.report.states import COLOURS, FLAGS, SHOWN, STATES, word_of
 
-MEANINGS = {
-    "active": "fires, has a gradient, changes",
-    "dead": "never fired behind a gate such as ReLU",
-    "saturated": "stuck on a flat end of its activation",
-    "silent": "never fired, but gradient passes: may come back",
-    "starved": "fires, but no gradient comes back",
-    "frozen": "has a gradient, but not one bit changed",
-    "zero-gradient": "no gradient, and no activation to tell why",
-    "dormant": "active, but hardly next to its neighbours",
-    "rare": "active, but seldom",
-}
+MEANINGS = {word.name: word.meaning for word in SHOWN if word.name != "excluded"}
 
 STRIP_WIDTH = 640
 """Pixels of the widest strip of the kernel map."""
@@ -45,7 +35,7 @@ class Strip:
     """Outline of the dots on zero kernels; empty where cells are too small for dots."""
 
 
-def to_html(report: Report, pictures: Mapping[str, bytes] | None = None) -> str:
+def to_html(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) -> str:
     """The report as a self-contained HTML page; every text is escaped.
 
     Args:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from lightning_deadkernel.report import describe as wording
-from lightning_deadkernel.report.report import Finding, Report
+from lightning_deadkernel.report.records import Finding, ReportRecord
 
 if TYPE_CHECKING:
     from lightning_deadkernel.analysis.compare import Comparison
@@ -18,7 +18,7 @@ _ENTITY = re.compile(r"&(?=#?\w+;)")
 _PLAIN_NAME = re.compile(r"[\w./:-]+")
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: ReportRecord) -> str:
     """The report as CommonMark with tables and without raw HTML, ending in a newline."""
     blocks = [
         f"# Dead kernels: {escape(wording.moment(report))}",
@@ -89,7 +89,7 @@ def table(content: wording.Table) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _finding(report: Report, place: int, finding: Finding) -> str:
+def _finding(report: ReportRecord, place: int, finding: Finding) -> str:
     where = "The network" if finding.layer is None else name(finding.layer)
     title = f"### {place}. {where}: {escape(wording.headline(report, finding, name=False))}"
     numbers = wording.evidence(finding)

@@ -86,7 +86,7 @@ def unpack(state: dict[str, Any]) -> tuple[list[Report], History, set[tuple[str,
     history = History()
     history.load_state_dict(state["history"])
     said = {(str(kind), layer) for kind, layer in state["said"]}
-    return [unpack_report(packed) for packed in state["reports"]], history, said
+    return [unpack_report(Report, packed) for packed in state["reports"]], history, said
 
 
 def take_up(

@@ -13,13 +13,21 @@ from markdown_it import MarkdownIt
 
 from helpers.example_reports import codes, healthy_report, malicious_report, sick_report
 from lightning_deadkernel.analysis.compare import DRAWS, _draw_shared, compare, expected_jaccard, jaccard
-from lightning_deadkernel.report.report import LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
 
 
 def run(channels: int, *dead: Sequence[int]) -> Report:
     """A report with one layer for each set of dead channels."""
     layers = tuple(
-        LayerReport(f"layer{n}", "Linear", channels, 0, "relu", codes(channels, {"dead": tuple(where)}))
+        LayerReport(
+            name=f"layer{n}",
+            kind="Linear",
+            channels=channels,
+            depth=0,
+            activation="relu",
+            codes=codes(channels, {"dead": tuple(where)}),
+        )
         for n, where in enumerate(dead)
     )
     return replace(healthy_report(), layers=layers)

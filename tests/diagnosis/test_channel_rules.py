@@ -10,7 +10,7 @@ import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, start
 from lightning_deadkernel.observation import Consumer
-from lightning_deadkernel.report.report import Finding
+from lightning_deadkernel.report.records import Finding
 
 # -- dead channels ---------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def _born() -> Finding:
 
 
 def _faded() -> Finding:
-    few: dict[str, Any] = {"firing_rate": each(0.004, 0.5, 0.5, 0.5)}
+    few: dict[str, Any] = {"channel_firing_rate": each(0.004, 0.5, 0.5, 0.5)}
     return begun(**few).next(layer(**FIRST_OFF)).only("dead_channels")
 
 
@@ -323,7 +323,7 @@ def test_starved_for_reasons_the_graph_does_not_show() -> None:
 
 
 def test_channels_that_hardly_ever_fire_are_starved_without_alarm() -> None:
-    seldom: dict[str, Any] = {"firing_rate": each(0.001, 0.5, 0.5, 0.5)}
+    seldom: dict[str, Any] = {"channel_firing_rate": each(0.001, 0.5, 0.5, 0.5)}
     assert begun().next(layer(**STARVING, **seldom)).only("starved_channels").severity == "info"
 
 
@@ -358,7 +358,7 @@ def test_a_learning_rate_of_zero_is_no_finding() -> None:
 
 
 def test_dormant_channels_are_worth_knowing_and_dead_ones_are_not_counted_again() -> None:
-    quiet: dict[str, Any] = {"activation_mean": each(0.0, 0.0, 2, 2), "firing_rate": each(0.0, 0.005, 0.5, 0.5)}
+    quiet: dict[str, Any] = {"activation_mean": each(0.0, 0.0, 2, 2), "channel_firing_rate": each(0.0, 0.005, 0.5, 0.5)}
     finding = begun().next(layer(**FIRST_OFF | quiet)).only("dormant_channels")
     assert (finding.severity, finding.channels, finding.evidence["rare"]) == ("info", (1,), 1)
 

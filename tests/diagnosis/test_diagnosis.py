@@ -14,16 +14,16 @@ from helpers.windows import Run, each, layer, start, window
 from lightning_deadkernel.diagnosis.diagnose import classify, diagnose, savings
 from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.observation import Consumer, LayerWindow
-from lightning_deadkernel.report.report import STATE_BITS, STATES
+from lightning_deadkernel.report.states import STATE_BITS, STATES
 from lightning_deadkernel.thresholds import Thresholds
 
 NONE: dict[str, Any] = {"gradient": torch.zeros(1), "weight_gradient": torch.zeros(1)}
 SOME: dict[str, Any] = {"gradient": torch.ones(1), "weight_gradient": torch.ones(1)}
-OFF: dict[str, Any] = {"fired": each(False), "firing_rate": torch.zeros(1), "activation_mean": torch.zeros(1)}
+OFF: dict[str, Any] = {"fired": each(False), "channel_firing_rate": torch.zeros(1), "activation_mean": torch.zeros(1)}
 LEAKY: dict[str, Any] = {"activation": "leaky_relu", "gating": "leaky"}
 SMOOTH: dict[str, Any] = {"activation": "gelu", "gating": "smooth"}
 TANH: dict[str, Any] = {"activation": "tanh", "gating": "bounded", "saturated_share": torch.zeros(1)}
-BLIND: dict[str, Any] = {"activation": "unknown", "gating": None, "fired": None, "firing_rate": None,
+BLIND: dict[str, Any] = {"activation": "unknown", "gating": None, "fired": None, "channel_firing_rate": None,
                          "activation_mean": None}  # fmt: skip
 HELD: dict[str, Any] = {"unchanged": each(True)}
 
@@ -74,7 +74,7 @@ def test_each_row_of_the_table_gives_its_state(what: str, evidence: dict[str, An
 
 
 def test_every_state_is_in_the_table() -> None:
-    assert {state for _, _, state in TABLE} == set(STATES)
+    assert {state for _, _, state in TABLE} == set(STATES) - {"unknown"}
 
 
 def test_at_initialisation_only_the_weights_speak() -> None:
@@ -160,7 +160,7 @@ def test_the_last_layer_and_unreadable_ones_are_never_dormant(evidence: dict[str
 
 
 def test_rare_fires_on_fewer_than_its_share_and_is_not_dead() -> None:
-    rates: dict[str, Any] = {"firing_rate": each(0.009, 0.01, 0.0, 0.0), "fired": each(True, True, True, False)}
+    rates: dict[str, Any] = {"channel_firing_rate": each(0.009, 0.01, 0.0, 0.0), "fired": each(True, True, True, False)}
     run = Run().next(start()).next(layer(**rates, gradient=each(1.0, 1, 1, 0), weight_gradient=each(1.0, 1, 1, 0)))
     assert run.report().rare == [0, 2]
     assert run.report().dead == [3]
@@ -224,7 +224,7 @@ def _layers() -> st.SearchStrategy[LayerWindow]:
         gating=st.sampled_from([None, "rectifier", "leaky", "smooth", "bounded"]),
         exact=st.booleans(),
         fired=maybe(flags),
-        firing_rate=maybe(numbers),
+        channel_firing_rate=maybe(numbers),
         activation_mean=maybe(numbers),
         saturated_share=maybe(numbers),
         gradient=maybe(numbers),
@@ -242,7 +242,7 @@ def _layers() -> st.SearchStrategy[LayerWindow]:
         weight_decay=st.sampled_from([0.0, 1e-2]),
         update_ratio=st.sampled_from([None, 0.0, 1e-9, 1e-3, 3.0, math.inf, math.nan]),
         update_ratio_max=st.sampled_from([None, 1e-3, 3.0, math.inf, math.nan]),
-        weight_zeros=st.sampled_from([None, 0.9]),
+        weight_sparsity=st.sampled_from([None, 0.9]),
         identical=st.booleans(),
     )
 

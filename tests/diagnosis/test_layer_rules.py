@@ -167,10 +167,10 @@ def test_identical_kernels_are_a_warning_at_first_and_an_error_once_steps_did_no
 @pytest.mark.parametrize(
     ("lines", "weights"),
     [
-        ({}, {"weight_zeros": 0.6}),
+        ({}, {"weight_sparsity": 0.6}),
         ({}, {"weight_near_zeros": 0.2}),
         ({}, {"gini": 0.8}),
-        ({"zero_share": 0.1}, {"weight_zeros": 0.2}),
+        ({"zero_share": 0.1}, {"weight_sparsity": 0.2}),
         ({"near_zero_share": 0.01}, {"weight_near_zeros": 0.02}),
         ({"gini": 0.5}, {"gini": 0.6}),
     ],
@@ -184,8 +184,8 @@ def test_sparse_weights_in_a_layer_that_lives_are_normal(lines: dict[str, float]
 
 def test_sparse_weights_by_a_mask_or_by_dead_channels_say_so() -> None:
     mask = torch.zeros(4, dtype=torch.bool)
-    assert begun().next(layer(weight_zeros=0.9, masked=mask)).only("sparse_weights").cause_word == "pruned"
-    dead: dict[str, Any] = {"fired": each(False, False, False, True), "weight_zeros": 0.75}
+    assert begun().next(layer(weight_sparsity=0.9, masked=mask)).only("sparse_weights").cause_word == "pruned"
+    dead: dict[str, Any] = {"fired": each(False, False, False, True), "weight_sparsity": 0.75}
     finding = begun().next(layer(**dead)).only("sparse_weights")
     assert (finding.cause_word, finding.severity) == ("dead channels", "warning")
     assert "3 of 4 channels are dead or zero" in finding.cause

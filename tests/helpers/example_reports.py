@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightning_deadkernel.report.report import FLAGS, STATES, ChannelValues, Finding, LayerReport, Report, Savings
+from lightning_deadkernel.report.records import ChannelValues, Finding, LayerReport, Savings
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import FLAGS, STATES
 
 
 def codes(channels: int, marks: Mapping[str, tuple[int, ...]]) -> bytes:
@@ -26,6 +28,7 @@ def sick_report() -> Report:
             channels=16,
             depth=3,
             activation="relu",
+            gating="rectifier",
             codes=codes(16, {"dead": (3, 11), "zero_kernel": (3, 11), "dormant": (3, 11), "rare": (7,)}),
             firing_rate=0.4213,
             gradient_ratio=0.91,
@@ -45,6 +48,7 @@ def sick_report() -> Report:
             channels=32,
             depth=2,
             activation="relu",
+            gating="rectifier",
             codes=codes(32, {"dead": (0, 1, 2, 3, 7, 20), "dormant": (0, 1, 2, 3, 7, 8, 20)}),
             firing_rate=0.2318,
             gradient_ratio=0.084,
@@ -189,8 +193,24 @@ MALICIOUS = "a|b*c`d_<script>alert(1)</script>\n# [x](y) \x1b[31m"
 
 def malicious_report() -> Report:
     """A report whose every text is hostile."""
-    evil = LayerReport(MALICIOUS, MALICIOUS, 4, 0, MALICIOUS, codes(4, {"dead": (1,)}), note=MALICIOUS)
-    gone = LayerReport(MALICIOUS + "2", "Linear", 2, 0, None, codes(2, {"excluded": (0, 1)}), excluded=MALICIOUS)
+    evil = LayerReport(
+        name=MALICIOUS,
+        kind=MALICIOUS,
+        channels=4,
+        depth=0,
+        activation=MALICIOUS,
+        codes=codes(4, {"dead": (1,)}),
+        note=MALICIOUS,
+    )
+    gone = LayerReport(
+        name=MALICIOUS + "2",
+        kind="Linear",
+        channels=2,
+        depth=0,
+        activation=None,
+        codes=codes(2, {"excluded": (0, 1)}),
+        excluded=MALICIOUS,
+    )
     finding = Finding(
         "dead_channels", "error", MALICIOUS, (1,), {MALICIOUS: MALICIOUS}, MALICIOUS, MALICIOUS, MALICIOUS, 1, 10
     )

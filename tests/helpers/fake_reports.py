@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from lightning_deadkernel.functional.histograms import bit_histogram
-from lightning_deadkernel.report.report import (
-    DORMANT,
-    RARE,
-    STATES,
-    ChannelValues,
-    Finding,
-    LayerReport,
-    Report,
-    Savings,
-    WindowTensors,
-)
+from lightning_deadkernel.observation import WindowTensors
+from lightning_deadkernel.report.records import ChannelValues, Finding, LayerReport, Savings
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import DORMANT, RARE, STATES
 
 SMALL = (("conv1", "Conv2d", 16, "relu"), ("conv2", "Conv2d", 32, "relu"), ("fc", "Linear", 10, None))
+
+
+GATINGS: dict[str | None, Any] = {"relu": "rectifier", "sigmoid": "bounded"}
 
 
 def resnet(blocks: int = 2, wide: int = 64) -> tuple[tuple[str, str, int, str | None], ...]:
@@ -113,6 +110,7 @@ def history(
                     channels=channels,
                     depth=depth,
                     activation=activation if ran else None,
+                    gating=GATINGS.get(activation) if ran else None,
                     codes=bytes(codes),
                     evidence="activation" if activation else "gradient",
                     firing_rate=float(rates.mean()) if ran and activation else None,

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_deadkernel import DeadKernelMonitor, Report
-from lightning_deadkernel.report.report import Finding
+from lightning_deadkernel.report.records import Finding
 
 SEEDS = range(5)
 Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

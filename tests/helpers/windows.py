@@ -9,7 +9,7 @@ import torch
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.observation import LayerWindow, Window
-from lightning_deadkernel.report.report import Finding, LayerReport
+from lightning_deadkernel.report.records import Finding, LayerReport
 from lightning_deadkernel.thresholds import Thresholds
 
 
@@ -24,7 +24,7 @@ def layer(name: str = "conv", channels: int = 4, **changes: Any) -> LayerWindow:
         "activation": "relu",
         "gating": "rectifier",
         "fired": torch.ones(channels, dtype=torch.bool),
-        "firing_rate": torch.full((channels,), 0.5),
+        "channel_firing_rate": torch.full((channels,), 0.5),
         "activation_mean": torch.full((channels,), 0.4),
         "gradient": torch.full((channels,), 1e-2),
         "weight_gradient": torch.full((channels,), 1e-2),
@@ -34,7 +34,7 @@ def layer(name: str = "conv", channels: int = 4, **changes: Any) -> LayerWindow:
         "norms": torch.full((channels,), 1.0),
         "largest": torch.full((channels,), 0.5),
         "shift": torch.zeros(channels),
-        "weight_zeros": 0.0,
+        "weight_sparsity": 0.0,
         "weight_near_zeros": 0.008,
         "gini": 0.41,
         "hoyer": 0.2,
@@ -101,7 +101,7 @@ ALL_OFF: dict[str, Any] = {
     "fired": torch.zeros(4, dtype=torch.bool),
     "gradient": torch.zeros(4),
     "weight_gradient": torch.zeros(4),
-    "firing_rate": torch.zeros(4),
+    "channel_firing_rate": torch.zeros(4),
     "activation_mean": torch.zeros(4),
 }
 FIRST_OFF: dict[str, Any] = {

@@ -34,7 +34,8 @@ from lightning_deadkernel.loggers import Adapter, RunLog, report_folder
 from lightning_deadkernel.loggers.adapter import compact
 from lightning_deadkernel.loggers.run_log import adapter_of
 from lightning_deadkernel.loggers.scalars import worst_layers, worst_scalars
-from lightning_deadkernel.report.report import Report, WindowTensors
+from lightning_deadkernel.observation import WindowTensors
+from lightning_deadkernel.report.report import Report
 
 HISTOGRAMS = ("weights", "gradients", "firing_rate", "kernel_norms")
 SUMMARY = {

@@ -11,7 +11,8 @@ import pytest
 from helpers.example_reports import codes, healthy_report, malicious_report, sick_report
 from lightning_deadkernel.report import console
 from lightning_deadkernel.report.describe import Table, shortened
-from lightning_deadkernel.report.report import LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -75,7 +76,15 @@ def test_the_worst_finding_is_told_with_its_advice_and_the_others_are_counted(ri
 
 def test_of_hundreds_of_sick_layers_the_worst_are_shown_and_the_others_counted(rich: bool) -> None:
     layers = tuple(
-        LayerReport(f"l{n:03}", "Linear", 300, 0, "relu", codes(300, {"dead": tuple(range(n + 1))})) for n in range(200)
+        LayerReport(
+            name=f"l{n:03}",
+            kind="Linear",
+            channels=300,
+            depth=0,
+            activation="relu",
+            codes=codes(300, {"dead": tuple(range(n + 1))}),
+        )
+        for n in range(200)
     )
     text = console.render(replace(healthy_report(), layers=layers), 80, rich)
     rows = [line.split()[0] for line in text.splitlines() if line.startswith("l") and line[1:4].isdigit()]

@@ -14,8 +14,9 @@ import pytest
 
 from helpers.example_reports import MALICIOUS, codes, healthy_report, malicious_report, sick_report
 from lightning_deadkernel.report.html import Strip, strip, to_html, told
-from lightning_deadkernel.report.palette import COLOURS
-from lightning_deadkernel.report.report import LayerReport, Report
+from lightning_deadkernel.report.records import LayerReport
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import COLOURS
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63f8cfc0f01f000500"
@@ -43,7 +44,9 @@ class Page(HTMLParser):
 
 
 def layer(channels: int, marks: dict[str, tuple[int, ...]]) -> LayerReport:
-    return LayerReport("wide", "Linear", channels, 0, "relu", codes(channels, marks))
+    return LayerReport(
+        name="wide", kind="Linear", channels=channels, depth=0, activation="relu", codes=codes(channels, marks)
+    )
 
 
 def cells(drawn: Strip) -> dict[int, str]:
@@ -136,7 +139,7 @@ def test_every_colour_of_the_map_is_defined_on_the_page() -> None:
 
 
 def test_a_strip_is_also_told_in_words() -> None:
-    assert told(sick_report().layers[0]) == ["2 dead: 3, 11", "2 dormant: 3, 11", "1 rare: 7", "2 zero kernel: 3, 11"]
+    assert told(sick_report().layers[0]) == ["2 dead: 3, 11", "2 zero kernel: 3, 11", "2 dormant: 3, 11", "1 rare: 7"]
     assert told(healthy_report().layers[0]) == ["all active"]
     assert told(layer(3, {"frozen": (1,)})) == ["1 frozen: 1"]
 

@@ -1,0 +1,254 @@
+"""What one window says of every kernel, as plain data."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from typing_extensions import Self
+
+from lightning_deadkernel.observation import LayerStatistics, WindowTensors
+from lightning_deadkernel.report.states import FLAGS, STATE_BITS, STATES, State, channels_with
+from lightning_deadkernel.thresholds import Thresholds
+
+Severity = Literal["info", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth saying about one layer (or, with `layer=None`, about the whole network)."""
+
+    kind: str
+    """One of the kinds of `lightning_deadkernel.diagnosis.diagnose.KINDS`, e.g. ``"dead_channels"``."""
+    severity: Severity
+    layer: str | None
+    channels: tuple[int, ...]
+    """Channel indices, ascending; empty where the finding is about the whole layer."""
+    evidence: dict[str, float | int | str]
+    """The numbers it rests on, by name."""
+    cause: str
+    """``"<word>: <explanation>"``; the word is one of `lightning_deadkernel.diagnosis.diagnose.CAUSES`."""
+    advice: str
+    reference: str
+    window: int
+    samples: int | None
+
+    @property
+    def cause_word(self) -> str:
+        """The cause's one word, e.g. ``"decayed"``."""
+        return self.cause.split(":", 1)[0]
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What removing dead and zero-kernel channels would save."""
+
+    channels: int
+    parameters: int
+    bytes: int
+    unknown_consumers: tuple[str, ...] = ()
+    """Layers with removable channels whose consumers the graph does not show: slices of those are not counted."""
+
+
+@dataclass(frozen=True)
+class ChannelValues:
+    """Per-channel numbers of the last window. Kept for the latest report only; lists have one value per channel."""
+
+    firing_rate: list[float] | None = None
+    gradient: list[float] | None = None
+    dormant_score: list[float] | None = None
+    norms: list[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport(LayerStatistics):
+    """What a window says of one layer."""
+
+    codes: bytes
+    """One byte per channel: the state's place in `STATES`, and the flags."""
+    evidence: Literal["activation", "sampled activation", "gradient", "weight"] = "activation"
+    """What the states rest on."""
+    values: ChannelValues | None = None
+
+    def _where(self, state: State) -> list[int]:
+        return channels_with(self.codes, STATE_BITS, STATES.index(state))
+
+    def _flagged(self, flag: str) -> list[int]:
+        return channels_with(self.codes, FLAGS[flag], FLAGS[flag])
+
+    @property
+    def states(self) -> list[str]:
+        """One state per channel, the first that matches."""
+        return [STATES[code & STATE_BITS] for code in self.codes]
+
+    @property
+    def dead(self) -> list[int]:
+        """Channels that never fired behind a gate."""
+        return self._where("dead")
+
+    @property
+    def saturated(self) -> list[int]:
+        """Channels stuck on the flat end of a smooth or bounded activation."""
+        return self._where("saturated")
+
+    @property
+    def silent(self) -> list[int]:
+        """Channels that never fired but whose gradient passes."""
+        return self._where("silent")
+
+    @property
+    def starved(self) -> list[int]:
+        """Channels that fire while no gradient reaches them."""
+        return self._where("starved")
+
+    @property
+    def frozen(self) -> list[int]:
+        """Channels that fire, have a gradient, and did not change in one bit though the learning rate was positive."""
+        return self._flagged("frozen")
+
+    @property
+    def zero_gradient(self) -> list[int]:
+        """Channels without any gradient in a layer whose activation cannot be read."""
+        return self._where("zero-gradient")
+
+    @property
+    def unknown(self) -> list[int]:
+        """Channels that were not seen, or whose evidence contradicts itself."""
+        return self._where("unknown")
+
+    @property
+    def dormant(self) -> list[int]:
+        """Channels with a ReDo score at or below the threshold."""
+        return self._flagged("dormant")
+
+    @property
+    def rare(self) -> list[int]:
+        """Channels that fire on fewer than 1 % of samples and positions."""
+        return self._flagged("rare")
+
+    @property
+    def zero_kernels(self) -> list[int]:
+        """Channels whose kernel, or whose norm's scale, is zero or next to it."""
+        return self._flagged("zero_kernel")
+
+
+@dataclass(frozen=True)
+class OptimizerDescription:
+    """One optimizer of the training."""
+
+    name: str
+    """Class name, e.g. ``"AdamW"``."""
+    settings: dict[str, float | int | str]
+    """Of its first parameter group, by the optimizer's own names, as far as they are numbers or text."""
+    groups: int = 1
+    """Number of parameter groups."""
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """Whose training a report is about."""
+
+    model: str
+    """Class name of the LightningModule."""
+    optimizers: tuple[OptimizerDescription, ...] = ()
+    precision: str = "32-true"
+    """As Lightning names it."""
+    ranks: int = 1
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version, of Python, torch, lightning and this package."""
+    started: str = ""
+    """When the fit began, ISO 8601 with the time zone."""
+    ended: str | None = None
+    """When the report was made."""
+
+
+@dataclass(frozen=True)
+class ReportRecord:
+    """What one window says of the whole network, as plain data."""
+
+    window: int
+    """0: the state at initialisation, before the first optimizer step. Windows count from 1."""
+    epoch: int
+    global_step: int
+    samples: int | None
+    """Samples the verdicts rest on, over all ranks; None where a batch's size cannot be told."""
+    batches: int
+    optimizer_steps: int
+    sampled_steps: int
+    layers: tuple[LayerReport, ...]
+    """In forward order; excluded layers last."""
+    findings: tuple[Finding, ...] = ()
+    """Errors first, then warnings, then infos; forward order within."""
+    savings: Savings | None = None
+    notes: tuple[str, ...] = ()
+    """What could not be watched, and why."""
+    gradient_norm: float | None = None
+    skipped_steps: int = 0
+    audited: str | None = None
+    """Name of the file whose weights alone were looked at; None for a window of training."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """The lines that the diagnosis drew."""
+    run: RunDescription | None = None
+    """Whose training it is; None in an audit, and in reports of the first version."""
+    tensors: WindowTensors | None = field(default=None, compare=False, repr=False)
+
+    def __getitem__(self, name: str) -> LayerReport:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        names = [layer.name for layer in self.layers]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+        raise KeyError(f"no layer named {name!r}; near names: {', '.join(map(repr, near))}")
+
+    @property
+    def watched(self) -> tuple[LayerReport, ...]:
+        """The layers that are not excluded."""
+        return tuple(layer for layer in self.layers if layer.excluded is None)
+
+    @property
+    def channels(self) -> int:
+        """Number of watched kernels."""
+        return sum(layer.channels for layer in self.watched)
+
+    @property
+    def dead_channels(self) -> dict[str, list[int]]:
+        """Layer name -> indices of its dead channels, layers without any left out."""
+        return {layer.name: layer.dead for layer in self.watched if layer.dead}
+
+    @property
+    def dead_fraction(self) -> float:
+        """Dead channels over all watched channels; 0.0 when nothing is watched."""
+        return self._fraction([len(layer.dead) for layer in self.watched])
+
+    def _fraction(self, counts: Sequence[int]) -> float:
+        return sum(counts) / self.channels if self.channels else 0.0
+
+    def _weighted(self, values: Sequence[tuple[float | None, int]]) -> float:
+        seen = [(value, weight) for value, weight in values if value is not None]
+        total = sum(weight for _, weight in seen)
+        return sum(value * weight for value, weight in seen) / total if total else math.nan
+
+    def summary(self) -> dict[str, float]:
+        """The summary scalars by name, without prefix. The keys are always the same; NaN: not observed."""
+        watched = self.watched
+        ratios = [layer.gradient_ratio for layer in watched if layer.gradient_ratio is not None]
+        vanishing = {finding.layer for finding in self.findings if finding.kind == "vanishing_gradient"}
+        return {
+            "dead_fraction": self.dead_fraction,
+            "dead_channels": float(sum(len(layer.dead) for layer in watched)),
+            "zero_kernel_fraction": self._fraction([len(layer.zero_kernels) for layer in watched]),
+            "starved_fraction": self._fraction([len(layer.starved) for layer in watched]),
+            "dormant_fraction": self._fraction([len(layer.dormant) for layer in watched]),
+            "weight_sparsity": self._weighted([(layer.weight_sparsity, layer.parameters) for layer in watched]),
+            "activation_sparsity": self._weighted([(layer.activation_sparsity, layer.channels) for layer in watched]),
+            "min_gradient_ratio": min(ratios, default=math.nan),
+            "vanishing_layers": float(len(vanishing)),
+        }
+
+    def compact(self) -> Self:
+        """The same report without per-channel `values` and `tensors`: what a history of many windows keeps."""
+        return replace(self, layers=tuple(replace(layer, values=None) for layer in self.layers), tensors=None)
