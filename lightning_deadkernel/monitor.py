@@ -188,7 +188,7 @@ class DeadKernelMonitor(Callback):
         observer = self._observer
         if observer is None:
             return
-        if not observer.table.watched:
+        if not observer.reader.watched:
             reasons = "; ".join(sorted({str(layer.excluded) for layer in observer.table.layers})) or "it has none"
             self._warn(f"no convolution or linear layer of {type(pl_module).__name__} can be watched: {reasons}.")
         resume.take_up(self._history, self._restored, observer, self._window, self._warn, trainer.is_global_zero)
@@ -346,7 +346,7 @@ class DeadKernelMonitor(Callback):
         self._put_out(lambda output: output.window(self.reports, trainer_facts.logger_step(trainer)))
         if report.window:
             trainer_facts.publish(trainer, report, self.prog_bar)
-            if observer.table.watched and not report.watched:
+            if observer.reader.watched and not report.watched:
                 self._warn("no watched layer is in the graph of the loss: see the report's last section.", "loss")
 
     @guarded

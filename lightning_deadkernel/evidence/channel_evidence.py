@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,23 +11,13 @@ from torchmetrics import Metric
 from lightning_deadkernel.evidence.buffers import Arena, Countdown
 from lightning_deadkernel.functional.firing import ChannelAxis, count_outside, firing
 from lightning_deadkernel.functional.kernels import row_max
-from lightning_deadkernel.graph.layers import Layer, local
-from lightning_deadkernel.graph.ops import Activation
-
-SiteKey = tuple[str, ...]
-"""Names of the layers that an activation hears, sorted. Activations that hear the same layers are one site."""
+from lightning_deadkernel.graph.activations import Activation
+from lightning_deadkernel.graph.facts import ActivationKey, Source
+from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.sharding import local, shard_offset
 
 SITE_SUMS = ("positives", "magnitudes", "zeros", "flat")
 """Per-channel sums of a site over the sampled steps; one more number, the entries per channel, stands after them."""
-
-
-@dataclass
-class Source:
-    """Where a layer's per-step gradient evidence is read: a (C,) parameter, or the rows of its weight."""
-
-    layer: Layer
-    parameter: torch.nn.Parameter | None = None
-    kind: str = "weight"
 
 
 class ChannelEvidence(Metric):
@@ -45,9 +34,9 @@ class ChannelEvidence(Metric):
         super().__init__()
         self.dtype_of_maxima = dtype
         self.sources: dict[str, Source] = {}
-        self.sites: dict[SiteKey, int] = {}
-        self.entries: dict[SiteKey, float] = {}
-        self.silent: Countdown[SiteKey] = Countdown()
+        self.sites: dict[ActivationKey, int] = {}
+        self.entries: dict[ActivationKey, float] = {}
+        self.silent: Countdown[ActivationKey] = Countdown()
         """Sites with channels that are not known to have fired in this window."""
         self.unmoved: Countdown[str] = Countdown()
         """Layers with channels that are not known to have had a gradient in this window."""
@@ -64,7 +53,7 @@ class ChannelEvidence(Metric):
 
     # -- layout --------------------------------------------------------------------------------------------------
 
-    def arrange(self, sources: dict[str, Source], sites: dict[SiteKey, int]) -> None:
+    def arrange(self, sources: dict[str, Source], sites: dict[ActivationKey, int]) -> None:
         """Lays out the states for these sources and sites (key -> channels); what was seen before is kept."""
         self._drain()
         old = {key: self.segment(*key).clone() for key in self._places}
@@ -141,7 +130,7 @@ class ChannelEvidence(Metric):
         self.silent.land()
         return not self.silent.pending
 
-    def read_activations(self, maxima: dict[SiteKey, Tensor]) -> None:
+    def read_activations(self, maxima: dict[ActivationKey, Tensor]) -> None:
         """Notes which channels fired: one launch for all.
 
         Args:
@@ -164,14 +153,14 @@ class ChannelEvidence(Metric):
             silent = [(self.segment("fired", site) <= 0).sum(dtype=torch.int32) for site in sites]
             self.silent.update(sites, torch.stack(silent))
 
-    def sample_activation(self, site: SiteKey, activation: Activation, at: ChannelAxis, saved: Tensor) -> Tensor:
+    def sample_activation(self, site: ActivationKey, activation: Activation, at: ChannelAxis, saved: Tensor) -> Tensor:
         """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of one activation.
 
         Returns:
             (C,) float64 counts of entries > 0.
         """
         counts = [*firing(activation.output(saved), at, activation.rectifies)]
-        if activation.low > -float("inf") or activation.high < float("inf"):
+        if activation.has_flat_ends:
             counts.append(count_outside(saved, at, activation.low, activation.high, inclusive=True))
         sums = torch.cat(counts)
         self.segment("sums", site)[: len(sums)].add_(sums.to(self.totals.device))
@@ -244,7 +233,7 @@ class ChannelEvidence(Metric):
 
     # -- torchmetrics --------------------------------------------------------------------------------------------
 
-    def update(self, maxima: dict[SiteKey, Tensor]) -> None:
+    def update(self, maxima: dict[ActivationKey, Tensor]) -> None:
         """What `read_activations` does: torchmetrics asks for the name."""
         self.read_activations(maxima)
 
@@ -289,13 +278,3 @@ def kernel_max(layer: Layer) -> Tensor | None:
         return maxima
     offset = shard_offset(grad)
     return torch.nn.functional.pad(maxima, (offset, layer.channels - offset - len(maxima)))
-
-
-def shard_offset(tensor: Any) -> int:
-    """First global row of a DTensor's local shard along dim 0; 0 for any other tensor."""
-    if not hasattr(tensor, "to_local"):
-        return 0
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return int(offset[0])

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, SiteKey, Source
+from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence
 from lightning_deadkernel.evidence.step_statistics import StepSampler
 from lightning_deadkernel.functional.firing import channel_max
 from lightning_deadkernel.functional.kernels import checksums
-from lightning_deadkernel.graph.layers import LayerTable, local
+from lightning_deadkernel.graph.facts import ActivationKey, Source
+from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical
-from lightning_deadkernel.graph.paths import Tap
+from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.reader import GraphReader, StepMap
-from lightning_deadkernel.graph.sharding import unsharded, whole
+from lightning_deadkernel.graph.sharding import local, unsharded, whole
 
 
 class Observer:
-    """Evidence of the open window, and the graph knowledge it is gathered by."""
+    """Evidence of the open window, and the graph facts it is gathered by."""
 
     def __init__(self, model: nn.Module, table: LayerTable, when_compiled: str, surprise: Callable[[str, str], None]):
         watched = table.watched
@@ -63,10 +64,10 @@ class Observer:
 
     def arrange(self) -> None:
         """Gives every watched layer and every site known so far its place in the evidence."""
-        sources = {layer.name: self.reader.known[layer.name].source or Source(layer) for layer in self.table.watched}
+        sources = {layer.name: self.reader.facts[layer.name].source or Source(layer) for layer in self.reader.watched}
         sites = dict(self.evidence.sites)
-        for known in self.reader.known.values():
-            sites.update((site, known.layer.channels) for site in known.sites if site not in sites)
+        for facts in self.reader.facts.values():
+            sites.update((key, facts.layer.channels) for key in facts.activations if key not in sites)
         self.evidence.arrange(sources, sites)
         self._settled = False
 
@@ -83,9 +84,8 @@ class Observer:
             return False
         if not sampled and (self._settled or self._settles()):
             return False
-        if self.sampler.sharded:
-            self.table.gathered = unsharded(self.model)
-        nodes, found, new = self.reader.read(loss.grad_fn)
+        gathered = unsharded(self.model) if self.sampler.sharded else None
+        nodes, found, new = self.reader.read(loss.grad_fn, gathered)
         if new:
             self.arrange()
             self.hides = self.hides or any(canonical(node) in CHECKPOINTS for node in nodes)
@@ -110,45 +110,46 @@ class Observer:
 
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
         pending = self.evidence.silent.pending
-        seen: dict[SiteKey, Tensor] = {}
-        for site, tap in found.taps:
+        seen: dict[ActivationKey, Tensor] = {}
+        for site, read in found.reads:
             if not sampled and site not in pending:
                 continue
             try:
-                saved = tap.activation.saved_tensor(nodes[tap.node])
-                if not tap.fits(saved):
-                    self.reader.forget(found)
+                saved = read.activation.saved_tensor(nodes[read.node])
+                if not read.fits(saved):
+                    self.reader.drop(found)
                     raise LookupError("its feature map changes shape from step to step")
-                largest = self._look(site, tap, saved, sampled)
+                largest = self._look(site, read, saved, sampled)
                 seen[site] = torch.fmax(seen[site], largest) if site in seen else largest
             except Exception as error:  # a surprise at one activation ends the watch over its layers alone
                 self._give_up(site, error)
         if seen:
             self.evidence.read_activations(seen)
 
-    def _look(self, site: SiteKey, tap: Tap, saved: Tensor, sampled: bool) -> Tensor:
+    def _look(self, site: ActivationKey, read: ActivationRead, saved: Tensor, sampled: bool) -> Tensor:
         """(C,) that is > 0 where a channel fired."""
-        activation = tap.activation
+        activation = read.activation
         if sampled:
-            firings = self.evidence.sample_activation(site, activation, tap.at, saved)
+            firings = self.evidence.sample_activation(site, activation, read.at, saved)
             if activation.rectifies:
                 return firings
-        return channel_max(activation.positive(saved) if activation.positive else saved, tap.at)
+        return channel_max(activation.positive(saved) if activation.positive else saved, read.at)
 
-    def _give_up(self, site: SiteKey, error: Exception) -> None:
+    def _give_up(self, site: ActivationKey, error: Exception) -> None:
         for name in site:
-            layer = self.reader.known[name].layer
-            if layer.excluded is None:
-                layer.excluded = f"reading its activation failed: {error}"
-                self.surprise(name, layer.excluded)
+            facts = self.reader.facts[name]
+            if facts.excluded is None:
+                facts.exclude(f"reading its activation failed: {error}")
+                self.surprise(name, str(facts.excluded))
 
     def after_backward(self, sampled: bool) -> None:
         """Takes the gradients of this backward: the arena on every step, unseen kernels on a sampled one."""
         if self.hides and not self.several_optimizers:
-            for layer in self.table.watched:
+            for layer in self.reader.watched:
                 if layer.name not in self.reached and layer.main.grad is not None:
                     self.reached.add(layer.name)
-                    layer.note = layer.note or "activation checkpointing (reentrant) hides its ops"
+                    facts = self.reader.facts[layer.name]
+                    facts.remark = facts.remark or "activation checkpointing (reentrant) hides its ops"
         self.evidence.read_gradients(self._alive)
         if sampled:
             self.evidence.read_kernels()
@@ -166,7 +167,7 @@ class Observer:
     def changed_since_last(self) -> dict[str, Tensor]:
         """(C,) bool per layer: whether a bit of the kernel, in any of its parameters, changed since the last call."""
         changed = {}
-        for layer in self.table.watched:
+        for layer in self.reader.watched:
             sums = [
                 checksums(rows)
                 for rows in (layer.rows_of(whole(leaf.detach())) for leaf in layer.leaves if leaf.requires_grad)
@@ -183,11 +184,11 @@ class Observer:
 
     # -- ranks and resume ----------------------------------------------------------------------------------------
 
-    def sites_known(self) -> list[tuple[SiteKey, int]]:
+    def sites_known(self) -> list[tuple[ActivationKey, int]]:
         """Sites and their channels, for the ranks to agree on one layout."""
         return sorted(self.evidence.sites.items())
 
-    def agree_on_sites(self, sites: Sequence[tuple[SiteKey, int]]) -> None:
+    def agree_on_sites(self, sites: Sequence[tuple[ActivationKey, int]]) -> None:
         """Lays the evidence out in the order that all ranks use."""
         if list(self.evidence.sites.items()) != list(sites):
             self.evidence.arrange(self.evidence.sources, dict(sites))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_deadkernel.functional.kernels import gradient_ratios
-from lightning_deadkernel.graph.layers import Layer, local
+from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.sharding import local
 
 LIMIT = 512
 """Samples of one window that are kept; past it half of them are dropped, so that memory stays bounded."""

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.evidence.channel_evidence import SITE_SUMS, SiteKey
+from lightning_deadkernel.evidence.channel_evidence import SITE_SUMS
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.functional.histograms import bit_histogram
 from lightning_deadkernel.functional.kernels import row_max, row_norms
 from lightning_deadkernel.functional.sparsity import weight_summary
+from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts
 from lightning_deadkernel.graph.layers import Layer
-from lightning_deadkernel.graph.reader import Knowledge
 from lightning_deadkernel.graph.sharding import whole
 from lightning_deadkernel.observation import LayerWindow, Window, WindowTensors
 from lightning_deadkernel.thresholds import Thresholds
@@ -49,13 +49,14 @@ def read_window(
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     changed = observer.changed_since_last()
     steps = _Steps(observer, thresholds)
-    known = observer.reader.known
+    known = observer.reader.facts
     drafts: list[Draft] = []
     graph_seen = bool(observer.reader.maps)
-    for layer in sorted(observer.table.layers, key=lambda la: (la.excluded is not None, known[la.name].order)):
+    for name in sorted(known, key=lambda name: (known[name].excluded is not None, known[name].order)):
+        layer = known[name].layer
         entry = _describe(layer, known[layer.name])
         drafts.append(entry)
-        entry["excluded"] = layer.excluded or _not_used(layer, observer, graph_seen, window)
+        entry["excluded"] = known[name].excluded or _not_used(layer, observer, graph_seen, window)
         if entry["excluded"] is not None:
             continue
         _read_weights(entry, layer, known[layer.name], tensors if histograms else None)
@@ -78,7 +79,7 @@ def read_window(
     return window, _with_first_kernels(tensors, observer, window)
 
 
-def _describe(layer: Layer, known: Knowledge) -> Draft:
+def _describe(layer: Layer, known: LayerFacts) -> Draft:
     return {
         "name": layer.name,
         "kind": layer.kind,
@@ -93,12 +94,12 @@ def _describe(layer: Layer, known: Knowledge) -> Draft:
 def _not_used(layer: Layer, observer: Observer, graph_seen: bool, window: Window) -> str | None:
     if window.index == 0 or not graph_seen or layer.name in observer.reached:
         return None
-    if layer.confirmed or (layer.name in observer.reader.known and observer.reader.known[layer.name].order >= 0):
+    if observer.reader.facts[layer.name].confirmed:
         return "not used in this window"
     return "not in the graph of the loss: never used in the training step, or detached"
 
 
-def _read_weights(entry: Draft, layer: Layer, known: Knowledge, tensors: WindowTensors | None) -> None:
+def _read_weights(entry: Draft, layer: Layer, known: LayerFacts, tensors: WindowTensors | None) -> None:
     weight = whole(layer.weight())
     rows = layer.rows(weight)
     entry["norms"], entry["largest"] = row_norms(rows).cpu(), row_max(rows).cpu()
@@ -138,11 +139,11 @@ def _read_gradients(entry: Draft, layer: Layer, observer: Observer, observed: Te
     entry["non_finite_gradients"] = (
         0 if observer.sampler.scaled else int((~observed["wild", layer.name].isfinite()).sum())
     )
-    entry["penalised"] = observer.reader.known[layer.name].penalised
+    entry["penalised"] = observer.reader.facts[layer.name].penalised
 
 
-def _read_activations(entry: Draft, known: Knowledge, observer: Observer, observed: Tensors) -> None:
-    sites: list[SiteKey] = [site for site in known.sites if ("fired", site) in observed]
+def _read_activations(entry: Draft, known: LayerFacts, observer: Observer, observed: Tensors) -> None:
+    sites: list[ActivationKey] = [site for site in known.activations if ("fired", site) in observed]
     if known.gating is None or not sites or not observer.backwards:
         entry["gating"] = None
         return
@@ -157,13 +158,13 @@ def _read_activations(entry: Draft, known: Knowledge, observer: Observer, observ
         entry["channel_firing_rate"], entry["activation_mean"] = parts["positives"], parts["magnitudes"]
         entry["firing_rate"] = float(parts["positives"].mean())
         entry["activation_sparsity"] = float(parts["zeros"].mean())
-        if known.gating == "bounded" or "relu6" in (known.activation or ""):
+        if known.reports_flat_ends:
             entry["saturated_share"] = parts["flat"]
 
 
-def _neighbours(known: Knowledge, observer: Observer) -> tuple[tuple[str, ...] | None, Any]:
+def _neighbours(known: LayerFacts, observer: Observer) -> tuple[tuple[str, ...] | None, Any]:
     producers = tuple(sorted(known.producers)) if known.producers else None
-    return producers, observer.reader.windows_consumers(known.layer.name)
+    return producers, observer.reader.consumers(known.layer.name)
 
 
 def _add_histograms(entry: Draft, layer: Layer, tensors: WindowTensors) -> None:
@@ -176,7 +177,7 @@ def _add_histograms(entry: Draft, layer: Layer, tensors: WindowTensors) -> None:
 
 
 def _with_first_kernels(tensors: WindowTensors, observer: Observer, window: Window) -> WindowTensors:
-    layers = {layer.name: layer for layer in observer.table.layers}
+    layers = {layer.name: layer for layer in observer.reader.layers}
     for entry in window.layers:
         layer = layers[entry.name]
         if entry.excluded is None and layer.main.ndim == 4 and not layer.transposed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,13 +13,18 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_deadkernel.graph.sharding import local
+
 NOT_KERNELS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.PReLU, _NormBase)
 """Owners of tensors with two or more axes that no convolution or matmul consumes as a kernel."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """A module that owns a weight which a convolution or a linear op consumes."""
+    """A module that owns a weight which a convolution or a linear op consumes, as its module's type tells.
+
+    What graphs teach about it is kept with their reader (`facts.LayerFacts`).
+    """
 
     name: str
     module: nn.Module
@@ -33,11 +38,9 @@ class Layer:
     groups: int = 1
     bias: nn.Parameter | None = None
     excluded: str | None = None
-    note: str | None = None
+    """Why it is not watched, known before any graph was seen."""
     standard: bool = True
-    """A convolution or linear module by type, known before any graph was seen."""
-    confirmed: bool = False
-    """A graph showed an op that consumes the weight."""
+    """A convolution or linear module by type."""
 
     @property
     def kind(self) -> str:
@@ -94,12 +97,6 @@ class Layer:
         return mask if isinstance(mask, Tensor) else None
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's whole rows of a DTensor sharded over dim 0 (FSDP2); any other tensor as it is."""
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor
-
-
 def _own_weights(name: str, module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
     """The tensors of a module that may be kernels, each with the parameters behind it."""
     parametrizations = getattr(module, "parametrizations", None)
@@ -129,22 +126,27 @@ def _candidates(model: nn.Module) -> Iterator[Layer]:
                 continue
             title = name if tensor == "weight" and name else ".".join(filter(None, (name, tensor)))
             standard = isinstance(module, (_ConvNd, nn.Linear)) and tensor == "weight"
-            layer = Layer(title, module, tensor, leaves, channels=0, standard=standard)
-            if lazy and tensor == "bias":
-                continue
             if lazy:
-                layer.excluded = "its lazy parameters were never initialised"
-                yield layer
+                if tensor != "bias":
+                    reason = "its lazy parameters were never initialised"
+                    yield Layer(title, module, tensor, leaves, 0, excluded=reason, standard=standard)
                 continue
-            layer.channels = layer.main.shape[0]
+            channels, groups, transposed = max(leaves, key=lambda leaf: leaf.numel()).shape[0], 1, False
             if standard and isinstance(module, _ConvNd):
-                layer.channels, layer.groups = module.out_channels, module.groups
-                layer.transposed = module.transposed
-                layer.channel_dim = 1 if module.transposed else 0
+                channels, groups, transposed = module.out_channels, module.groups, module.transposed
             bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter) and bias.numel() == layer.channels:
-                layer.bias = bias
-            yield layer
+            yield Layer(
+                title,
+                module,
+                tensor,
+                leaves,
+                channels,
+                channel_dim=int(transposed),
+                transposed=transposed,
+                groups=groups,
+                bias=bias if isinstance(bias, nn.Parameter) and bias.numel() == channels else None,
+                standard=standard,
+            )
 
 
 @dataclass
@@ -154,25 +156,19 @@ class LayerTable:
     layers: list[Layer]
     by_leaf: dict[int, Layer] = field(default_factory=dict)
     """id of a leaf parameter -> the layer it belongs to."""
-    gathered: dict[int, nn.Parameter] = field(default_factory=dict)
-    """id of a parameter that a sharding strategy puts into the graph -> the module's own (see `unsharded`)."""
-
-    def parameter(self, variable: nn.Parameter) -> nn.Parameter:
-        """The module's own parameter behind a leaf of the graph."""
-        return self.gathered.get(id(variable), variable)
 
     @classmethod
     def of(cls, model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> LayerTable:
         """The layers of `model` whose names match a pattern of `include` (None: all) and none of `exclude`."""
-        table = cls(list(_candidates(model)))
-        for layer in table.layers:
+        table = cls([])
+        for layer in _candidates(model):
             first = next((table.by_leaf[id(leaf)] for leaf in layer.leaves if id(leaf) in table.by_leaf), None)
             if first is not None:
-                layer.excluded = f"it shares its weight with {first.name}, where it is watched"
-                continue
-            table.by_leaf.update((id(leaf), layer) for leaf in layer.leaves)
-            if layer.excluded is None:
-                layer.excluded = _why_excluded(layer, include, exclude)
+                layer = replace(layer, excluded=f"it shares its weight with {first.name}, where it is watched")
+            else:
+                layer = replace(layer, excluded=layer.excluded or _why_excluded(layer, include, exclude))
+                table.by_leaf.update((id(leaf), layer) for leaf in layer.leaves)
+            table.layers.append(layer)
         return table
 
     @property

@@ -1,36 +1,24 @@
-"""All ways of one kernel's output through the graph to the loss."""
+"""All paths of one kernel's output through the graph to the loss."""
 
 from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_deadkernel.functional.firing import ChannelAxis
+from lightning_deadkernel.graph.activations import ACTIVATIONS, Activation
 from lightning_deadkernel.graph.channel_axis import Shape, carried, output_shape
-from lightning_deadkernel.graph.ops import (
-    ACTIVATIONS,
-    ARITHMETIC,
-    AVERAGES,
-    CONVOLUTIONS,
-    LOSSES,
-    MIXERS,
-    REDUCTIONS,
-    Activation,
-    peek,
-)
-
-if TYPE_CHECKING:
-    from lightning_deadkernel.graph.topology import GraphMap
+from lightning_deadkernel.graph.kernel_ops import KernelOps
+from lightning_deadkernel.graph.ops import ARITHMETIC, AVERAGES, CONVOLUTIONS, LOSSES, MIXERS, REDUCTIONS, peek
 
 
 @dataclass(frozen=True)
-class Tap:
-    """An activation that hears a kernel: the node, and where the kernel's channels are in what it saved."""
+class ActivationRead:
+    """An activation that a kernel reaches: the node, and where the kernel's channels are in what it saved."""
 
     node: int
     activation: Activation
@@ -47,12 +35,12 @@ class Tap:
 
 
 @dataclass
-class Ways:
-    """Where a kernel's output goes, all ways to the loss counted."""
+class Paths:
+    """Where a kernel's output goes, all paths to the loss counted."""
 
-    taps: list[Tap] = field(default_factory=list)
-    open: bool = False
-    """Some way reaches a convolution, a linear op or the loss without an activation: the kernel is heard there."""
+    reads: list[ActivationRead] = field(default_factory=list)
+    reaches: bool = False
+    """Some path reaches a convolution, a linear op or the loss without an activation."""
     unknown: list[str] = field(default_factory=list)
     """Names of ops that cannot be read."""
     lost: str | None = None
@@ -60,15 +48,15 @@ class Ways:
     consumers: list[tuple[int, int]] = field(default_factory=list)
     """(kernel op, weights per channel of one output) reached behind the activations."""
     shared: bool = False
-    """On its way the output is added to something else, so that its channels cannot be removed alone."""
+    """On its path the output is added to something else, so that its channels cannot be removed alone."""
     composed_norm: bool = False
     """It passes a norm made of arithmetic."""
 
-    def then(self, rest: Ways) -> Ways:
-        """These ways, and the ones that go on from where they end."""
-        return Ways(
-            self.taps + rest.taps,
-            self.open or rest.open,
+    def then(self, rest: Paths) -> Paths:
+        """These paths, and the ones that go on from where they end."""
+        return Paths(
+            self.reads + rest.reads,
+            self.reaches or rest.reaches,
             self.unknown + rest.unknown,
             self.lost or rest.lost,
             self.consumers + rest.consumers,
@@ -78,21 +66,29 @@ class Ways:
 
 
 Cut = tuple[int, ChannelAxis, bool, bool]
-"""A node through which all that is left of the ways goes, where the channels are in it, whether it is averaged, and
+"""A node through which all that is left of the paths goes, where the channels are in it, whether it is averaged, and
 whether activations are passed."""
 
 
-class Follower:
+class PathTracer:
     """One forward pass over the part of the graph that an output reaches.
 
     Every value is labelled as one of: *carried* (has the channels at a known axis), a *statistic* of the channels (its
-    way must join a carried one again, as in a norm made of arithmetic), or *derived* (behind an activation).
+    path must join a carried one again, as in a norm made of arithmetic), or *derived* (behind an activation).
     """
 
-    def __init__(self, graph: GraphMap, beyond: bool) -> None:
-        self.graph = graph
+    def __init__(self, kernels: KernelOps, known: dict[Cut, Paths], beyond: bool = False) -> None:
+        """Takes what is known of a graph.
+
+        Args:
+            kernels: the kernel ops of the graph.
+            known: the paths that go on from a cut, over all layers traced so far; what is found is added.
+            beyond: pass through activations too and collect the kernel ops that consume the channels.
+        """
+        self.graph, self.kernels = kernels.graph, kernels
+        self.known = known
         self.beyond = beyond
-        self.ways = Ways()
+        self.paths = Paths()
         self.carry: dict[int, tuple[ChannelAxis, Shape]] = {}
         self.statistics: dict[int, tuple[str, bool]] = {}
         """node -> (name of its first op, whether anything was averaged on the way)."""
@@ -101,11 +97,11 @@ class Follower:
         """Carried nodes that hold a mean or the like of the channels."""
         self.queue: list[tuple[int, int]] = []
         self.queued: set[int] = set()
-        self.stretches: list[tuple[Cut, Ways]] = []
+        self.stretches: list[tuple[Cut, Paths]] = []
         """What was found before each cut, with the cut that ended it."""
 
-    def follow(self, start: int, at: ChannelAxis) -> Ways:
-        """The ways of the channels at `at` in the output of node `start`."""
+    def trace(self, start: int, at: ChannelAxis) -> Paths:
+        """The paths of the channels at `at` in the output of node `start`."""
         self._carry_on(start, at)
         while self.queue:
             index = heapq.heappop(self.queue)[1]
@@ -115,22 +111,22 @@ class Follower:
                 break
         # Layers of one residual stream share all of it but their own beginning: keep what follows each cut.
         for cut, before in reversed(self.stretches):
-            self.graph.ways_after[cut] = self.ways
-            self.ways = before.then(self.ways)
-        return self.ways
+            self.known[cut] = self.paths
+            self.paths = before.then(self.paths)
+        return self.paths
 
     def _is_known_from(self, index: int) -> bool:
-        """Ends a stretch at a node that all ways go through; True where another layer went on from there before."""
+        """Ends a stretch at a node that all paths go through; True where another layer went on from there before."""
         cut = (index, self.carry[index][0], index in self.averaged, self.beyond)
-        self.stretches.append((cut, self.ways))
-        known = self.graph.ways_after.get(cut)
-        self.ways = Ways() if known is None else known
+        self.stretches.append((cut, self.paths))
+        known = self.known.get(cut)
+        self.paths = Paths() if known is None else known
         return known is not None
 
     def _push_readers(self, node: int) -> None:
         readers = self.graph.readers[node]
         if not readers and node not in self.derived:
-            self.ways.open = True  # the loss itself
+            self.paths.reaches = True  # the loss itself
         for reader, _ in readers:
             if reader not in self.queued:
                 self.queued.add(reader)
@@ -140,10 +136,10 @@ class Follower:
         name = self.graph.names[index]
         values = [value[0] for value in self.graph.inputs[index] if value is not None]
         carried_in = [v for v in values if v in self.carry]
-        if index in self.graph.kernels or name in MIXERS:
+        if index in self.kernels.ops or name in MIXERS:
             self._end_at_kernel(index, carried_in, values)
         elif name in LOSSES:
-            self.ways.open = self.ways.open or not all(v in self.derived for v in values)
+            self.paths.reaches = self.paths.reaches or not all(v in self.derived for v in values)
         elif carried_in:
             self._visit_carried(index, name, carried_in, values)
         elif any(v in self.statistics for v in values):
@@ -156,26 +152,26 @@ class Follower:
         if any(v in self.statistics for v in values):
             self._end_statistics(index, values)
         if not carried_in:
-            return  # what is behind an activation was heard there
-        self.ways.open = True
-        if self.beyond and index in self.graph.kernels:
-            layer, data, _, _ = self.graph.kernels[index]
-            value = self.graph.inputs[index][data]
-            if layer is None or value is None or value[0] not in self.carry:
-                self.ways.shared = True
+            return  # what is behind an activation was found there
+        self.paths.reaches = True
+        if self.beyond and index in self.kernels.ops:
+            op = self.kernels.ops[index]
+            value = self.graph.inputs[index][op.data]
+            if op.layer is None or value is None or value[0] not in self.carry:
+                self.paths.shared = True
                 return
             at, shape = self.carry[value[0]]
             if at.axis == (1 if self.graph.names[index] in CONVOLUTIONS else len(shape) - 1):
-                self.ways.consumers.append((index, layer.main.numel() // at.size))
+                self.paths.consumers.append((index, op.layer.main.numel() // at.size))
             else:
-                self.ways.shared = True
+                self.paths.shared = True
 
     def _end_statistics(self, index: int, values: list[int]) -> None:
         for name, averaged in (self.statistics[v] for v in values if v in self.statistics):
             if averaged:
-                self.ways.lost = self.ways.lost or name
+                self.paths.lost = self.paths.lost or name
             else:
-                self.ways.unknown.append(name)
+                self.paths.unknown.append(name)
 
     def _visit_carried(self, index: int, name: str, carried_in: list[int], values: list[int]) -> None:
         graph, node = self.graph, self.graph.nodes[index]
@@ -187,37 +183,37 @@ class Follower:
                     self._carry_on(index, at)
                     return
                 depends = shape if (at.outer, at.inner) != (1, 1) else None
-                self.ways.taps.append(Tap(index, activation, at, len(shape), depends))
+                self.paths.reads.append(ActivationRead(index, activation, at, len(shape), depends))
                 self.derived.add(index)
                 self._push_readers(index)
                 return
         joined = [self.statistics[v] for v in values if v in self.statistics]
         if joined:
             if not all(averaged for _, averaged in joined):
-                self.ways.unknown.append(joined[0][0])
+                self.paths.unknown.append(joined[0][0])
                 return
-            self.ways.composed_norm = True
+            self.paths.composed_norm = True
         if name == "Mul" and len(values) == 2 and values[0] == values[1]:
             self._visit_unlisted(index, "Pow")
             return
         if name == "Mul":
             reason = self._why_product_is_unreadable(index, at, shape, values)
             if reason is not None:
-                self.ways.unknown.append(reason)
+                self.paths.unknown.append(reason)
                 return
         if len({v in self.averaged for v in carried_in}) > 1:
-            self.ways.composed_norm = True  # x - mean(x), over dimensions other than the channels'
+            self.paths.composed_norm = True  # x - mean(x), over dimensions other than the channels'
         if len(carried_in) > 1 and any(self.carry[v][0] != at for v in carried_in[1:]):
             others = {self.carry[v][0].axis - len(self.carry[v][1]) for v in carried_in}
             if len(others) > 1:
-                self.ways.lost = self.ways.lost or name
+                self.paths.lost = self.paths.lost or name
                 return
             # a per-channel statistic (1, C, 1, 1) beside the map: the wider one tells the axis
             widest = max(carried_in, key=lambda v: len(self.carry[v][1]))
             at, shape = self.carry[widest]
         if self.beyond and name in ("Add", "Sub", "Mul", "Div", "Cat"):
             foreign = [v for v in values if v not in self.carry and graph.parameters[v] is None]
-            self.ways.shared = self.ways.shared or bool(foreign)
+            self.paths.shared = self.paths.shared or bool(foreign)
         try:
             after = carried(node, name, at, shape)
         except LookupError:
@@ -227,11 +223,11 @@ class Follower:
             if name in REDUCTIONS or all(v in self.averaged for v in carried_in):
                 self.averaged.add(index)
             self._carry_on(index, after)
-        elif name in REDUCTIONS or not graph.feeds[index]:
+        elif name in REDUCTIONS or not self.kernels.feeds[index]:
             self.statistics[index] = (name, True)
             self._push_readers(index)
         else:
-            self.ways.lost = self.ways.lost or name
+            self.paths.lost = self.paths.lost or name
 
     def _carry_on(self, index: int, at: ChannelAxis) -> None:
         self.carry[index] = (at, output_shape(self.graph.nodes[index]))
@@ -242,7 +238,7 @@ class Follower:
             self.statistics[index] = (name, False)
             self._push_readers(index)
         else:
-            self.ways.unknown.append(name)
+            self.paths.unknown.append(name)
 
     def _visit_statistic(self, index: int, name: str, values: list[int]) -> None:
         first, averaged = next(self.statistics[v] for v in values if v in self.statistics)
@@ -250,10 +246,10 @@ class Follower:
         if name in REDUCTIONS or name in AVERAGES:
             averaged = True
         elif name not in ARITHMETIC and (name in ACTIVATIONS or not self._passes_on(index, name)):
-            if self.graph.feeds[index]:
+            if self.kernels.feeds[index]:
                 self._end_statistics(index, values)
             else:
-                self.ways.open = True
+                self.paths.reaches = True
             return
         self.statistics[index] = (first, averaged)
         self._push_readers(index)

@@ -3,108 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from lightning_deadkernel.evidence.channel_evidence import SiteKey, Source
 from lightning_deadkernel.graph.channel_axis import output_shape
+from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse
+from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layers import Layer, LayerTable
-from lightning_deadkernel.graph.paths import Tap
-from lightning_deadkernel.graph.topology import GraphMap, LayerInGraph, walk
-from lightning_deadkernel.observation import Consumer, Gating
+from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths, PathTracer
+from lightning_deadkernel.graph.topology import Gathered, Topology, walk
+from lightning_deadkernel.observation import Consumer
 
 MAPS = 64
 """Graphs of different shape whose maps are kept (stochastic depth makes a new shape almost every step)."""
 
 
-@dataclass
-class Knowledge:
-    """One layer, over all graphs seen."""
+class GraphMap:
+    """What a graph of one shape means: every layer's place, norm, activations and neighbours."""
 
-    layer: Layer
-    depth: int = 0
-    order: int = -1
-    labels: set[str] = field(default_factory=set)
-    gatings: set[Gating] = field(default_factory=set)
-    sites: set[SiteKey] = field(default_factory=set)
-    open: bool = False
-    unknown: list[str] = field(default_factory=list)
-    lost: str | None = None
-    unreadable: str | None = None
-    source: Source | None = None
-    scale: Any = None
-    penalised: bool = False
-    producers: set[str] | None = field(default_factory=set)
-    consumers: dict[str, int] | None = field(default_factory=dict)
+    def __init__(self, nodes: list[Any], table: LayerTable, gathered: Gathered) -> None:
+        self.graph = Topology(nodes, table, gathered)
+        self.kernels = KernelOps(self.graph)
+        self.paths_after: dict[Cut, Paths] = {}
+        self.uses = self._find_uses()
+        self.graph.let_go()
 
-    @property
-    def gating(self) -> Gating | None:
-        """The weakest gating of all its activations; None where a verdict by activation is not possible."""
-        if self.open or self.unknown or self.lost or self.unreadable or not self.gatings:
-            return None
-        order: tuple[Gating, ...] = ("leaky", "smooth", "bounded", "rectifier")
-        return next(gating for gating in order if gating in self.gatings)
-
-    @property
-    def activation(self) -> str | None:
-        """Label of the activation; None where none follows; ``"unknown"`` where it cannot be read."""
-        if self.unknown or self.lost or self.unreadable:
-            return "unknown"
-        if self.open or not self.labels:
-            return None
-        return "+".join(sorted(self.labels))
-
-    @property
-    def note(self) -> str | None:
-        """Why the activation cannot be read, in words."""
-        if self.unreadable:
-            return f"its activation is not read: {self.unreadable}"
-        if self.unknown:
-            return f"what follows cannot be read ({', '.join(dict.fromkeys(self.unknown))})"
-        if self.lost:
-            return f"its channels are mixed with others before the next activation ({self.lost})"
-        return self.layer.note
-
-    def learn(self, seen: LayerInGraph) -> None:
-        """Adds one use of the layer in one graph."""
-        ways = seen.ways
-        self.depth = max(self.depth, seen.depth)
-        self.order = seen.order if self.order < 0 else min(self.order, seen.order)
-        self.open = self.open or ways.open
-        self.unknown += [name for name in ways.unknown if name not in self.unknown]
-        self.lost = self.lost or ways.lost
-        self.penalised = self.penalised or seen.penalised
-        self.labels.update(tap.activation.label for tap in ways.taps)
-        self.gatings.update(tap.activation.gating for tap in ways.taps)
-        source = _source(seen)
-        if self.source is None:
-            self.source, self.scale = source, seen.scale
-        elif self.source.parameter is not source.parameter:
-            self.source, self.scale = Source(self.layer), None  # used with several norms: the kernel itself speaks
-
-
-def _source(seen: LayerInGraph) -> Source:
-    """The cheapest faithful place of a layer's gradient; never a bias before a norm, whose gradient is rounding."""
-    if seen.shift is not None and seen.shift.requires_grad:
-        return Source(seen.layer, seen.shift, "shift")
-    if seen.bias is not None and seen.bias.requires_grad and not seen.normed and not seen.ways.composed_norm:
-        return Source(seen.layer, seen.bias, "bias")
-    return Source(seen.layer)
+    def _find_uses(self) -> list[LayerUse]:
+        """All uses of the layers that are not excluded, in forward order."""
+        kernels, rank = self.kernels, self.graph.rank
+        uses = []
+        for index in sorted(kernels.ops, key=rank.__getitem__, reverse=True):  # so that the paths after are known
+            layer = kernels.ops[index].layer
+            if layer is None or layer.excluded is not None:
+                continue
+            found = kernels.output_axis(index)
+            if found is None:
+                paths = Paths(lost=self.graph.names[index])
+                uses.append(LayerUse(layer, kernels.depth[index], rank[index], paths, Neighbourhood(), False, None))
+                continue
+            layer, at = found
+            paths = PathTracer(kernels, self.paths_after).trace(index, at)
+            beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, at)
+            paths.consumers = beyond.consumers
+            paths.shared = beyond.shared or bool(beyond.unknown) or beyond.lost is not None
+            uses.append(
+                LayerUse(
+                    layer,
+                    kernels.depth[index],
+                    rank[index],
+                    paths,
+                    kernels.neighbourhood(index, at),
+                    kernels.is_penalised(layer),
+                    kernels.producers(index),
+                )
+            )
+        return uses[::-1]
 
 
 @dataclass
 class StepMap:
     """A graph's shape, reduced to what a step has to do: read these activations."""
 
-    taps: list[tuple[SiteKey, Tap]]
+    reads: list[tuple[ActivationKey, ActivationRead]]
     names: frozenset[str]
     """Layers in the graph."""
     compiled: bool
 
     @property
-    def sized(self) -> list[Tap]:
-        """The taps whose channels were found for feature maps of one size only."""
-        return [tap for _, tap in self.taps if tap.shape is not None]
+    def sized(self) -> list[ActivationRead]:
+        """The reads whose channels were found for feature maps of one size only."""
+        return [read for _, read in self.reads if read.shape is not None]
 
 
 class GraphReader:
@@ -112,108 +80,122 @@ class GraphReader:
 
     def __init__(self, table: LayerTable) -> None:
         self.table = table
-        self.known: dict[str, Knowledge] = {layer.name: Knowledge(layer) for layer in table.layers}
+        self.facts: dict[str, LayerFacts] = {layer.name: LayerFacts(layer) for layer in table.layers}
         self.maps: dict[Hashable, StepMap] = {}
         self.compiled = False
         self.unknown_ops: dict[str, str] = {}
         """Unknown op -> a layer that met it."""
 
-    def read(self, loss_node: Any) -> tuple[list[Any], StepMap, bool]:
-        """This step's nodes, what to read of them, and whether this shape of graph is new."""
+    @property
+    def layers(self) -> list[Layer]:
+        """All layers as the graphs show them, in module order."""
+        return [facts.layer for facts in self.facts.values()]
+
+    @property
+    def watched(self) -> list[Layer]:
+        """Those that are not excluded."""
+        return [facts.layer for facts in self.facts.values() if facts.excluded is None]
+
+    def read(self, loss_node: Any, gathered: Gathered | None = None) -> tuple[list[Any], StepMap, bool]:
+        """This step's nodes, what to read of them, and whether this shape of graph is new.
+
+        Args:
+            loss_node: `loss.grad_fn`.
+            gathered: see `sharding.unsharded`.
+        """
         nodes, key = walk(loss_node)
         found = self.maps.get(key)
-        if found is not None and any(output_shape(nodes[tap.node]) != tap.shape for tap in found.sized):
-            key = (key, tuple(output_shape(nodes[tap.node]) for tap in found.sized))
+        if found is not None and any(output_shape(nodes[read.node]) != read.shape for read in found.sized):
+            key = (key, tuple(output_shape(nodes[read.node]) for read in found.sized))
             found = self.maps.get(key)
         if found is not None:
             return nodes, found, False
-        found = self.learn(nodes)
+        found = self.learn(nodes, gathered or {})
         if len(self.maps) >= MAPS:
             self.maps.pop(next(iter(self.maps)))
         self.maps[key] = found
         return nodes, found, True
 
-    def forget(self, found: StepMap) -> None:
+    def drop(self, found: StepMap) -> None:
         """Drops a map that no longer fits (feature maps of another size), so that the next read learns anew."""
         self.maps = {key: value for key, value in self.maps.items() if value is not found}
 
-    def learn(self, nodes: list[Any]) -> StepMap:
+    def learn(self, nodes: list[Any], gathered: Gathered) -> StepMap:
         """Works out what a graph of new shape means."""
-        graph = GraphMap(nodes, self.table)
+        found = GraphMap(nodes, self.table, gathered)
+        graph = found.graph
         self.compiled = self.compiled or graph.compiled
-        for seen in graph.found:
-            self.known[seen.layer.name].learn(seen)
-            seen.layer.confirmed = True
-            for name in seen.ways.unknown:
-                self.unknown_ops.setdefault(name, seen.layer.name)
-        taps = self._taps(nodes, graph)
-        self._neighbours(graph)
-        for layer in self.table.watched:
-            if any(id(leaf) in graph.leaves for leaf in layer.leaves) and not layer.confirmed:
-                self._unconfirmed(layer, graph, nodes)
-        names = frozenset(
-            layer.name for layer in self.table.watched if any(id(leaf) in graph.leaves for leaf in layer.leaves)
-        )
-        return StepMap(taps, names, graph.compiled)
+        for use in found.uses:
+            facts = self.facts[use.layer.name]
+            facts.learn(use)
+            for name in use.paths.unknown:
+                self.unknown_ops.setdefault(name, use.layer.name)
+        reads = self._reads(nodes, found)
+        self._neighbours(found)
+        present = [la for la in self.watched if any(id(leaf) in graph.leaves for leaf in la.leaves)]
+        for layer in present:
+            if not self.facts[layer.name].confirmed:
+                self._unconfirmed(self.facts[layer.name], graph)
+        return StepMap(reads, frozenset(layer.name for layer in present), graph.compiled)
 
-    def _taps(self, nodes: list[Any], graph: GraphMap) -> list[tuple[SiteKey, Tap]]:
-        heard: dict[tuple[int, Any], tuple[Tap, set[str]]] = {}
-        for seen in graph.found:
-            for tap in seen.ways.taps:
-                reason = tap.activation.unreadable(nodes[tap.node])
+    def _reads(self, nodes: list[Any], found: GraphMap) -> list[tuple[ActivationKey, ActivationRead]]:
+        reached: dict[tuple[int, Any], tuple[ActivationRead, set[str]]] = {}
+        for use in found.uses:
+            for read in use.paths.reads:
+                reason = read.activation.unreadable(nodes[read.node])
                 if reason is not None:
-                    self.known[seen.layer.name].unreadable = reason
+                    self.facts[use.layer.name].unreadable = reason
                 else:
-                    heard.setdefault((tap.node, tap.at), (tap, set()))[1].add(seen.layer.name)
-        taps = []
-        for tap, names in heard.values():
-            # a layer that is also heard elsewhere gets no verdict from its activations, so they need not be read
-            names = {name for name in names if self.known[name].gating is not None}
+                    reached.setdefault((read.node, read.at), (read, set()))[1].add(use.layer.name)
+        reads = []
+        for read, names in reached.values():
+            # a layer that reaches further without an activation gets no verdict from it, so it need not be read
+            names = {name for name in names if self.facts[name].gating is not None}
             if names:
-                site = tuple(sorted(names))
-                taps.append((site, tap))
+                key = tuple(sorted(names))
+                reads.append((key, read))
                 for name in names:
-                    self.known[name].sites.add(site)
-        return taps
+                    self.facts[name].activations.add(key)
+        return reads
 
-    def _neighbours(self, graph: GraphMap) -> None:
-        hears: dict[int, set[str]] = {}
-        for seen in graph.found:
-            for tap in seen.ways.taps:
-                hears.setdefault(tap.node, set()).add(seen.layer.name)
-        for seen in graph.found:
-            known = self.known[seen.layer.name]
-            if known.producers is not None:
-                inputs = None if seen.producers is None else [hears.get(node) for node in seen.producers]
+    def _neighbours(self, found: GraphMap) -> None:
+        behind: dict[int, set[str]] = {}
+        for use in found.uses:
+            for read in use.paths.reads:
+                behind.setdefault(read.node, set()).add(use.layer.name)
+        for use in found.uses:
+            facts = self.facts[use.layer.name]
+            if facts.producers is not None:
+                inputs = None if use.producers is None else [behind.get(node) for node in use.producers]
                 if inputs is None or None in inputs:
-                    known.producers = None
+                    facts.producers = None
                 else:
-                    known.producers.update(*(names for names in inputs if names))
-            if known.consumers is not None:
-                consumers = {graph.kernels[index][0]: weights for index, weights in seen.ways.consumers}
-                if seen.ways.shared or None in consumers or not consumers:
-                    known.consumers = None
+                    facts.producers.update(*(names for names in inputs if names))
+            if facts.consumers is not None:
+                consumers = {found.kernels.ops[index].layer: weights for index, weights in use.paths.consumers}
+                if use.paths.shared or None in consumers or not consumers:
+                    facts.consumers = None
                 else:
-                    known.consumers.update({la.name: weights for la, weights in consumers.items() if la is not None})
+                    facts.consumers.update({la.name: weights for la, weights in consumers.items() if la is not None})
 
-    def _unconfirmed(self, layer: Layer, graph: GraphMap, nodes: list[Any]) -> None:
+    def _unconfirmed(self, facts: LayerFacts, graph: Topology) -> None:
         """A layer whose weight is in the graph while no kernel op of it was found."""
         if graph.compiled:
-            layer.note = "the graph is compiled"
+            facts.remark = "the graph is compiled"
             return
         if graph.checkpointed:
-            layer.note = "activation checkpointing (reentrant) hides its ops"
+            facts.remark = "activation checkpointing (reentrant) hides its ops"
             return
-        leaf = next(graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in graph.leaves)
+        leaf = next(graph.leaves[id(leaf)] for leaf in facts.layer.leaves if id(leaf) in graph.leaves)
         ops = sorted({graph.names[reader] for reader, _ in graph.readers[leaf]})
-        if not layer.standard:
-            layer.excluded = f"its weight is consumed by no convolution or linear op ({', '.join(ops)})"
+        if facts.layer.standard:
+            facts.remark = f"the op that consumes its weight was not recognised ({', '.join(ops)})"
         else:
-            layer.note = f"the op that consumes its weight was not recognised ({', '.join(ops)})"
+            facts.exclude(f"its weight is consumed by no convolution or linear op ({', '.join(ops)})")
 
-    def windows_consumers(self, name: str) -> tuple[Consumer, ...] | None:
+    def consumers(self, name: str) -> tuple[Consumer, ...] | None:
         """The layers that read this layer's channels; None where not all are known."""
-        consumers = self.known[name].consumers
+        consumers = self.facts[name].consumers
         if not consumers:
             return None
         return tuple(Consumer(layer, weights) for layer, weights in consumers.items())

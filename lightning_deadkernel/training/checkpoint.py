@@ -98,7 +98,7 @@ def take_up(
     first_rank: bool,
 ) -> None:
     """At the start of training: fits the history to the model, and takes up a half-open window if there was one."""
-    lost = history.restrict({layer.name: layer.channels for layer in observer.table.watched})
+    lost = history.restrict({layer.name: layer.channels for layer in observer.reader.watched})
     if lost:
         warn(f"the history of {', '.join(lost)} does not fit the model any more and begins anew.")
     if state is not None:
@@ -130,11 +130,11 @@ def _restore(
 
 
 def _restore_evidence(state: dict[str, Any], observer: Observer, first_rank: bool) -> None:
-    known, evidence = observer.reader.known, observer.evidence
+    facts, evidence = observer.reader.facts, observer.evidence
     sites = {tuple(site): channels for site, channels in state["sites"]}
     evidence.arrange(
         evidence.sources,
-        {site: channels for site, channels in sites.items() if all(name in known for name in site)},
+        {site: channels for site, channels in sites.items() if all(name in facts for name in site)},
     )
     for kind, key, values in state["segments"]:
         key = tuple(key) if isinstance(key, list) else key

@@ -39,10 +39,10 @@ def agree(world: int, observer: Observer | None, window: Window, broken: str | N
     failed: str | None = next((other["broken"] for other in theirs if other["broken"]), None)
     if failed is not None or observer is None:
         return failed
-    for layer in observer.table.layers:
-        layer.excluded = layer.excluded or next(
-            (other["excluded"][layer.name] for other in theirs if layer.name in other["excluded"]), None
-        )
+    for name, facts in observer.reader.facts.items():
+        reason = next((other["excluded"][name] for other in theirs if name in other["excluded"]), None)
+        if reason is not None and facts.excluded is None:
+            facts.exclude(reason)
     observer.agree_on_sites(sorted({site for other in theirs for site in other["sites"]}))
     observer.reached.update(*(other["reached"] for other in theirs))
     observer.unread = max(other["unread"] for other in theirs)
@@ -56,7 +56,7 @@ def _known(observer: Observer | None, window: Window) -> dict[str, Any]:
     if observer is None:
         return {}
     return {
-        "excluded": {layer.name: layer.excluded for layer in observer.table.layers if layer.excluded},
+        "excluded": {name: facts.excluded for name, facts in observer.reader.facts.items() if facts.excluded},
         "sites": observer.sites_known(),
         "reached": sorted(observer.reached),
         "samples": window.samples,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from helpers.tiny_nets import DEAD, Net, between, conv, images, kill, reader_of, rows, watch
 from lightning_deadkernel.graph.layers import LayerTable
-from lightning_deadkernel.graph.reader import GraphReader
-from lightning_deadkernel.graph.topology import GraphMap, walk
+from lightning_deadkernel.graph.reader import GraphMap, GraphReader
+from lightning_deadkernel.graph.topology import walk
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _same_draws() -> None:
 def read(model: nn.Module, x: Tensor) -> tuple[LayerTable, GraphMap]:
     table = LayerTable.of(model, None, None)
     nodes, _ = walk(model(x).square().mean().grad_fn)
-    return table, GraphMap(nodes, table)
+    return table, GraphMap(nodes, table, {})
 
 
 def test_two_steps_of_the_same_model_have_equal_keys_and_another_graph_has_another() -> None:
@@ -39,8 +39,8 @@ def test_two_steps_of_the_same_model_have_equal_keys_and_another_graph_has_anoth
 def test_a_map_keeps_no_node_of_its_step_alive() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     _, graph = read(model, rows(2, 4))
-    assert graph.nodes == []
-    assert all(tap.activation.label == "relu" for entry in graph.found for tap in entry.ways.taps)
+    assert graph.graph.nodes == []
+    assert all(read.activation.label == "relu" for use in graph.uses for read in use.paths.reads)
 
 
 class PreActivation(nn.Module):
@@ -56,11 +56,11 @@ def test_ways_that_layers_of_one_stream_share_are_found_for_each_of_them() -> No
     blocks = 12
     model = nn.Sequential(*[PreActivation(2) for _ in range(blocks)], nn.ReLU(), nn.Conv2d(2, 1, 1))
     _, graph = read(model, images(2, 2, 4))
-    taps = {entry.layer.name: [tap.node for tap in entry.ways.taps] for entry in graph.found}
+    reads = {use.layer.name: [read.node for read in use.paths.reads] for use in graph.uses}
     for i in range(blocks):  # every later block's gate, and the last one
-        assert len(taps[f"{i}.conv"]) == blocks - i
-        assert set(taps[f"{i}.conv"][1:]) == set(taps[f"{min(i + 1, blocks - 1)}.conv"]) or i == blocks - 1
-    assert not any(entry.ways.open for entry in graph.found[:-1])
+        assert len(reads[f"{i}.conv"]) == blocks - i
+        assert set(reads[f"{i}.conv"][1:]) == set(reads[f"{min(i + 1, blocks - 1)}.conv"]) or i == blocks - 1
+    assert not any(use.paths.reaches for use in graph.uses[:-1])
 
 
 def test_producers_and_consumers_are_the_neighbours_behind_the_activations() -> None:
@@ -70,11 +70,11 @@ def test_producers_and_consumers_are_the_neighbours_behind_the_activations() -> 
     table = LayerTable.of(model, None, None)
     reader = GraphReader(table)
     reader.read(model(images(4)).square().mean().grad_fn)
-    found = {name: reader.windows_consumers(name) for name in ("0", "3", "6")}
+    found = {name: reader.consumers(name) for name in ("0", "3", "6")}
     assert [(c.layer, c.parameters_per_channel) for c in found["0"] or ()] == [("3", 54)]
     assert [(c.layer, c.parameters_per_channel) for c in found["3"] or ()] == [("6", 80)]
     assert found["6"] is None
-    assert [reader.known[name].producers for name in ("0", "3", "6")] == [None, {"0"}, {"3"}]
+    assert [reader.facts[name].producers for name in ("0", "3", "6")] == [None, {"0"}, {"3"}]
 
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -321,14 +321,14 @@ def test_a_channel_shifted_below_zero_by_its_norm_is_dead_and_its_shift_speaks_f
     net = Net(forward, conv=conv(), norm=norm, head=nn.Conv2d(8, 2, 1))
     layer = watch(net, images())["conv"]
     assert (layer.dead, layer.activation) == ([2, 7], "relu")
-    assert reader_of(net, images(4)).known["conv"].source.parameter is norm.bias
+    assert reader_of(net, images(4)).facts["conv"].source.parameter is norm.bias
 
 
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.LayerNorm((8, 8, 8)), nn.BatchNorm2d(8, affine=False)])
 def test_a_bias_before_a_norm_without_a_shift_per_channel_is_never_gradient_evidence(norm: nn.Module) -> None:
     net = between(lambda net, x: F.relu(net.norm(x)), norm=norm)
     assert watch(net, images())["conv"].activation == "relu"
-    assert reader_of(net, images(4)).known["conv"].source.parameter is None
+    assert reader_of(net, images(4)).facts["conv"].source.parameter is None
 
 
 def test_a_norm_over_another_axis_of_the_same_length_gives_the_channels_no_shift() -> None:
@@ -340,4 +340,4 @@ def test_a_norm_over_another_axis_of_the_same_length_gives_the_channels_no_shift
     )
     layer = watch(net, rows(8, 8, 5))["fc"]
     assert 3 not in layer.dead
-    assert reader_of(net, rows(4, 8, 5)).known["fc"].source.parameter is None
+    assert reader_of(net, rows(4, 8, 5)).facts["fc"].source.parameter is None

@@ -73,7 +73,7 @@ def test_kernels_without_bias_are_judged_by_their_own_gradient(kernel: str) -> N
     net, x = BIASLESS[kernel]()
     layer = watch(net, x)["first"]
     assert (layer.dead, layer.activation) == (list(DEAD), "relu")
-    assert reader_of(net, x[:4]).known["first"].source.parameter is None
+    assert reader_of(net, x[:4]).facts["first"].source.parameter is None
 
 
 class Raw(nn.Module):

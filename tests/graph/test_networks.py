@@ -315,7 +315,7 @@ def test_autocast_does_not_hide_a_layer(linear: bool) -> None:
         net, x = chain(conv(dead=DEAD), images(), conv(8, 2))
     layer = watch(net, x, precision="bf16-mixed")["first"]
     assert (layer.dead, layer.activation, layer.note) == (list(DEAD), "relu", None)
-    assert reader_of(net, x[:4]).known["first"].source.parameter is net.first.bias
+    assert reader_of(net, x[:4]).facts["first"].source.parameter is net.first.bias
 
 
 def test_a_penalty_in_the_loss_keeps_dead_channels_dead() -> None:

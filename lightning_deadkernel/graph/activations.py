@@ -1,0 +1,262 @@
+"""The activations that can be read: one decorated reader each, which says all that others must know of it.
+
+A reader is given a live node and makes the `Activation` that this use of the op is, or None where it is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_deadkernel.graph.ops import peek, unpack_hook
+from lightning_deadkernel.observation import Gating
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How to read one activation node. `read` gives the value whose sign tells whether a channel fired."""
+
+    label: str
+    kind: Gating
+    saved: str
+    """Name of the saved tensor, ``"result"`` or ``"self"``."""
+    output: Callable[[Tensor], Tensor]
+    """Saved tensor -> activation h."""
+    positive: Callable[[Tensor], Tensor] | None = None
+    """Saved tensor -> a tensor that is > 0 exactly where h is; None: the saved tensor itself."""
+    low: float = -float("inf")
+    """Saved values at or below are on the lower flat end; for sigmoid and tanh the image of -5."""
+    high: float = float("inf")
+    reports_flat_ends: bool = False
+    """The share of inputs on a flat end says something of a channel's health."""
+
+    @property
+    def rectifies(self) -> bool:
+        """h is never negative, and is > 0 exactly where the saved tensor is."""
+        return self.kind == "rectifier" and self.positive is None
+
+    @property
+    def has_flat_ends(self) -> bool:
+        """Whether some finite input lies on a flat end that is counted."""
+        return self.low > -float("inf") or self.high < float("inf")
+
+    def saved_tensor(self, node: Any) -> Tensor:
+        """What the node keeps for backward; the caller has made sure that no unpack hook is set on it."""
+        saved: Tensor = getattr(node, f"_saved_{self.saved}")
+        return saved.detach()
+
+    def unreadable(self, node: Any) -> str | None:
+        """Why reading would cost or fail: an unpack hook recomputes (checkpoint) or copies (`save_on_cpu`)."""
+        hook = unpack_hook(node, self.saved)
+        if hook is None:
+            return None
+        if str(getattr(hook, "__module__", "")).startswith("torch.utils.checkpoint"):
+            return "activation checkpointing recomputes it"
+        return "it is saved through a hook (e.g. save_on_cpu)"
+
+
+Reader = Callable[[Any], Activation | None]
+
+ACTIVATIONS: dict[str, Reader] = {}
+"""Node name -> its reader. A reader gives None where this use of the op is not an activation that can be read."""
+
+
+def activation(*names: str) -> Callable[[Reader], Reader]:
+    """Registers the decorated function as the reader of the nodes of these names (see `ops.canonical`)."""
+
+    def register(reader: Reader) -> Reader:
+        ACTIVATIONS.update(dict.fromkeys(names, reader))
+        return reader
+
+    return register
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+# -- rectifiers --------------------------------------------------------------------------------------------------
+
+
+@activation("Relu")
+def _relu(node: Any) -> Activation:
+    return Activation("relu", "rectifier", "result", _same)
+
+
+@activation("Threshold")
+def _threshold(node: Any) -> Activation:
+    threshold = float(node._saved_threshold)
+    if threshold == 0:
+        return Activation("threshold", "rectifier", "self", F.relu)
+    return Activation(
+        "threshold", "rectifier", "self", lambda x: torch.where(x > threshold, x, 0.0), positive=lambda x: x - threshold
+    )
+
+
+@activation("Hardtanh")
+def _hardtanh(node: Any) -> Activation | None:
+    return _clipped(float(node._saved_min_val), float(node._saved_max_val))
+
+
+@activation("Clamp")
+def _clamp(node: Any) -> Activation | None:
+    return _clipped(_number(node._saved_min), _number(node._saved_max))
+
+
+@activation("ClampMin")
+def _clamp_min(node: Any) -> Activation | None:
+    return _clipped(_number(node._saved_min), None)
+
+
+def _clipped(low: float | None, high: float | None) -> Activation | None:
+    if low is None:
+        return None
+    if low == 0:
+        if high is None:
+            return Activation("relu", "rectifier", "self", F.relu)
+        return Activation(
+            "relu6" if high == 6 else "clamp",
+            "rectifier",
+            "self",
+            lambda x: x.clamp(0, high),
+            high=high,
+            reports_flat_ends=high == 6,
+        )
+    if high is None:
+        return None
+    return Activation(
+        "hardtanh", "bounded", "self", lambda x: x.clamp(low, high), low=low, high=high, reports_flat_ends=True
+    )
+
+
+@activation("Maximum")
+def _maximum(node: Any) -> Activation | None:
+    """`torch.maximum(x, 0)`: a rectifier if the other side is a constant of nothing but zeros."""
+    for mine, other in (("self", "other"), ("other", "self")):
+        constant, value = peek(node, other), peek(node, mine)
+        if constant is None or value is None or constant.requires_grad or not value.requires_grad:
+            continue
+        if not bool(constant.any()):
+            return Activation("relu", "rectifier", mine, F.relu)
+    return None
+
+
+# -- leaky -------------------------------------------------------------------------------------------------------
+
+
+@activation("LeakyRelu")
+def _leaky_relu(node: Any) -> Activation:
+    return _leaky("leaky_relu", node, float(node._saved_negative_slope))
+
+
+@activation("RreluWithNoise")
+def _rrelu(node: Any) -> Activation:
+    return _leaky("rrelu", node, 0.01)
+
+
+def _leaky(label: str, node: Any, slope: float) -> Activation:
+    kind: Gating = "rectifier" if slope == 0 else "leaky"
+    if hasattr(node, "_saved_result"):
+        return Activation(label, kind, "result", _same)
+    return Activation(label, kind, "self", lambda x: F.leaky_relu(x, slope))
+
+
+@activation("PreluKernel")
+def _prelu(node: Any) -> Activation:
+    slopes = node._saved_weight.detach()
+    return Activation("prelu", "leaky", "self", lambda x: torch.where(x > 0, x, x * slopes))
+
+
+# -- smooth ------------------------------------------------------------------------------------------------------
+
+
+@activation("Elu")
+def _elu(node: Any) -> Activation:
+    scale = float(getattr(node, "_saved_scale", 1.0))
+    alpha = float(getattr(node, "_saved_alpha", 1.0))
+    label = "selu" if scale != 1 else "elu"
+    if hasattr(node, "_saved_result"):
+        return Activation(label, "smooth", "result", _same)
+    return Activation(label, "smooth", "self", lambda x: F.elu(x, alpha) * scale)
+
+
+@activation("Celu")
+def _celu(node: Any) -> Activation:
+    return Activation("celu", "smooth", "self", F.celu)
+
+
+@activation("Gelu")
+def _gelu(node: Any) -> Activation:
+    return Activation("gelu", "smooth", "self", F.gelu)
+
+
+@activation("Silu")
+def _silu(node: Any) -> Activation:
+    return Activation("silu", "smooth", "self", F.silu)
+
+
+@activation("Mish")
+def _mish(node: Any) -> Activation:
+    return Activation("mish", "smooth", "self", F.mish)
+
+
+@activation("Hardswish")
+def _hardswish(node: Any) -> Activation:
+    return Activation("hardswish", "smooth", "self", F.hardswish)
+
+
+# -- bounded -----------------------------------------------------------------------------------------------------
+
+
+@activation("Softplus")
+def _softplus(node: Any) -> Activation:
+    """Positive everywhere, so that only its flat end tells an off channel: slope and output are next to zero there."""
+    beta = float(node._saved_beta)
+    return Activation(
+        "softplus",
+        "bounded",
+        "self",
+        lambda x: F.softplus(x, beta),
+        F.softplus,
+        low=-5.0 / beta,
+        reports_flat_ends=True,
+    )
+
+
+SIGMOID_AT_5 = 0.9933071490757153
+TANH_AT_5 = 0.9999092042625951
+
+
+@activation("Sigmoid")
+def _sigmoid(node: Any) -> Activation:
+    return Activation(
+        "sigmoid", "bounded", "result", _same, low=1 - SIGMOID_AT_5, high=SIGMOID_AT_5, reports_flat_ends=True
+    )
+
+
+@activation("Tanh")
+def _tanh(node: Any) -> Activation:
+    return Activation("tanh", "bounded", "result", _same, low=-TANH_AT_5, high=TANH_AT_5, reports_flat_ends=True)
+
+
+@activation("Hardsigmoid")
+def _hardsigmoid(node: Any) -> Activation:
+    return Activation(
+        "hardsigmoid",
+        "bounded",
+        "self",
+        F.hardsigmoid,
+        positive=F.hardsigmoid,
+        low=-3.0,
+        high=3.0,
+        reports_flat_ends=True,
+    )

@@ -1,0 +1,134 @@
+"""What the graphs seen so far say of one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from lightning_deadkernel.graph.kernel_ops import Neighbourhood
+from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.paths import Paths
+from lightning_deadkernel.observation import Gating
+
+ActivationKey = tuple[str, ...]
+"""Names of the layers that reach an activation, sorted. Activations that the same layers reach share one key."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a layer's per-step gradient evidence is read: a (C,) parameter, or the rows of its weight."""
+
+    layer: Layer
+    parameter: nn.Parameter | None = None
+    kind: str = "weight"
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """What one graph shows of one use of a layer."""
+
+    layer: Layer
+    depth: int
+    order: int
+    paths: Paths
+    beside: Neighbourhood
+    penalised: bool
+    producers: set[int] | None
+    """Activation nodes that are the only inputs; None where anything else enters."""
+
+    @property
+    def source(self) -> Source:
+        """The cheapest faithful place of the gradient; never a bias before a norm, whose gradient is rounding."""
+        shift, bias = self.beside.shift, self.beside.bias
+        if shift is not None and shift.requires_grad:
+            return Source(self.layer, shift, "shift")
+        if bias is not None and bias.requires_grad and not self.beside.normed and not self.paths.composed_norm:
+            return Source(self.layer, bias, "bias")
+        return Source(self.layer)
+
+
+@dataclass
+class LayerFacts:
+    """One layer, over all graphs seen."""
+
+    layer: Layer
+    """With the axes that the graphs show, where they differ from those that its module's type tells."""
+    depth: int = 0
+    order: int = -1
+    labels: set[str] = field(default_factory=set)
+    kinds: set[Gating] = field(default_factory=set)
+    activations: set[ActivationKey] = field(default_factory=set)
+    reports_flat_ends: bool = False
+    reaches: bool = False
+    """Some path reaches a kernel op or the loss without an activation."""
+    unknown: list[str] = field(default_factory=list)
+    lost: str | None = None
+    unreadable: str | None = None
+    source: Source | None = None
+    scale: nn.Parameter | None = None
+    penalised: bool = False
+    confirmed: bool = False
+    """A graph showed an op that consumes the weight."""
+    producers: set[str] | None = field(default_factory=set)
+    consumers: dict[str, int] | None = field(default_factory=dict)
+    exclusion: str | None = None
+    """Why it cannot be watched any more."""
+    remark: str | None = None
+
+    @property
+    def excluded(self) -> str | None:
+        """Why the layer is not watched; None where it is."""
+        return self.layer.excluded or self.exclusion
+
+    @property
+    def gating(self) -> Gating | None:
+        """The weakest kind of all its activations; None where a verdict by activation is not possible."""
+        if self.reaches or self.unknown or self.lost or self.unreadable or not self.kinds:
+            return None
+        order: tuple[Gating, ...] = ("leaky", "smooth", "bounded", "rectifier")
+        return next(kind for kind in order if kind in self.kinds)
+
+    @property
+    def activation(self) -> str | None:
+        """Label of the activation; None where none follows; ``"unknown"`` where it cannot be read."""
+        if self.unknown or self.lost or self.unreadable:
+            return "unknown"
+        if self.reaches or not self.labels:
+            return None
+        return "+".join(sorted(self.labels))
+
+    @property
+    def note(self) -> str | None:
+        """Why the activation cannot be read, in words."""
+        if self.unreadable:
+            return f"its activation is not read: {self.unreadable}"
+        if self.unknown:
+            return f"what follows cannot be read ({', '.join(dict.fromkeys(self.unknown))})"
+        if self.lost:
+            return f"its channels are mixed with others before the next activation ({self.lost})"
+        return self.remark
+
+    def exclude(self, reason: str) -> None:
+        """Ends the watch over the layer, once."""
+        self.exclusion = self.exclusion or reason
+
+    def learn(self, use: LayerUse) -> None:
+        """Adds one use of the layer in one graph."""
+        paths = use.paths
+        self.layer = use.layer
+        self.confirmed = True
+        self.depth = max(self.depth, use.depth)
+        self.order = use.order if self.order < 0 else min(self.order, use.order)
+        self.reaches = self.reaches or paths.reaches
+        self.unknown += [name for name in paths.unknown if name not in self.unknown]
+        self.lost = self.lost or paths.lost
+        self.penalised = self.penalised or use.penalised
+        self.labels.update(read.activation.label for read in paths.reads)
+        self.kinds.update(read.activation.kind for read in paths.reads)
+        self.reports_flat_ends = self.reports_flat_ends or any(r.activation.reports_flat_ends for r in paths.reads)
+        source = use.source
+        if self.source is None:
+            self.source, self.scale = source, use.beside.scale
+        elif self.source.parameter is not source.parameter:
+            self.source, self.scale = Source(self.layer), None  # used with several norms: the kernel itself speaks

@@ -1,0 +1,208 @@
+"""Which op consumes which weight, where its channels are, and what stands beside it: bias, norm, inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from lightning_deadkernel.functional.firing import ChannelAxis
+from lightning_deadkernel.graph.activations import ACTIVATIONS
+from lightning_deadkernel.graph.channel_axis import carried, output_shape
+from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.ops import CONVOLUTIONS, MATMULS, MIXERS, NORMS, REDUCTIONS
+from lightning_deadkernel.graph.topology import Topology, Value
+
+FUSED_LINEAR = ("Linear", "MkldnnLinear")
+
+
+@dataclass(frozen=True)
+class KernelOp:
+    """A convolution or matmul: the layer whose weight it consumes, if any, and the places of its arguments."""
+
+    layer: Layer | None
+    data: int
+    weight: int
+    bias: int | None
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The parameters beside a kernel: the bias of its op, and the norm that alone follows it."""
+
+    bias: nn.Parameter | None = None
+    shift: nn.Parameter | None = None
+    scale: nn.Parameter | None = None
+    normed: bool = False
+
+
+class KernelOps:
+    """All kernel ops of a graph."""
+
+    def __init__(self, graph: Topology) -> None:
+        self.graph = graph
+        self.ops = dict(self._find())
+        self.depth, self.feeds = self._depths()
+
+    def _find(self) -> Iterator[tuple[int, KernelOp]]:
+        graph = self.graph
+        for index, name in enumerate(graph.names):
+            values = graph.inputs[index]
+            if name in CONVOLUTIONS:
+                yield index, KernelOp(graph.weight_behind(values[1]), 0, 1, 2)
+            elif name in MATMULS:
+                left, right, bias = MATMULS[name]
+                right_owner = graph.weight_behind(values[right])
+                if name in FUSED_LINEAR:
+                    yield index, KernelOp(right_owner, left, right, bias)
+                    continue
+                left_owner = None if right_owner is not None else graph.weight_behind(values[left])
+                data, weight = (right, left) if left_owner is not None else (left, right)
+                if graph.parameters[index] is not None:
+                    continue  # a product inside a parametrization (spectral norm's W v), not a layer's own op
+                yield index, KernelOp(right_owner or left_owner, data, weight, bias)
+
+    def _depths(self) -> tuple[list[int], list[bool]]:
+        """Kernel ops on the longest path to the loss, and whether any lies on a path at all."""
+        graph = self.graph
+        depth, feeds = [0] * len(graph.names), [False] * len(graph.names)
+        for index in reversed(graph.order):
+            for reader, _ in graph.readers[index]:
+                kernel = reader in self.ops or graph.names[reader] in MIXERS
+                depth[index] = max(depth[index], depth[reader] + (reader in self.ops))
+                feeds[index] = feeds[index] or feeds[reader] or kernel
+        return depth, feeds
+
+    def output_axis(self, index: int) -> tuple[Layer, ChannelAxis] | None:
+        """The layer as this op shows it, and where its channels are in the op's output; None where that is unclear."""
+        op, graph = self.ops[index], self.graph
+        layer = op.layer
+        assert layer is not None
+        out = output_shape(graph.nodes[index])
+        if graph.names[index] in CONVOLUTIONS:
+            groups = int(getattr(graph.nodes[index], "_saved_groups", layer.groups))
+            transposed = bool(getattr(graph.nodes[index], "_saved_transposed", layer.transposed))
+            if layer.main.ndim <= transposed or layer.main.shape[transposed] * (groups if transposed else 1) != out[1]:
+                return None
+            layer = replace(layer, groups=groups, transposed=transposed, channel_dim=int(transposed), channels=out[1])
+            return layer, ChannelAxis(1, out[1])
+        if len(out) not in (1, 2, 3) or (len(out) == 3 and out[0] != 1 and layer.main.ndim > 2):
+            return None
+        on_the_left = op.weight == MATMULS[graph.names[index]][0]
+        axis = len(out) - (2 if on_the_left and len(out) > 1 else 1)
+        value = graph.inputs[index][op.weight]
+        assert value is not None
+        operand = output_shape(graph.nodes[value[0]], value[1])
+        wanted = 0 if graph.names[index] in FUSED_LINEAR else len(operand) - (2 if on_the_left else 1)
+        for dim in range(layer.main.ndim):
+            if self._axis_from_leaf(layer, dim, value) == wanted:
+                layer = replace(layer, channel_dim=dim, channels=layer.main.shape[dim])
+                return (layer, ChannelAxis(axis, out[axis])) if out[axis] == layer.channels else None
+        return None
+
+    def _axis_from_leaf(self, layer: Layer, dim: int, operand: Value) -> int | None:
+        """Follows the weight's own axis `dim` from its parameter to the operand of the op."""
+        graph = self.graph
+        index, shape = graph.leaves.get(id(layer.main)), tuple(layer.main.shape)
+        if index is None or len(shape) < 2:
+            return None
+        at: ChannelAxis | None = ChannelAxis(dim, shape[dim])
+        while at is not None and index != operand[0]:
+            readers = [r for r, _ in graph.readers[index] if r == operand[0] or graph.parameters[r] is not None]
+            readers = [r for r in readers if graph.leads_to(r, operand[0])]
+            if not readers:
+                return None
+            after = output_shape(graph.nodes[readers[0]])
+            try:
+                at = carried(graph.nodes[readers[0]], graph.names[readers[0]], at, shape)
+            except LookupError:
+                at = at if after == shape else None  # weight norm, masks and the like keep the weight's shape
+            index, shape = readers[0], after
+        return None if at is None or at.outer != 1 or at.inner != 1 else at.axis
+
+    def _single_parameter(self, value: Value | None, channels: int) -> nn.Parameter | None:
+        """The (C,) parameter behind an argument, through casts, views and repeats."""
+        graph = self.graph
+        below = None if value is None else graph.parameters[value[0]]
+        if value is None or below is None or len(below) != 1:
+            return None
+        index = value[0]
+        while not graph.is_leaf(index):
+            index = next(v[0] for v in graph.inputs[index] if v is not None)
+        parameter = graph.parameter(index)
+        return parameter if parameter.numel() == channels and parameter.ndim == 1 else None
+
+    def neighbourhood(self, index: int, at: ChannelAxis) -> Neighbourhood:
+        """Bias of the op whose channels are at `at`; shift and scale of the norm that alone follows it."""
+        graph, bias_at = self.graph, self.ops[index].bias
+        values, channels = graph.inputs[index], at.size
+        bias = (
+            self._single_parameter(values[bias_at], channels) if bias_at is not None and bias_at < len(values) else None
+        )
+        node, position, shape = index, at, output_shape(graph.nodes[index])
+        while len(graph.readers[node]) == 1:
+            reader, argument = graph.readers[node][0]
+            name = graph.names[reader]
+            if name in NORMS:
+                arguments = graph.inputs[reader]
+                scale = self._single_parameter(arguments[1], channels) if argument == 0 and len(arguments) > 1 else None
+                shift = self._single_parameter(arguments[2], channels) if argument == 0 and len(arguments) > 2 else None
+                over_last = "Layer" in name or "Rms" in name
+                if position.axis != (len(shape) - 1 if over_last else 1):
+                    scale = shift = None  # as many numbers by chance, for another axis than the channels'
+                return Neighbourhood(bias, shift, scale, True)
+            if name == "Add" and bias is None:
+                others = [v for p, v in enumerate(graph.inputs[reader]) if p != argument]
+                bias = next((p for p in (self._single_parameter(v, channels) for v in others) if p is not None), None)
+                if bias is None:
+                    break
+            elif sum(value is not None for value in graph.inputs[reader]) > 1:
+                break
+            try:
+                after = carried(graph.nodes[reader], name, position, shape)
+            except LookupError:
+                break
+            if after is None or name in REDUCTIONS or name in ACTIVATIONS:
+                break
+            node, position, shape = reader, after, output_shape(graph.nodes[reader])
+        return Neighbourhood(bias)
+
+    def is_penalised(self, layer: Layer) -> bool:
+        """Whether the weight also reaches the loss past its own op, as an L2 term in the loss does."""
+        graph = self.graph
+        frontier = [graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in graph.leaves]
+        seen = set(frontier)
+        while frontier:
+            current = frontier.pop()
+            if current == 0:
+                return True
+            for reader, _ in graph.readers[current]:
+                if reader not in seen and reader not in self.ops:
+                    seen.add(reader)
+                    frontier.append(reader)
+        return False
+
+    def producers(self, index: int) -> set[int] | None:
+        """Activation nodes that are the only inputs of a kernel op; None where anything else enters."""
+        graph = self.graph
+        value = graph.inputs[index][self.ops[index].data]
+        if value is None:
+            return None
+        frontier, seen, found = [value[0]], {value[0]}, set()
+        while frontier:
+            node = frontier.pop()
+            if graph.names[node] in ACTIVATIONS:
+                found.add(node)
+                continue
+            if node in self.ops or graph.names[node] in MIXERS or graph.is_leaf(node):
+                return None
+            values = [v for v in graph.inputs[node] if v is not None]
+            if not values or "Embedding" in graph.names[node]:
+                return None
+            # scales and shifts of norms enter as parameters, not as inputs
+            for child, _ in values[:1] if graph.names[node] in NORMS else values:
+                if graph.parameters[child] is None and child not in seen:
+                    seen.add(child)
+                    frontier.append(child)
+        return found or None
