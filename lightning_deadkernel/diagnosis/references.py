@@ -1,16 +1,34 @@
-"""The papers and pages that findings point to, each once."""
+"""The papers and pages that findings point to, each once, with its link."""
 
-REDO = "Sokar et al. 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning, arXiv 2302.12902"
-MEHTA = "Mehta et al. 2019, On Implicit Filter Level Sparsity in Convolutional Neural Networks, arXiv 1811.12495"
-LU = "Lu et al. 2019, Dying ReLU and Initialization: Theory and Numerical Examples, arXiv 1903.06733"
-HE = "He et al. 2015, Delving Deep into Rectifiers, arXiv 1502.01852"
-GLOROT = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, AISTATS"
-ADAMW = "Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, arXiv 1711.05101"
-BATCH_NORM = "Ioffe and Szegedy 2015, Batch Normalization, arXiv 1502.03167"
-WARMUP = "Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv 1706.02677"
-MIXED = "Micikevicius et al. 2018, Mixed Precision Training, arXiv 1710.03740"
-CLIPPING = "Pascanu et al. 2013, On the difficulty of training Recurrent Neural Networks, arXiv 1211.5063"
-SPARSITY = "Hurley and Rickard 2009, Comparing Measures of Sparsity, arXiv 0811.4706"
-CS231N = "CS231n course notes, Neural Networks Part 2 and 3 (initialization, ratio of weights:updates, dead ReLUs)"
-OPTIM_DOCS = "PyTorch documentation, torch.optim (constructing an optimizer, per-parameter options)"
-PRUNE_DOCS = "PyTorch documentation, torch.nn.utils.prune"
+REDO = (
+    "Sokar et al. 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning, https://arxiv.org/abs/2302.12902"
+)
+MEHTA = (
+    "Mehta et al. 2019, On Implicit Filter Level Sparsity in Convolutional Neural Networks,"
+    " https://arxiv.org/abs/1811.12495"
+)
+LU = "Lu et al. 2019, Dying ReLU and Initialization: Theory and Numerical Examples, https://arxiv.org/abs/1903.06733"
+HE = "He et al. 2015, Delving Deep into Rectifiers, https://arxiv.org/abs/1502.01852"
+GLOROT = (
+    "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks,"
+    " https://proceedings.mlr.press/v9/glorot10a.html"
+)
+ADAMW = "Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101"
+BATCH_NORM = "Ioffe and Szegedy 2015, Batch Normalization, https://arxiv.org/abs/1502.03167"
+WARMUP = "Goyal et al. 2017, Accurate, Large Minibatch SGD, https://arxiv.org/abs/1706.02677"
+MIXED = "Micikevicius et al. 2018, Mixed Precision Training, https://arxiv.org/abs/1710.03740"
+CLIPPING = (
+    "Pascanu et al. 2013, On the difficulty of training Recurrent Neural Networks, https://arxiv.org/abs/1211.5063"
+)
+SPARSITY = "Hurley and Rickard 2009, Comparing Measures of Sparsity, https://arxiv.org/abs/0811.4706"
+CS231N = (
+    "CS231n course notes, Neural Networks Part 2 and 3 (initialization, ratio of weights:updates, dead ReLUs),"
+    " https://cs231n.github.io/neural-networks-3/"
+)
+OPTIM_DOCS = (
+    "PyTorch documentation, torch.optim (constructing an optimizer, per-parameter options),"
+    " https://pytorch.org/docs/stable/optim.html"
+)
+PRUNE_DOCS = (
+    "PyTorch documentation, torch.nn.utils.prune, https://pytorch.org/docs/stable/generated/torch.nn.utils.prune.html"
+)

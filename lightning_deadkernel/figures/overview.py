@@ -28,7 +28,7 @@ from lightning_deadkernel.figures.flow import (
 )
 from lightning_deadkernel.figures.kernel_map import draw_kernel_map, map_height, map_legend, map_note
 from lightning_deadkernel.figures.life_lines import draw_life_lines, life_headline, life_note, life_of, most_told
-from lightning_deadkernel.report.describe import by_severity, headline, verdict, watched_and_not
+from lightning_deadkernel.report.describe import by_severity, verdict, watched_and_not
 from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import COLOURS
@@ -117,7 +117,7 @@ def _heading(axes: Axes, text: str) -> None:
 
 def _written(report: Report, finding: Finding) -> str:
     cause = finding.cause.split(":", 1)
-    return headline(report, finding) + (f" - {cause[1].strip()}" if len(cause) > 1 else "")
+    return finding.headline + (f" - {cause[1].strip()}" if len(cause) > 1 else "")
 
 
 def _write_findings(figure: Figure, report: Report, left: float, top: float) -> None:

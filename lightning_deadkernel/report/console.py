@@ -145,7 +145,7 @@ def _lines(report: ReportRecord, finding: Finding) -> list[tuple[str, str]]:
     """Label and text, the headline first."""
     channels = wording.ranges(finding.channels)
     said = [
-        (finding.severity, wording.headline(report, finding)),
+        (finding.severity, finding.headline),
         ("channels", channels),
         ("seen", wording.evidence(finding)),
         ("cause", finding.cause),

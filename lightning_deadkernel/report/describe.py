@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 from lightning_deadkernel.observation import STATISTICS
 from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, ReportRecord, Savings
 from lightning_deadkernel.report.states import COUNTED, Word
-
-HEADLINES = {
-    "dead_channels": "{of} dead",
-    "saturated_channels": "{of} saturated",
-    "starved_channels": "{of} starved: alive, but no gradient comes back",
-    "frozen_weights": "{of} frozen: not one bit changed",
-    "zero_kernels": "{of} zero, or next to it",
-    "dormant_channels": "{of} dormant",
-    "revived_channels": "{of} back to life",
-    "vanishing_gradient": "the gradient vanishes",
-    "weak_gradient": "the gradient is weak",
-    "exploding_gradient": "the gradient explodes",
-    "non_finite_gradient": "gradients are NaN or infinite",
-    "identical_kernels": "all kernels are identical",
-    "sparse_weights": "most weights are near zero",
-    "update_too_small": "updates are too small to matter",
-    "update_too_large": "updates are recklessly large",
-}
-"""Finding kind -> what it says; `{of}` becomes "3 of 16 kernels are"."""
 
 NOT_OBSERVED = "-"
 _LEAST_NAME = 12
@@ -98,24 +79,6 @@ def rests_on(finding: Finding) -> str:
     return f"seen in window {finding.window:,}{over}"
 
 
-def headline(report: ReportRecord, finding: Finding, name: bool = True) -> str:
-    """One finding in a few words: ``"conv2: 6 of 16 kernels are dead (decayed)"``."""
-    total = next((layer.channels for layer in report.layers if layer.name == finding.layer), report.channels)
-    some = len(finding.channels)
-    of = f"{some:,} of {count(total, 'kernel')} {'is' if some == 1 else 'are'}"
-    said = HEADLINES.get(finding.kind, finding.kind.replace("_", " ")).format(of=of)
-    cause = "" if finding.cause_word == "unknown" or finding.cause_word in said else f" ({finding.cause_word})"
-    where = f"{'the network' if finding.layer is None else finding.layer}: " if name else ""
-    return f"{where}{said}{cause}"
-
-
-def together(findings: Sequence[Finding]) -> Finding:
-    """Findings of one kind in one layer that differ in their cause, as one: all channels, and each cause in a word."""
-    channels = sorted({channel for finding in findings for channel in finding.channels})
-    causes = ", ".join(dict.fromkeys(finding.cause_word for finding in findings))
-    return replace(findings[0], channels=tuple(channels), cause=causes)
-
-
 def by_severity(findings: Sequence[Finding]) -> list[Finding]:
     """Worst first, otherwise as they come."""
     return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
@@ -162,11 +125,13 @@ def verdict(report: ReportRecord) -> str:
     worst = findings[0]
     if worst.severity == "info":
         return f"Nothing wrong: {watched(report)}. {count(len(findings), 'remark')}, none of them a problem by itself."
-    same = [finding for finding in findings if (finding.kind, finding.layer) == (worst.kind, worst.layer)]
-    rest = f" In all: {tally(findings)}." if len(findings) > 1 else ""
+    same = [f for f in findings if (f.kind, f.layer) == (worst.kind, worst.layer) and f is not worst]
     others = {f.layer for f in findings if (f.kind, f.severity) == (worst.kind, worst.severity)} - {worst.layer}
-    also = f", as in {count(len(others), 'other layer')}" if others and worst.layer is not None else ""
-    line = f"{headline(report, together(same))}{also}.{rest}"
+    rest = f" In all: {tally(findings)}." if len(findings) > 1 else ""
+    more = sum(len(finding.channels) for finding in same)
+    also = f", and {more:,} more for other reasons" if more else ""
+    also += f", as in {count(len(others), 'other layer')}" if others and worst.layer is not None else ""
+    line = f"{worst.headline}{also}.{rest}"
     return line[0].upper() + line[1:] if worst.layer is None else line
 
 

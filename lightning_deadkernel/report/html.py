@@ -60,7 +60,6 @@ def to_html(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) -
     page: str = environment.get_template("report.html.j2").render(
         report=report,
         findings=wording.by_severity(report.findings),
-        headline=lambda finding: wording.headline(report, finding, name=False),
         wording=wording,
         table=wording.layer_table(report.watched) if report.watched else None,
         strip=strip,

@@ -91,7 +91,7 @@ def table(content: wording.Table) -> str:
 
 def _finding(report: ReportRecord, place: int, finding: Finding) -> str:
     where = "The network" if finding.layer is None else name(finding.layer)
-    title = f"### {place}. {where}: {escape(wording.headline(report, finding, name=False))}"
+    title = f"### {place}. {where}: {escape(finding.title)}"
     numbers = wording.evidence(finding)
     said = [
         ("Severity", f"{finding.severity} ({finding.kind})"),

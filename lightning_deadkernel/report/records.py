@@ -23,7 +23,7 @@ class Finding:
     """Something worth saying about one layer (or, with `layer=None`, about the whole network)."""
 
     kind: str
-    """One of the kinds of `lightning_deadkernel.diagnosis.diagnose.KINDS`, e.g. ``"dead_channels"``."""
+    """One of the kinds of `lightning_deadkernel.diagnosis.rules.KINDS`, e.g. ``"dead_channels"``."""
     severity: Severity
     layer: str | None
     channels: tuple[int, ...]
@@ -31,11 +31,22 @@ class Finding:
     evidence: dict[str, float | int | str]
     """The numbers it rests on, by name."""
     cause: str
-    """``"<word>: <explanation>"``; the word is one of `lightning_deadkernel.diagnosis.diagnose.CAUSES`."""
+    """``"<word>: <explanation>"``; the word is one of `lightning_deadkernel.diagnosis.rules.CAUSES`."""
     advice: str
     reference: str
     window: int
     samples: int | None
+    title: str = ""
+    """What was found, in a few words: ``"6 of 16 kernels are dead (decayed)"``; where none is given, the kind."""
+
+    def __post_init__(self) -> None:
+        if not self.title:
+            object.__setattr__(self, "title", self.kind.replace("_", " "))
+
+    @property
+    def headline(self) -> str:
+        """The finding in a line: ``"conv2: 6 of 16 kernels are dead (decayed)"``."""
+        return f"{'the network' if self.layer is None else self.layer}: {self.title}"
 
     @property
     def cause_word(self) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_deadkernel.diagnosis.diagnose import diagnose, headline, new_findings, savings
+from lightning_deadkernel.diagnosis.diagnose import diagnose, new_findings
 from lightning_deadkernel.diagnosis.history import History
+from lightning_deadkernel.diagnosis.pruning import savings
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.summarize import read_window
@@ -96,9 +97,9 @@ def speak(
     worth = [finding for finding in report.findings if finding.severity != "info"]
     if on_finding == "raise" and worth:
         worst = worth[0]
-        raise DeadKernelError(f"{worst.kind}: {headline(worst)}. {worst.cause} {worst.advice}")
+        raise DeadKernelError(f"{worst.kind}: {worst.headline}. {worst.cause} {worst.advice}")
     fresh = [finding for finding in new_findings(report.findings, said) if finding.severity != "info"]
     if on_finding == "warn":
         for finding in fresh:
-            rank_zero_warn(f"{headline(finding)}. {finding.advice}", category=DeadKernelWarning)
+            rank_zero_warn(f"{finding.headline}. {finding.advice}", category=DeadKernelWarning)
     return {(finding.kind, finding.layer) for finding in fresh}

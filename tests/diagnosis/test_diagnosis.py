@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.windows import Run, each, layer, start, window
-from lightning_deadkernel.diagnosis.diagnose import classify, diagnose, savings
+from lightning_deadkernel.diagnosis.classify import classify
+from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
+from lightning_deadkernel.diagnosis.pruning import savings
 from lightning_deadkernel.observation import Consumer, LayerWindow
 from lightning_deadkernel.report.states import STATE_BITS, STATES
 from lightning_deadkernel.thresholds import Thresholds
@@ -147,6 +149,16 @@ def test_dormant_is_the_redo_score_at_or_below_the_line() -> None:
     run = Run().next(start())
     assert run.next(layer(**means)).report().dormant == [0, 1]
     assert Run(dormant=0.001).next(start()).next(layer(**means)).report().dormant == []
+
+
+def test_one_nan_leaves_the_scores_of_the_other_channels_as_they_are() -> None:
+    run = Run().next(start()).next(layer(activation_mean=each(math.nan, 0.001, 1, 1)))
+    assert run.report().dormant == [1]
+    values = run.report().values
+    assert values is not None
+    assert values.dormant_score is not None
+    assert math.isnan(values.dormant_score[0])
+    assert values.dormant_score[2] == pytest.approx(3 / 2.001)
 
 
 def test_a_layer_of_zeros_is_dormant_throughout() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, ZERO, Run, alive, begun, each, layer, start
-from lightning_deadkernel.diagnosis.causes import CAUSES
-from lightning_deadkernel.diagnosis.findings import KINDS, headline, new_findings
+from lightning_deadkernel.diagnosis.diagnose import new_findings
+from lightning_deadkernel.diagnosis.rules import CAUSES, KINDS
 from lightning_deadkernel.observation import Consumer
 
 
@@ -62,15 +62,17 @@ def test_findings_come_worst_first_and_read_back_from_json() -> None:
         assert json.loads(json.dumps(finding.evidence, allow_nan=False)) == finding.evidence
 
 
-def test_a_headline_names_layer_numbers_cause_and_window() -> None:
-    assert headline(_knocked_out().only("dead_channels")) == "conv: 1 of 4 kernels dead (knocked out) since window 2"
+def test_a_title_says_how_many_of_how_many_and_why_and_a_headline_where() -> None:
+    finding = _knocked_out().only("dead_channels")
+    assert finding.title == "1 of 4 kernels is dead (knocked out)"
+    assert finding.headline == "conv: 1 of 4 kernels is dead (knocked out)"
     run = begun().next(layer(**FIRST_OFF)).next(layer())
-    assert headline(run.only("revived_channels")) == "conv: 1 of 4 kernels revived (recovered) in window 3"
-    assert headline(Run().next(start(**ZERO)).findings[0]) == (
-        "conv: 1 of 4 kernels zero (zero at initialisation) at initialisation"
+    assert run.only("revived_channels").headline == "conv: 1 of 4 kernels is back to life (recovered)"
+    assert Run().next(start(**ZERO)).findings[0].headline == (
+        "conv: 1 of 4 kernels is zero, or next to it (zero at initialisation)"
     )
     run = begun().next(layer(gradient_ratio=1e-8, weak_share=1.0, vanishing_share=1.0))
-    assert headline(run.only("vanishing_gradient")) == "conv: vanishing gradient (unknown) in window 2"
+    assert run.only("vanishing_gradient").headline == "conv: the gradient vanishes"
 
 
 def test_each_kind_and_layer_is_said_once_and_infos_are_not() -> None:

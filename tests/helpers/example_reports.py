@@ -100,6 +100,7 @@ def sick_report() -> Report:
     findings = (
         Finding(
             kind="vanishing_gradient",
+            title="the gradient vanishes",
             severity="error",
             layer="attention.mix",
             channels=(),
@@ -112,6 +113,7 @@ def sick_report() -> Report:
         ),
         Finding(
             kind="dead_channels",
+            title="6 of 32 kernels are dead (knocked out)",
             severity="warning",
             layer="features.3",
             channels=(0, 1, 2, 3, 7, 20),
@@ -124,6 +126,7 @@ def sick_report() -> Report:
         ),
         Finding(
             kind="zero_kernels",
+            title="2 of 16 kernels are zero, or next to it (decayed)",
             severity="warning",
             layer="features.0",
             channels=(3, 11),
@@ -136,6 +139,7 @@ def sick_report() -> Report:
         ),
         Finding(
             kind="sparse_weights",
+            title="most weights are near zero (decayed)",
             severity="info",
             layer="features.0",
             channels=(),
@@ -212,6 +216,16 @@ def malicious_report() -> Report:
         excluded=MALICIOUS,
     )
     finding = Finding(
-        "dead_channels", "error", MALICIOUS, (1,), {MALICIOUS: MALICIOUS}, MALICIOUS, MALICIOUS, MALICIOUS, 1, 10
+        "dead_channels",
+        "error",
+        MALICIOUS,
+        (1,),
+        {MALICIOUS: MALICIOUS},
+        MALICIOUS,
+        MALICIOUS,
+        MALICIOUS,
+        1,
+        10,
+        MALICIOUS,
     )
     return Report(1, 0, 1, 10, 1, 1, 1, (evil, gone), (finding,), Savings(1, 1, 4, (MALICIOUS,)), (MALICIOUS,))

@@ -151,7 +151,7 @@ def test_a_layers_name_does_not_steer_the_terminal(rich: bool) -> None:
 
 
 def test_what_has_no_layer_is_told_of_the_network(rich: bool) -> None:
-    finding = replace(sick_report().findings[0], layer=None, kind="exploding_gradient")
+    finding = replace(sick_report().findings[0], layer=None, title="the gradient explodes")
     text = console.render(replace(sick_report(), findings=(finding,)), 100, rich)
     assert "the network: the gradient explodes" in text
 

@@ -299,6 +299,15 @@ def test_a_compact_report_keeps_all_but_values_and_tensors() -> None:
     assert compact.findings == report.findings
 
 
+def test_a_file_of_version_1_gives_each_finding_its_kind_as_title(tmp_path: Path) -> None:
+    record = json.loads(schema.to_json(sick_report())) | {"version": 1}
+    for finding in record["findings"]:
+        del finding["title"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(record))
+    assert [finding.title for finding in Report.load(path).findings][:2] == ["vanishing gradient", "dead channels"]
+
+
 def test_the_written_schema_names_every_key_and_word_that_is_written_and_no_other() -> None:
     document = DOCUMENT.read_text()
     documented = set(re.findall(r"^\| `([^`]+)` \|", document, flags=re.MULTILINE))

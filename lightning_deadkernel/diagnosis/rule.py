@@ -1,0 +1,103 @@
+"""What a rule is: a check over a window that yields what it found, with the page that explains it.
+
+Each module of `diagnosis.rules` holds one rule of its own name, and its docstring is the rule's page in the docs.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_deadkernel.diagnosis.causes import UNKNOWN, Cause, CauseKind, Evidence
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.report.records import Finding, Severity
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a rule has found, in one layer or, with `layer=None`, in the whole network."""
+
+    layer: LayerContext | None
+    severity: Severity
+    """*info* is worth knowing and normal, *warning* is capacity or speed lost, *error* makes training useless."""
+    cause: Cause
+    evidence: Evidence = field(default_factory=dict)
+    channels: Tensor | None = None
+    """(C,) bool: the channels concerned; None: the layer as a whole."""
+
+
+Check = Callable[[WindowContext], Iterator[Found]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of finding."""
+
+    kind: str
+    title: str
+    """What it says; `{of}` becomes "3 of 16 kernels are"."""
+    causes: tuple[CauseKind, ...]
+    """All causes that it may state."""
+    check: Check
+    at_initialisation: bool
+    """Whether it can be told from the weights alone, before the first step."""
+    page: str
+    """Markdown: what it finds, why it matters, what to do, reference."""
+
+    def findings(self, context: WindowContext) -> Iterator[tuple[Found, Finding]]:
+        """What there is to say of this kind, with what it was made from."""
+        if context.window.index or self.at_initialisation:
+            for found in self.check(context):
+                yield found, self._finding(found, context)
+
+    def _finding(self, found: Found, context: WindowContext) -> Finding:
+        indices = () if found.channels is None else tuple(int(c) for c in found.channels.nonzero().flatten())
+        counted: Evidence = {}
+        if found.layer is not None and found.channels is not None:
+            counted = {"channels": len(indices), "of": found.layer.observed.channels}
+        return Finding(
+            kind=self.kind,
+            severity=found.severity,
+            layer=None if found.layer is None else found.layer.name,
+            channels=indices,
+            evidence=_plain({**counted, **found.evidence, **found.cause.evidence}),
+            cause=found.cause.text,
+            advice=found.cause.advice,
+            reference=found.cause.reference,
+            window=context.window.index,
+            samples=context.window.samples,
+            title=self._title(found, indices),
+        )
+
+    def _title(self, found: Found, channels: Sequence[int]) -> str:
+        total = found.layer.observed.channels if found.layer is not None else 0
+        verb = "is" if len(channels) == 1 else "are"
+        text = self.title.format(of=f"{len(channels):,} of {total:,} kernel{'s' * (total != 1)} {verb}")
+        word = found.cause.kind.word
+        return text if found.cause.kind is UNKNOWN or word in text else f"{text} ({word})"
+
+
+def rule(title: str, causes: tuple[CauseKind, ...], at_initialisation: bool = False) -> Callable[[Check], Rule]:
+    """Make a check the rule of its own name, with its module's docstring as page.
+
+    Args:
+        title: see `Rule.title`.
+        causes: see `Rule.causes`.
+        at_initialisation: see `Rule.at_initialisation`.
+    """
+
+    def made(check: Check) -> Rule:
+        page = sys.modules[check.__module__].__doc__ or ""
+        return Rule(check.__name__, title, causes, check, at_initialisation, page)
+
+    return made
+
+
+def _plain(evidence: Evidence) -> Evidence:
+    """NaN (not observed) left out, infinity in words: neither is JSON."""
+    numbers = {name: value for name, value in evidence.items() if not (isinstance(value, float) and math.isnan(value))}
+    return {name: str(value) if value in (math.inf, -math.inf) else value for name, value in numbers.items()}

@@ -1,0 +1,261 @@
+"""Kernels that never fired behind a rectifier, and got no gradient.
+
+## What it finds
+
+Kernels whose output was zero or below on every sample of the window, where all that follows is a rectifier (ReLU and
+its kin), and whose own gradient was zero as well. It rests on all samples of the window, not on one batch; with *n*
+samples and no firing, the true firing rate is below 3/n with 95 % confidence.
+
+## Why it matters
+
+A dead kernel adds nothing to the output, and no gradient can bring it back: it is capacity that is paid for and not
+used. A whole dead layer cuts the network off.
+
+## What to do
+
+The finding names the likely cause and what helps against it. Mostly: lower the learning rate or warm it up, put a norm
+before the activation, use He initialisation, or use LeakyReLU or GELU. A few dead kernels are normal in deep networks
+without norms, and can be pruned without changing the output.
+
+## Reference
+
+- Lu et al. 2019, Dying ReLU and Initialization: Theory and Numerical Examples, https://arxiv.org/abs/1903.06733
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.causes import (
+    BORN_DEAD,
+    DECAYED,
+    FADED,
+    KNOCKED_OUT,
+    PRUNED,
+    SHIFT_NEGATIVE,
+    UNKNOWN,
+    UPSTREAM_DEAD,
+    ZERO_AT_INITIALISATION,
+    Cause,
+    CauseKind,
+    Evidence,
+)
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext, span, windows
+from lightning_deadkernel.diagnosis.history import NEVER
+from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.weight_causes import (
+    BY_DECAY,
+    BY_DECAY_FIRST,
+    BY_MASK,
+    FROM_THE_START,
+    ChannelCause,
+    assign,
+    is_zero,
+)
+from lightning_deadkernel.report.records import Severity
+
+FEW_BATCHES = 5
+"""One batch is no evidence: in a healthy layer of 1024 units 9 % were silent in one batch of 32, 0 % over ten."""
+CHANCE_SHARE = 0.5
+"""Healthy He-initialised networks, 20 layers deep and 64 wide, have up to 44 % of a deep layer dead from the first draw
+and ordinary drift."""
+SHIFT_REACH = 3.0
+"""A normalised input rarely passes three standard deviations: a shift below -3 |gamma| keeps the rectifier shut."""
+BARE_SHIFT_REACH = 10.0
+"""Without a norm the input's size is unknown: ten times what an input of unit rms reaches leaves room for that."""
+FADED_RATE = 0.3
+"""In healthy He-initialised networks, 20 layers deep and 64 wide, the channels that drift off fired on 0.05 to 24 % of
+inputs in their last window."""
+SURE = 3.0
+"""Of n samples on none of which a channel fired: its rate is below 3/n with 95 % confidence (the rule of three)."""
+
+
+@rule(
+    "{of} dead",
+    causes=(
+        PRUNED,
+        UPSTREAM_DEAD,
+        ZERO_AT_INITIALISATION,
+        DECAYED,
+        KNOCKED_OUT,
+        SHIFT_NEGATIVE,
+        BORN_DEAD,
+        FADED,
+        UNKNOWN,
+    ),
+)
+def dead_channels(context: WindowContext) -> Iterator[Found]:
+    """Channels in the state "dead", grouped by cause."""
+    for layer in context.layers:
+        dead = layer.mask(layer.report.dead)
+        if not bool(dead.any()):
+            continue
+        groups = assign(layer, dead, CAUSES, _unknown)
+        chance = sum(float(channels.float().mean()) for channels, cause in groups if cause.kind.by_chance)
+        for channels, cause in groups:
+            severity = _severity(layer, bool(dead.all()), channels, cause.kind, chance)
+            yield Found(layer, severity, cause, _evidence(layer, channels), channels)
+
+
+def _severity(layer: LayerContext, whole: bool, channels: Tensor, cause: CauseKind, chance: float) -> Severity:
+    if cause.on_purpose:
+        return "info"
+    if whole:
+        return "error"
+    young = bool((layer.past.since[channels] == layer.window.index).all())
+    if (cause.by_chance or cause is UNKNOWN) and young and layer.window.batches < FEW_BATCHES:
+        return "info"
+    return "info" if cause.by_chance and chance < CHANCE_SHARE else "warning"
+
+
+def _evidence(layer: LayerContext, channels: Tensor) -> Evidence:
+    evidence = layer.since(channels)
+    if layer.window.samples:
+        evidence["highest_possible_firing_rate"] = SURE / layer.window.samples
+    if not layer.observed.exact:
+        evidence["seen_on"] = "sampled steps and gradients"
+    return evidence
+
+
+# -- causes -----------------------------------------------------------------------------------------------------------
+
+
+def _is_upstream_dead(layer: LayerContext) -> Tensor:
+    """All layers that feed this one are wholly dead."""
+    producers = layer.observed.producers or ()
+    return layer.everywhere(bool(producers) and all(layer.wholly_dead(name) for name in producers))
+
+
+def _upstream_dead(layer: LayerContext, channels: Tensor) -> Cause:
+    names = ", ".join(layer.observed.producers or ())
+    return UPSTREAM_DEAD.because(
+        f"every channel of what feeds this layer is dead ({names}), so it sees a constant zero",
+        f"Revive {names} first; this layer follows by itself or shows a cause of its own then.",
+        references.LU,
+        {"producers": names},
+    )
+
+
+def _was_knocked_out(layer: LayerContext) -> Tensor:
+    """It fired until a window in which, or right after which, an update was reckless."""
+    return (layer.past.last_fired > 0) & (layer.past.reckless > layer.thresholds.update_large)
+
+
+def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
+    past = layer.past
+    ratio = past.reckless[channels]
+    return KNOCKED_OUT.because(
+        f"fired until {windows(past.last_fired[channels])}, when one optimizer step changed the weights by"
+        f" {span(ratio)} of their own norm (above {layer.thresholds.update_large:g} is reckless)",
+        "Lower the learning rate three- to tenfold, or warm it up over the first few hundred steps; clip the gradient"
+        " norm if the jump came late in training.",
+        f"{references.WARMUP}; {references.CS231N}",
+        {"last_fired_in_window": int(past.last_fired[channels].max()), "update_ratio_max": float(ratio.max())},
+    )
+
+
+def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
+    """The shift lies below what the input can make up for."""
+    observed = layer.observed
+    if observed.shift is None:
+        return layer.everywhere(False)
+    if observed.norm_scale is not None:
+        return (observed.shift < 0) & (observed.shift < -SHIFT_REACH * observed.norm_scale)
+    if observed.norms is None:
+        return layer.everywhere(False)
+    return (observed.shift < 0) & (observed.shift < -BARE_SHIFT_REACH * observed.norms)
+
+
+def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
+    observed = layer.observed
+    assert observed.shift is not None
+    normed = observed.norm_scale is not None
+    reach = observed.norm_scale if observed.norm_scale is not None else observed.norms
+    assert reach is not None
+    name, against = ("norm's shift (beta)", "|gamma|") if normed else ("bias", "kernel norm")
+    return SHIFT_NEGATIVE.because(
+        f"the {name} is {span(observed.shift[channels])} against a {against} of {span(reach[channels])}: no usual input"
+        " lifts the channel above zero",
+        "Set the shift of these channels to 0 to revive them; if it happens again, lower the learning rate or warm it"
+        " up.",
+        f"{references.CS231N}; {references.BATCH_NORM}" if normed else references.CS231N,
+        {"shift": float(observed.shift[channels].min()), "reach": float(reach[channels].max())},
+    )
+
+
+def _was_born_dead(layer: LayerContext) -> Tensor:
+    """It was watched from global step 0 and has not fired once."""
+    return (layer.past.last_fired == NEVER) & layer.watched_from_start
+
+
+def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
+    return BORN_DEAD.because(
+        "has not fired once since training began at step 0: the draw of the initial weights put it there",
+        "Some of this is normal in deep networks without norms. Where it is much: put a norm before the activation,"
+        " make the layer wider, or use He initialisation, LeakyReLU or GELU.",
+        f"{references.LU}; {references.HE}",
+    )
+
+
+def _has_faded(layer: LayerContext) -> Tensor:
+    """It fired on few inputs in its last window and then on none, without a reckless step: ordinary drift."""
+    return (layer.past.last_fired > 0) & (layer.past.rate < FADED_RATE)
+
+
+def _faded(layer: LayerContext, channels: Tensor) -> Cause:
+    past = layer.past
+    return FADED.because(
+        f"fired on {span(past.rate[channels] * 100, '.2g')} % of samples and positions in"
+        f" {windows(past.last_fired[channels])} and then on none, with no reckless step seen: the drift of ordinary"
+        " training",
+        "A few of these are normal, and some come back. If their number grows from window to window, put a norm before"
+        " the activation, lower the learning rate, or use LeakyReLU or GELU.",
+        f"{references.LU}; {references.CS231N}",
+        {
+            "last_fired_in_window": int(past.last_fired[channels].max()),
+            "last_firing_rate": float(past.rate[channels].max()),
+        },
+    )
+
+
+def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
+    past, fired = layer.past, layer.past.last_fired[channels]
+    once = bool((fired > 0).any())
+    if once:
+        text = f"fired until {windows(fired[fired > 0])} and then stopped"
+        rate = past.rate[channels][fired > 0]
+        rate = rate[rate.isfinite()]
+        if rate.numel():
+            text += f" (on {span(rate * 100, '.2g')} % of samples and positions by then)"
+    else:
+        text = "has not fired since it is watched, and the run had begun before that"
+    ruled_out = [
+        "no reckless update was sampled" if once else "",
+        "the kernel is not zero" if not bool(is_zero(layer)[channels].any()) else "no decay explains the zero kernel",
+        "the shift is within reach" if layer.observed.shift is not None else "",
+        "what feeds it is alive" if layer.observed.producers else "",
+    ]
+    return UNKNOWN.because(
+        f"{text}; ruled out: {', '.join(filter(None, ruled_out))}",
+        "If their number grows from window to window, lower the learning rate or put a norm before the activation; a"
+        " small, steady number costs little.",
+        f"{references.LU}; {references.CS231N}",
+        {"last_fired_in_window": int(fired.max())} if once else {},
+    )
+
+
+CAUSES = (
+    BY_MASK,
+    ChannelCause(UPSTREAM_DEAD, _is_upstream_dead, _upstream_dead),
+    FROM_THE_START,
+    BY_DECAY_FIRST,
+    ChannelCause(KNOCKED_OUT, _was_knocked_out, _knocked_out),
+    ChannelCause(SHIFT_NEGATIVE, _is_shift_out_of_reach, _shift_negative),
+    BY_DECAY,
+    ChannelCause(BORN_DEAD, _was_born_dead, _born_dead),
+    ChannelCause(FADED, _has_faded, _faded),
+)
+"""In the order in which they are tried."""

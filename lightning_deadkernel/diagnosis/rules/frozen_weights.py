@@ -1,0 +1,95 @@
+"""Kernels that get a gradient and did not change in one bit.
+
+## What it finds
+
+Kernels whose weights are bitwise the same at the window's end as at its start, though optimizer steps were taken, the
+learning rate was positive, no mask holds them, and a gradient reached them. Weights with `requires_grad=False` are not
+meant: they are listed as not watched.
+
+## Why it matters
+
+Their backward pass is paid for and nothing is learned. Either no optimizer holds the parameter, or its steps are
+smaller than the number format can resolve and are rounded away.
+
+## What to do
+
+Pass the parameter to the optimizer, keep float32 master weights (`bf16-mixed` in place of `bf16-true`), or raise a
+gradient that is too small.
+
+## Reference
+
+- Micikevicius et al. 2018, Mixed Precision Training, https://arxiv.org/abs/1710.03740
+- PyTorch documentation, torch.optim, https://pytorch.org/docs/stable/optim.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.causes import BELOW_RESOLUTION, NOT_IN_OPTIMIZER, UNKNOWN, Cause, Evidence
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.rule import Found, rule
+
+HALF = 0.5
+"""Below this share of a layer, kernels of float32 that stand still are no more than worth knowing."""
+EPSILON = {2: 2.0**-8, 4: 2.0**-24, 8: 2.0**-53}
+"""Bytes of a weight -> the relative step below which an update is surely rounded away."""
+
+
+@rule("{of} frozen: not one bit changed", causes=(NOT_IN_OPTIMIZER, BELOW_RESOLUTION, UNKNOWN))
+def frozen_weights(context: WindowContext) -> Iterator[Found]:
+    """Channels flagged as frozen."""
+    for layer in context.layers:
+        channels = layer.mask(layer.report.frozen)
+        if not bool(channels.any()):
+            continue
+        cause = _why(layer, channels)
+        # a vanishing gradient is a finding of its own, and the root of this one
+        vanishing = layer.observed.vanishing_share >= layer.thresholds.share_of_steps
+        few = vanishing or float(channels.float().mean()) < HALF
+        small = cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2 and few
+        evidence: Evidence = {"optimizer_steps": layer.window.optimizer_steps}
+        yield Found(layer, "info" if small else "warning", cause, evidence, channels)
+
+
+def _why(layer: LayerContext, channels: Tensor) -> Cause:
+    observed = layer.observed
+    if not observed.in_optimizer:
+        return NOT_IN_OPTIMIZER.because(
+            "a gradient reaches the weight, but no optimizer holds it, so no step can change it",
+            "Pass the parameter to the optimizer in configure_optimizers, or set requires_grad=False if it is frozen on"
+            " purpose (that saves its backward pass as well).",
+            references.OPTIM_DOCS,
+        )
+    gradient = observed.weight_gradient if observed.weight_gradient is not None else observed.gradient
+    assert gradient is not None
+    rate, size = observed.learning_rate or 0.0, float(gradient[channels].max())
+    largest = float(observed.largest[channels].max()) if observed.largest is not None else float("nan")
+    evidence: Evidence = {
+        "learning_rate": rate,
+        "largest_gradient": size,
+        "largest_weight": largest,
+        "bytes_per_parameter": observed.bytes_per_parameter,
+    }
+    half = observed.bytes_per_parameter == 2
+    if half or rate * size < EPSILON.get(observed.bytes_per_parameter, EPSILON[4]) * largest:
+        return BELOW_RESOLUTION.because(
+            f"steps at learning rate {rate:g} on gradients up to {size:.1e} round away in weights of up to"
+            f" {largest:.2g} held in {observed.bytes_per_parameter} bytes",
+            "Keep float32 master weights (precision='bf16-mixed' in place of 'bf16-true')."
+            if half
+            else "Raise the gradient of this layer (a norm, a shorter path to the loss) or its learning rate.",
+            references.MIXED,
+            evidence,
+        )
+    return UNKNOWN.because(
+        "ruled out: missing from the optimizer, learning rate zero, a pruning mask, steps below the weights'"
+        " resolution",
+        "Look for code that writes the weights back after each step, for a gradient zeroed in a hook before the step,"
+        " or for an optimizer that does not step in this phase.",
+        references.OPTIM_DOCS,
+        evidence,
+    )

@@ -1,0 +1,70 @@
+"""Layers most of whose weights are zero or next to it.
+
+## What it finds
+
+Layers with more than half of their weights exactly zero, more than a tenth below 1e-2 of their rms (a Gaussian has
+0.8 %), or a Gini index above 0.7 (a Gaussian has 0.414).
+
+## Why it matters
+
+It is normal in a trained layer: weight decay and L1 terms make many small weights and a few large ones. It is a fault
+only where dead or zero kernels are what makes it so.
+
+## What to do
+
+Nothing where it is normal; such a layer prunes well by magnitude. Else see to the dead or zero kernels first.
+
+## Reference
+
+- Hurley and Rickard 2009, Comparing Measures of Sparsity, https://arxiv.org/abs/0811.4706
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.causes import DEAD_CHANNELS, HEAVY_TAILS, PRUNED, CauseKind, Evidence
+from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.report.records import Severity
+
+GAUSSIAN_NEAR_ZERO, GAUSSIAN_GINI = 0.0080, 0.414
+
+
+@rule("most weights are near zero", causes=(PRUNED, DEAD_CHANNELS, HEAVY_TAILS))
+def sparse_weights(context: WindowContext) -> Iterator[Found]:
+    """Layers above one of the three lines of sparsity."""
+    lines = context.thresholds
+    for layer in context.layers:
+        observed = layer.observed
+        if observed.largest is None or not bool((observed.largest > 0).any()):
+            continue
+        zeros, near, gini = observed.weight_sparsity or 0.0, observed.weight_near_zeros or 0.0, observed.gini or 0.0
+        if not (zeros > lines.zero_share or near > lines.near_zero_share or gini > lines.gini):
+            continue
+        gone = len(set(layer.report.dead) | set(layer.report.zero_kernels))
+        severity: Severity = "info"
+        kind: CauseKind
+        if observed.masked is not None:
+            kind, verdict, advice = PRUNED, "a pruning mask made it so", "Nothing to fix."
+        elif gone and (zeros > lines.zero_share or 2 * gone > near * observed.channels):
+            severity, kind = "warning" if zeros > lines.zero_share else "info", DEAD_CHANNELS
+            verdict = f"{gone} of {observed.channels} channels are dead or zero and take their weights with them"
+            advice = "See to those channels first; what they held is capacity lost and can be pruned."
+        else:
+            kind = HEAVY_TAILS
+            verdict = "dead or zero channels do not explain it" if gone else "no channel is dead"
+            verdict += ", so it is what training, weight decay or an L1 term made of the layer"
+            advice = "Normal in a trained layer: nothing to fix. Such a layer prunes well by magnitude."
+        evidence: Evidence = {"weight_zeros": zeros, "weight_near_zeros": near, "gini": gini}
+        if observed.hoyer is not None:
+            evidence["hoyer"] = observed.hoyer
+        cause = kind.because(
+            f"{zeros:.1%} of the weights are exactly zero, {near:.1%} below 1e-2 of their rms (a Gaussian has"
+            f" {GAUSSIAN_NEAR_ZERO:.1%}), Gini {gini:.2f} (a Gaussian has {GAUSSIAN_GINI}); {verdict}",
+            advice,
+            references.SPARSITY,
+            {"dead_or_zero": gone},
+        )
+        yield Found(layer, severity, cause, evidence)

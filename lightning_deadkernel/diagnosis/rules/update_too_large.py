@@ -1,0 +1,53 @@
+"""Layers whose optimizer steps change too much of the weights.
+
+## What it finds
+
+Layers whose typical step changes the weights by more than a tenth of their norm. Once is worth knowing, since first
+steps from small weights look like this; twice in a row is a warning.
+
+## Why it matters
+
+About one in a thousand is healthy. At a tenth, what was learned is overwritten within a few steps, and kernels are
+pushed where their activation is off for every input.
+
+## What to do
+
+Lower the learning rate three- to tenfold or warm it up; clip the gradient norm if single batches cause it.
+
+## Reference
+
+- CS231n course notes, Neural Networks Part 3, ratio of weights:updates, https://cs231n.github.io/neural-networks-3/
+- Goyal et al. 2017, Accurate, Large Minibatch SGD, https://arxiv.org/abs/1706.02677
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.causes import RECKLESS_UPDATES
+from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.rule import Found, rule
+
+
+@rule("updates are recklessly large", causes=(RECKLESS_UPDATES,))
+def update_too_large(context: WindowContext) -> Iterator[Found]:
+    """Layers whose median update ratio is above the line."""
+    line = context.thresholds.update_large
+    for layer in context.layers:
+        ratio = layer.observed.update_ratio
+        if ratio is None or not ratio > line:
+            continue
+        again = layer.past.previous_update_ratio > line
+        cause = RECKLESS_UPDATES.because(
+            f"a typical step changes the weights by {ratio:.2g} of their norm"
+            + (", as in the window before" if again else ""),
+            "Lower the learning rate three- to tenfold or warm it up; clip the gradient norm if single batches cause"
+            " it."
+            if again
+            else "Nothing yet: first steps from small weights look like this. If it is still so in the next window,"
+            " lower the learning rate.",
+            f"{references.CS231N}; {references.WARMUP}",
+            {"update_ratio": ratio, "update_ratio_max": layer.observed.update_ratio_max or ratio},
+        )
+        yield Found(layer, "warning" if again else "info", cause)

@@ -1,0 +1,51 @@
+"""Layers whose gradient is small beside the network's largest.
+
+## What it finds
+
+Layers with R = rms(gradient) / largest rms(gradient) between 1e-6 and 1e-3 on at least half of the window's sampled
+steps.
+
+## Why it matters
+
+Under plain SGD such a layer learns a thousand times slower than the fastest one. It is the early form of a vanishing
+gradient.
+
+## What to do
+
+The same as for a vanishing gradient: norms, skip connections, He initialisation, activations with a slope.
+
+## Reference
+
+- Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks,
+  https://proceedings.mlr.press/v9/glorot10a.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._small_gradient import (
+    CAUSES,
+    Explainer,
+    evidence,
+    is_scale_growing,
+    is_weak,
+)
+from lightning_deadkernel.report.records import Severity
+
+MARGIN = 0.1
+"""A gradient less than tenfold below the line is worth knowing, and no more."""
+
+
+@rule("the gradient is weak", causes=CAUSES)
+def weak_gradient(context: WindowContext) -> Iterator[Found]:
+    """Layers whose gradient is below the line of weak and above that of vanishing."""
+    explain = Explainer(context)
+    for layer in context.layers:
+        if is_weak(layer):
+            ratio = layer.observed.gradient_ratio or 0.0
+            clear = ratio < MARGIN * layer.thresholds.weak_gradient and not is_scale_growing(layer)
+            severity: Severity = "warning" if clear else "info"
+            yield Found(layer, severity, explain.cause(layer), evidence(layer, layer.observed.weak_share))

@@ -1,0 +1,112 @@
+"""Kernels that are zero, or next to it.
+
+## What it finds
+
+Kernels whose weights are all zero, whose norm is below 1e-3 of the largest in their layer, or whose following norm has
+a scale (gamma) below 1e-3. A norm's scale that starts at zero is one only if it stays there.
+
+## Why it matters
+
+Such a kernel does not look at its input: what leaves it is a constant, or nothing. It costs the same as the others.
+
+## What to do
+
+The finding says whether it was so from the start, whether weight decay did it, or a pruning mask. Against
+decay helps AdamW in place of Adam with `weight_decay`, or no decay on norms; against zeros of the initialisation help
+random values. What stays zero can be pruned.
+
+## Reference
+
+- Mehta et al. 2019, On Implicit Filter Level Sparsity in Convolutional Neural Networks, https://arxiv.org/abs/1811.12495
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.causes import (
+    DECAYED,
+    PRUNED,
+    UNKNOWN,
+    ZERO_AT_INITIALISATION,
+    Cause,
+    CauseKind,
+    Evidence,
+)
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.weight_causes import (
+    BY_DECAY,
+    BY_MASK,
+    FROM_THE_START,
+    assign,
+    has_scale_shrunk,
+)
+from lightning_deadkernel.report.records import Severity
+
+
+@rule("{of} zero, or next to it", causes=(PRUNED, ZERO_AT_INITIALISATION, DECAYED, UNKNOWN), at_initialisation=True)
+def zero_kernels(context: WindowContext) -> Iterator[Found]:
+    """Channels flagged as zero kernels, grouped by cause."""
+    for layer in context.layers:
+        zero = layer.mask(layer.report.zero_kernels) & ~_has_fresh_scale(layer)
+        if not bool(zero.any()):
+            continue
+        shift = layer.observed.shift
+        for channels, cause in assign(layer, zero, (BY_MASK, FROM_THE_START, BY_DECAY), _unknown):
+            evidence: Evidence = {}
+            if shift is not None:
+                evidence["constant_output"] = int((channels & (shift > 0)).sum())
+            learning = _is_learning(layer) & channels
+            if cause.kind is not DECAYED:  # decay itself moves a kernel
+                evidence["recoverable"] = int(learning.sum())
+            yield Found(layer, _severity(layer, channels, cause.kind, learning), cause, evidence, channels)
+
+
+def _has_fresh_scale(layer: LayerContext) -> Tensor:
+    """(C,) bool: a norm's scale next to zero that has had no time to move, or moves and only passes through."""
+    observed, past = layer.observed, layer.past
+    if observed.norm_scale is None or observed.norms is None or observed.largest is None:
+        return layer.everywhere(False)
+    line = layer.thresholds.zero_kernel * observed.norms.nan_to_num(0.0).amax()
+    scale_only = (observed.largest > 0) & (observed.norms >= line)
+    young = layer.window.index - past.first_window < 2 or not (observed.learning_rate or 0.0) > 0
+    begun_at_zero = past.first_scale < layer.thresholds.norm_scale
+    passing = past.scale_moved & ~has_scale_shrunk(layer)
+    return scale_only & (passing | (begun_at_zero & (past.scale_moved | torch.full_like(past.scale_moved, young))))
+
+
+def _is_learning(layer: LayerContext) -> Tensor:
+    """(C,) bool: a gradient reaches the kernel and the kernel has begun to change."""
+    observed = layer.observed
+    some = layer.with_gradient if observed.weight_gradient is None else observed.weight_gradient > 0
+    return some if observed.unchanged is None else some & ~observed.unchanged
+
+
+def _severity(layer: LayerContext, channels: Tensor, cause: CauseKind, learning: Tensor) -> Severity:
+    whole = bool(channels.all())
+    if cause.on_purpose:
+        return "info"
+    if layer.is_first_window:  # an output layer of zeros is a usual initialisation, a few kernels are not
+        return "info" if whole else "warning"
+    if cause is ZERO_AT_INITIALISATION and bool((learning == channels).all()):
+        return "info"
+    return "error" if whole and not bool(learning.any()) else "warning"
+
+
+def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
+    decay = layer.observed.weight_decay
+    ruled_out = (
+        "it was not zero at initialisation" if layer.past.first_window == 0 else "its initialisation was not seen"
+    )
+    ruled_out += f", its parameter group has weight decay {decay:g}" + (" but it did not shrink" if decay else "")
+    return UNKNOWN.because(
+        f"ruled out: {ruled_out}, no mask holds it",
+        "Look for code that writes to the weights, an L1 or group penalty in the loss, or a reckless step.",
+        references.MEHTA,
+        {"weight_decay": decay},
+    )

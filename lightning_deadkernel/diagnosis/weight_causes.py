@@ -1,0 +1,170 @@
+"""Why kernels are zero: each cause with its premise, a (C,) bool over the channels of a layer, and its explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.causes import DECAYED, PRUNED, ZERO_AT_INITIALISATION, Cause, CauseKind
+from lightning_deadkernel.diagnosis.classify import SHRUNK
+from lightning_deadkernel.diagnosis.context import LayerContext, span, windows
+from lightning_deadkernel.report.states import ZERO_KERNEL
+
+
+@dataclass(frozen=True)
+class ChannelCause:
+    """A cause that holds for some channels of a layer."""
+
+    kind: CauseKind
+    holds: Callable[[LayerContext], Tensor]
+    """Its premise, (C,) bool."""
+    explain: Callable[[LayerContext, Tensor], Cause]
+    """What it says of the channels, (C,) bool, for which it holds."""
+
+
+def assign(
+    layer: LayerContext,
+    channels: Tensor,
+    causes: Sequence[ChannelCause],
+    otherwise: Callable[[LayerContext, Tensor], Cause],
+) -> list[tuple[Tensor, Cause]]:
+    """Give each channel the first cause that holds, and group the channels, (C,) bool, by cause."""
+    groups, left = [], channels.clone()
+    for cause in causes:
+        here = left & cause.holds(layer)
+        if bool(here.any()):
+            groups.append((here, cause.explain(layer, here)))
+            left &= ~here
+    if bool(left.any()):
+        groups.append((left, otherwise(layer, left)))
+    return groups
+
+
+# -- pruned -----------------------------------------------------------------------------------------------------------
+
+
+def is_pruned(layer: LayerContext) -> Tensor:
+    """A mask holds the whole kernel at zero."""
+    return layer.everywhere(False) if layer.observed.masked is None else layer.observed.masked
+
+
+def _pruned(layer: LayerContext, channels: Tensor) -> Cause:
+    return PRUNED.because(
+        "a pruning mask holds the whole kernel at zero, as was asked for",
+        "Nothing to fix. Remove the channels physically to turn the mask into saved memory and time.",
+        references.PRUNE_DOCS,
+    )
+
+
+# -- zero at initialisation -------------------------------------------------------------------------------------------
+
+
+def is_zero(layer: LayerContext) -> Tensor:
+    """The kernel, or its norm's scale, is zero or next to it."""
+    return layer.mask(layer.report.zero_kernels)
+
+
+def is_zero_since_initialisation(layer: LayerContext) -> Tensor:
+    """It was zero in the state at initialisation and is so now."""
+    return is_zero(layer) & layer.past.first_zero & (layer.past.first_window == 0)
+
+
+def _zero_at_initialisation(layer: LayerContext, channels: Tensor) -> Cause:
+    what = _what_is_zero(layer, channels)
+    return ZERO_AT_INITIALISATION.because(
+        f"the {what} was zero before the first step and still is; training did not do it",
+        "Initialise these kernels with random values (kaiming_normal_); if the zeros are on purpose, see that a"
+        " gradient reaches them: a zero kernel learns only if what follows it lets one through."
+        if what == KERNEL
+        else "Initialise the norm's scale to one; if the zeros are on purpose (residual branches), see that a gradient"
+        " reaches them: a scale of zero learns only where its channel passes on what it makes.",
+        references.HE,
+        {"first_norm": _largest(layer.past.first_norm[channels])},
+    )
+
+
+KERNEL, SCALE = "kernel", "norm's scale (gamma)"
+
+
+def _what_is_zero(layer: LayerContext, channels: Tensor) -> str:
+    """The kernel itself where that is so for all of them, else the scale of the norm that follows."""
+    norms, largest = layer.observed.norms, layer.observed.largest
+    if layer.observed.norm_scale is None or norms is None or largest is None:
+        return KERNEL
+    small = (largest == 0) | (norms < layer.thresholds.zero_kernel * norms.nan_to_num(nan=0.0).amax())
+    return KERNEL if bool(small[channels].all()) else SCALE
+
+
+def _largest(values: Tensor) -> float:
+    finite = values[values.isfinite()]
+    return float(finite.max()) if finite.numel() else float("nan")
+
+
+# -- decayed ----------------------------------------------------------------------------------------------------------
+
+
+def has_scale_shrunk(layer: LayerContext) -> Tensor:
+    """The norm's scale has lain near zero for two windows and has fallen to a tenth: it does not just pass through."""
+    past = layer.past
+    return is_zero(layer) & ((past.before & ZERO_KERNEL) != 0) & (past.scale < SHRUNK * past.first_scale)
+
+
+def has_shrunk(layer: LayerContext) -> Tensor:
+    """Kernel or scale is zero now, was not at first, and is smaller than then."""
+    less = has_scale_shrunk(layer)
+    if layer.observed.norms is not None:
+        less = less | (layer.observed.norms < layer.past.first_norm)
+    return is_zero(layer) & ~layer.past.first_zero & less
+
+
+def has_decayed(layer: LayerContext) -> Tensor:
+    """It has shrunk to zero, and its parameter group has weight decay."""
+    return has_shrunk(layer) & (layer.observed.weight_decay > 0)
+
+
+def has_decayed_first(layer: LayerContext) -> Tensor:
+    """Decay came first: the norm had fallen far before the gradient stopped."""
+    return has_decayed(layer) & (layer.past.stop_norm < SHRUNK * layer.past.first_norm)
+
+
+def _decayed(layer: LayerContext, channels: Tensor) -> Cause:
+    observed, past = layer.observed, layer.past
+    stop = past.last_gradient[channels]
+    seen = stop[stop > 0]
+    still = bool(seen.numel()) and int(seen.max()) == layer.window.index
+    if not seen.numel():
+        when = "no gradient was seen since training began"
+    elif still:
+        when = "a gradient still reaches some of them, too weak to hold against the decay"
+    else:
+        when = f"the last gradient was seen in {windows(seen)}"
+    what = _what_is_zero(layer, channels)
+    kernel = what == KERNEL and observed.norms is not None
+    now = observed.norms[channels] if kernel and observed.norms is not None else past.scale[channels]
+    first = past.first_norm[channels] if kernel else past.first_scale[channels]
+    coupled = not observed.decoupled_decay
+    shape = "through the gradient (L2)" if coupled else "apart from the gradient"
+    return DECAYED.because(
+        f"{when}, and weight decay {observed.weight_decay:g} applied {shape} has worn the {what}"
+        f" down ({'norm ' * kernel}{span(first)} at the start, {span(now)} now)",
+        "Use AdamW in place of Adam with weight_decay, or set weight_decay to 0 for norm parameters and lower it for"
+        " kernels. What is already gone can be pruned; fold a constant output into what reads it first."
+        if coupled
+        else "Lower weight_decay, and set it to 0 for norm parameters and biases. What is already gone can be pruned.",
+        f"{references.MEHTA}; {references.ADAMW}",
+        {
+            "weight_decay": observed.weight_decay,
+            "first_norm" if kernel else "first_scale": _largest(first),
+            "norm" if kernel else "scale": _largest(now),
+            **({"gradient_stopped_in_window": int(seen.max())} if seen.numel() and not still else {}),
+        },
+    )
+
+
+BY_MASK = ChannelCause(PRUNED, is_pruned, _pruned)
+FROM_THE_START = ChannelCause(ZERO_AT_INITIALISATION, is_zero_since_initialisation, _zero_at_initialisation)
+BY_DECAY = ChannelCause(DECAYED, has_decayed, _decayed)
+BY_DECAY_FIRST = ChannelCause(DECAYED, has_decayed_first, _decayed)

@@ -1,0 +1,145 @@
+"""Every rule has a page, and is tried on what it is about and on what only looks like it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, start
+from lightning_deadkernel.diagnosis import context, references
+from lightning_deadkernel.diagnosis.rule import Rule
+from lightning_deadkernel.diagnosis.rules import CAUSES, KINDS, RULES
+
+PARTS = ("What it finds", "Why it matters", "What to do", "Reference")
+REFERENCES = [text for name, text in vars(references).items() if name.isupper()]
+HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
+STARVING: dict[str, Any] = {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)}
+TANH: dict[str, Any] = {"activation": "tanh", "gating": "bounded"}
+SMALL: dict[str, Any] = {"weak_share": 1.0}
+
+
+def _norms(*norms: float) -> Run:
+    run = Run().next(start())
+    for norm in norms:
+        run.next(layer(update_ratio_max=0.5), gradient_norm=norm)
+    return run
+
+
+CASES: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
+    "dead_channels": (
+        lambda: begun().next(layer(**FIRST_OFF)),
+        lambda: begun().next(layer(**FIRST_OFF, activation="leaky_relu", gating="leaky")),
+    ),
+    "saturated_channels": (
+        lambda: begun().next(layer(**TANH, saturated_share=torch.full((4,), 0.9))),
+        lambda: begun().next(layer(**TANH, saturated_share=torch.full((4,), 0.4))),
+    ),
+    "starved_channels": (
+        lambda: begun().next(layer(**STARVING), alive()),
+        lambda: begun().next(layer(**FIRST_OFF), alive()),
+    ),
+    "frozen_weights": (
+        lambda: begun().next(layer(**HELD)),
+        lambda: begun().next(layer(**HELD, learning_rate=0.0)),
+    ),
+    "zero_kernels": (
+        lambda: Run().next(start(**ZERO)),
+        lambda: begun().next(layer(norms=each(0.01, 1, 1, 1))),
+    ),
+    "dormant_channels": (
+        lambda: begun().next(layer(activation_mean=each(0.0, 1, 1, 1))),
+        lambda: begun().next(layer(**FIRST_OFF, activation_mean=each(0.0, 1, 1, 1))),
+    ),
+    "revived_channels": (
+        lambda: begun().next(layer(**FIRST_OFF)).next(layer()),
+        lambda: begun().next(layer(**FIRST_OFF)).next(layer(fired=None, gradient=None, weight_gradient=None)),
+    ),
+    "vanishing_gradient": (
+        lambda: begun().next(layer(gradient_ratio=1e-8, vanishing_share=1.0, **SMALL), alive()),
+        lambda: begun().next(layer(gradient_ratio=1e-5, vanishing_share=0.4, **SMALL), alive()),
+    ),
+    "weak_gradient": (
+        lambda: begun().next(layer(gradient_ratio=1e-5, **SMALL), alive()),
+        lambda: begun().next(layer(gradient_ratio=1e-8, vanishing_share=1.0, **SMALL), alive()),
+    ),
+    "exploding_gradient": (lambda: _norms(1.0, 2.0, 3.0, 500.0), lambda: _norms(1.0, 2.0, 3.0, 199.0)),
+    "non_finite_gradient": (
+        lambda: begun().next(layer(non_finite_gradients=1), alive()),
+        lambda: begun().next(layer(), alive(), skipped_steps=5),
+    ),
+    "update_too_large": (
+        lambda: begun().next(layer(update_ratio=0.2)),
+        lambda: begun().next(layer(update_ratio_max=0.2)),
+    ),
+    "update_too_small": (
+        lambda: begun().next(layer(update_ratio=1e-8)),
+        lambda: begun().next(layer(**ALL_OFF, update_ratio=1e-8), alive()),
+    ),
+    "identical_kernels": (
+        lambda: Run().next(start(identical=True)),
+        lambda: Run().next(start(identical=True, norms=torch.zeros(4), largest=torch.zeros(4))),
+    ),
+    "sparse_weights": (
+        lambda: begun().next(layer(weight_sparsity=0.6)),
+        lambda: begun().next(layer(weight_sparsity=0.4)),
+    ),
+}
+"""Kind -> a run in which it is found, and one in which something only looks like it."""
+
+
+def test_every_rule_has_a_case_in_which_it_speaks_and_one_in_which_it_is_silent() -> None:
+    assert set(CASES) == set(KINDS)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=KINDS)
+def test_a_rule_finds_what_it_is_about_and_not_what_looks_like_it(rule: Rule) -> None:
+    is_so, looks_so = CASES[rule.kind]
+    found = [finding for finding in is_so().findings if finding.kind == rule.kind]
+    assert found
+    assert {finding.cause_word for finding in found} <= {cause.word for cause in rule.causes}
+    assert rule.kind not in {finding.kind for finding in looks_so().findings}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=KINDS)
+def test_a_rule_has_a_page_with_its_four_parts(rule: Rule) -> None:
+    summary, *parts = re.split(r"^## ", rule.page.strip(), flags=re.MULTILINE)
+    assert summary.strip().endswith(".")
+    assert tuple(part.split("\n", 1)[0] for part in parts) == PARTS
+    for part in parts:
+        assert len(part.split("\n", 1)[1].split()) > 5
+    links = re.findall(r"https://\S+", parts[-1])
+    assert links
+    for link in links:
+        assert any(link.startswith("https://cs231n") or link in text for text in REFERENCES)
+
+
+def test_kinds_and_causes_come_from_the_rules_and_are_told_apart() -> None:
+    assert len(set(KINDS)) == len(KINDS)
+    assert list(KINDS) == sorted(KINDS)
+    assert {"decayed", "born dead", "unknown"} <= set(CAUSES)
+    words = {cause.word: cause for rule in RULES for cause in rule.causes}
+    assert all(words[cause.word] is cause for rule in RULES for cause in rule.causes)
+    assert len({rule.title for rule in RULES}) == len(RULES)
+
+
+def test_every_reference_has_a_link() -> None:
+    assert all("https://" in text for text in REFERENCES)
+
+
+def test_no_rule_asks_the_whole_network_anew_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(observed: Any) -> Any:
+        asked.append(observed.name)
+        return original(observed)
+
+    original = context.gradient_seen
+    names = [f"layer{place}" for place in range(12)]
+    run = Run().next(*map(start, names)).next(*map(layer, names))
+    monkeypatch.setattr(context, "gradient_seen", counted)
+    run.next(*(layer(name, **NO_GRADIENT) for name in names[:6]), *map(layer, names[6:]))
+    assert sorted(asked) == sorted(set(asked))

@@ -1,0 +1,35 @@
+"""A finding has one title, and all that shows it shows that."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from helpers.windows import FIRST_OFF, Run, layer, start
+from lightning_deadkernel.report import console, describe
+from lightning_deadkernel.report.html import to_html
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.training.window_end import speak
+
+HEADLINE = "conv: 1 of 4 kernels is dead (knocked out)"
+TITLE = "1 of 4 kernels is dead (knocked out)"
+
+
+@pytest.fixture
+def report() -> Report:
+    run = Run().next(start()).next(layer(update_ratio_max=0.8)).next(layer(**FIRST_OFF))
+    return Report(2, 1, 40, 600, 20, 20, 5, tuple(run.layers.values()), run.findings)
+
+
+def test_the_warning_and_every_document_say_the_same_of_a_finding(report: Report) -> None:
+    assert [finding.headline for finding in report.findings] == [HEADLINE]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        speak(report, set(), "warn")
+    assert str(caught[0].message).startswith(HEADLINE)
+    assert describe.verdict(report).startswith(HEADLINE)
+    assert f"conv`: {TITLE}" in report.to_markdown()
+    assert TITLE in to_html(report, {})
+    for rich in (True, False):
+        assert HEADLINE in " ".join(console.render(report, 200, rich, full=True).split())
