@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_deadkernel import DeadKernelMonitor, __version__
+from lightning_deadkernel import DeadKernelMonitor, Thresholds, __version__
 from lightning_deadkernel.cli.main import DeadKernelCLI, main
 from lightning_deadkernel.demo import DigitsDataModule, SmallCNN
 
@@ -222,13 +223,16 @@ def test_the_fragment_adds_the_monitor_to_anyones_lightning_cli_and_keeps_their_
     assert ("LearningRateFinder" in names) == bool(callbacks)
 
 
-def test_every_option_of_the_fragment_is_the_monitors_default() -> None:
+def test_the_fragment_shows_every_option_and_every_threshold_at_its_default() -> None:
     (entry,) = yaml.safe_load((CONFIGS / "monitor.yaml").read_text())["trainer"]["callbacks+"]
-    arguments = dict(entry["init_args"])
-    default = DeadKernelMonitor()
-    thresholds = arguments.pop("thresholds")
-    assert {name: getattr(default, name) for name in arguments} == arguments
-    assert {name: getattr(default.thresholds, name) for name in thresholds} == thresholds
+    shown = entry["init_args"]
+
+    def defaults(of: type) -> dict[str, object]:
+        return {name: parameter.default for name, parameter in inspect.signature(of).parameters.items()}
+
+    thresholds = defaults(Thresholds)
+    assert shown == {**defaults(DeadKernelMonitor), "thresholds": thresholds}
+    assert list(shown["thresholds"]) == list(thresholds)
 
 
 def test_a_wrong_value_in_anyones_lightning_cli_names_option_and_value(
