@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+import pytest
 import torch
+from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # each worker would otherwise start a thread per core for its tiny tensors, and they would wait for one another
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# no deadline: on a busy machine an example may take any time, and a test that fails for that says nothing
+settings.register_profile("deadkernel", deadline=None)
+settings.load_profile("deadkernel")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew from what tests make")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """``golden(name, text)``: the text is that of golden/NAME beside the test; --update-golden writes it there."""
+
+    def check(name: str, text: str) -> None:
+        path = request.path.parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+        assert text == path.read_text(encoding="utf-8"), f"{path.name} differs; if it should, run with --update-golden"
+
+    return check

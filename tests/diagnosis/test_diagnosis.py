@@ -259,7 +259,7 @@ def _layers() -> st.SearchStrategy[LayerWindow]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(_layers(), min_size=1, max_size=3))
 def test_whatever_is_observed_each_channel_has_one_state_and_nothing_is_claimed_unseen(seen: list[LayerWindow]) -> None:
     run = Run().next(start(channels=3))

@@ -168,7 +168,7 @@ def _padded(shape: torch.Size, pads: list[int]) -> list[tuple[int, int, int]]:
     return [(shape[-1 - i], pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(placed(), st.data())
 def test_whatever_an_op_does_the_channels_are_where_the_reader_says(
     start: tuple[Shape, ChannelAxis], data: st.DataObject

@@ -20,7 +20,7 @@ def only(model: nn.Module) -> Layer:
     return layer
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     transposed=st.booleans(),
     dims=st.integers(1, 3),

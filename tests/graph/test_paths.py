@@ -92,7 +92,7 @@ def read(model: nn.Module, x: Tensor) -> KernelOps:
 networks = st.builds(Random, st.lists(step, max_size=8), st.lists(st.integers(0, 8), min_size=1, max_size=2))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(networks)
 def test_a_kernel_reaches_the_first_activations_of_all_its_paths_and_goes_on_where_one_meets_none(
     model: Random,
@@ -105,7 +105,7 @@ def test_a_kernel_reaches_the_first_activations_of_all_its_paths_and_goes_on_whe
     assert len({found.node for found in paths.reads}) == len(paths.reads) == gates
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(networks)
 def test_what_is_known_of_other_layers_changes_no_path(model: Random) -> None:
     fresh, shared = paths_of(model, shared=False), paths_of(model)

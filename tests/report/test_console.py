@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +13,6 @@ from lightning_deadkernel.report import console
 from lightning_deadkernel.report.describe import Table, shortened
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 class Terminal(io.TextIOWrapper):
@@ -38,10 +36,9 @@ def rich(request: pytest.FixtureRequest) -> bool:
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("kind", ["sick", "healthy"])
-def test_the_table_is_the_golden_one(kind: str, width: int, rich: bool) -> None:
+def test_the_table_is_the_golden_one(kind: str, width: int, rich: bool, golden: Callable[[str, str], None]) -> None:
     report = {"sick": sick_report, "healthy": healthy_report}[kind]()
-    golden = GOLDEN / f"{kind}_{'rich' if rich else 'plain'}_{width}.txt"
-    assert console.render(report, width, rich) == golden.read_text(encoding="utf-8")
+    golden(f"{kind}_{'rich' if rich else 'plain'}_{width}.txt", console.render(report, width, rich))
 
 
 @pytest.mark.parametrize("full", [True, False])
@@ -135,12 +132,14 @@ def test_any_encoding_of_the_terminal_will_do(encoding: str, installed: bool, mo
     assert "слой.0".encode(encoding, "backslashreplace")[:4] in written(stream)
 
 
-def test_without_rich_the_plain_table_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rich_the_plain_table_is_printed(
+    monkeypatch: pytest.MonkeyPatch, golden: Callable[[str, str], None]
+) -> None:
     monkeypatch.setattr(console, "has_rich", lambda: False)
     monkeypatch.setenv("COLUMNS", "80")
     stream = io.StringIO()
     console.print_report(sick_report(), stream)
-    assert stream.getvalue() == (GOLDEN / "sick_plain_80.txt").read_text(encoding="utf-8")
+    golden("sick_plain_80.txt", stream.getvalue())
 
 
 def test_a_layers_name_does_not_steer_the_terminal(rich: bool) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,6 @@ from lightning_deadkernel.report import describe as wording
 from lightning_deadkernel.report.markdown import escape, name
 from lightning_deadkernel.report.report import Report
 
-GOLDEN = Path(__file__).parent / "golden"
 COMMONMARK = MarkdownIt("commonmark").enable("table")
 
 
@@ -37,9 +36,9 @@ def shown(html: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["sick", "healthy"])
-def test_the_note_is_the_golden_one(kind: str) -> None:
+def test_the_note_is_the_golden_one(kind: str, golden: Callable[[str, str], None]) -> None:
     report = {"sick": sick_report, "healthy": healthy_report}[kind]()
-    assert report.to_markdown() == (GOLDEN / f"{kind}.md").read_text(encoding="utf-8")
+    golden(f"{kind}.md", report.to_markdown())
 
 
 def test_the_verdict_comes_before_findings_layers_and_what_was_not_watched() -> None:
@@ -113,7 +112,7 @@ def test_channels_are_told_as_ranges(channels: tuple[int, ...], text: str) -> No
     assert wording.ranges(channels) == text
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.sets(st.integers(0, 60)))
 def test_ranges_name_every_channel_once(channels: set[int]) -> None:
     told = wording.ranges(sorted(channels), limit=100)
@@ -175,7 +174,7 @@ def test_tables_lists_and_links_come_out_as_such(render: object) -> None:
     assert "weight_decay=0.01" in shown(html)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(st.sampled_from("ab1 |*_`~$<>&#-+.[]()!\\\n:;{}=")))
 def test_any_text_is_shown_as_it_is(text: str) -> None:
     for render in (COMMONMARK.render, markdown_to_safe_html):
@@ -183,7 +182,7 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
         assert shown(html) == " ".join(f"x {' '.join(text.split()) or '(blank)'} y".split())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(st.sampled_from("ab.1|*_`<>\\\n"), min_size=1))
 def test_any_name_is_one_cell_of_a_table(text: str) -> None:
     html = COMMONMARK.render(f"| layer | n |\n| --- | --- |\n| {name(text)} | 1 |\n")

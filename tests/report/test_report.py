@@ -96,7 +96,7 @@ reports = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(reports)
 def test_json_gives_the_same_report_back_and_is_strict(report: Report) -> None:
     text = schema.to_json(report)
@@ -108,7 +108,7 @@ def test_json_gives_the_same_report_back_and_is_strict(report: Report) -> None:
     assert schema.from_json(Report, text) == report
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(reports)
 def test_packing_gives_the_compact_report_back(report: Report) -> None:
     packed = schema.pack(report)
@@ -239,7 +239,7 @@ def test_a_foreign_file_is_an_error_that_names_it(content: bytes, tmp_path: Path
         Report.load(path)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_a_changed_byte_is_read_or_refused_but_nothing_else(data: st.DataObject) -> None:
     whole = bytearray(schema.to_json(malicious_report()).encode())
