@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.report.records import Finding
 
-SEEDS = range(5)
+SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5)))
+"""The first alone in the fast lane."""
 Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 

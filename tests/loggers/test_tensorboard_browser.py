@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_deadkernel import DeadKernelMonitor
 
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.skipif(
         importlib.util.find_spec("selenium") is None
         or shutil.which("chromium") is None

@@ -39,6 +39,7 @@ class Ensemble(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", list(BOUNDS))
 def test_narrow_deep_networks_are_born_dead_as_often_as_published(width: int) -> None:
     inputs = torch.linspace(-(3**0.5), 3**0.5, 200)[:, None]

@@ -171,6 +171,7 @@ def browse(path: Path, profile: Path, *options: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 @pytest.mark.parametrize("hostile", [False, True], ids=["sick", "malicious"])
 def test_a_browser_shows_the_findings_and_makes_no_element_of_a_name(hostile: bool, tmp_path: Path) -> None:
@@ -188,6 +189,7 @@ def test_a_browser_shows_the_findings_and_makes_no_element_of_a_name(hostile: bo
         assert finding.layer.split("\n")[0] in page.text
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_a_browser_paints_the_states_in_their_colours(tmp_path: Path) -> None:
     plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib reads the picture")

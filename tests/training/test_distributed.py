@@ -26,6 +26,7 @@ def same_everywhere(seen: list[dict], name: str) -> Report:
     return seen[0][name][-1]
 
 
+@pytest.mark.ddp
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ddp_is_untouched_and_all_ranks_hold_the_same_report(tmp_path, ranks):
     seen = launch(ranks, "helpers.ddp_jobs:settings", tmp_path)
@@ -59,6 +60,7 @@ def test_ddp_is_untouched_and_all_ranks_hold_the_same_report(tmp_path, ranks):
     assert same_everywhere(seen, "steps").samples in (16 * ranks, 8 * ranks, 48 % (16 * ranks))
 
 
+@pytest.mark.ddp
 def test_a_window_half_open_on_two_ranks_is_taken_up_by_two_by_three_and_by_one(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:checkpoints", tmp_path)
     whole, by_two = same_everywhere(seen, "whole"), same_everywhere(seen, "resumed")
@@ -83,6 +85,7 @@ def test_a_window_half_open_on_two_ranks_is_taken_up_by_two_by_three_and_by_one(
         assert rates == pytest.approx(expected, abs=0.1)
 
 
+@pytest.mark.ddp
 def test_a_fault_on_one_rank_ends_the_watch_on_all_and_hangs_none(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:faults", tmp_path)
     assert seen[0].keys() == seen[1].keys()
@@ -93,6 +96,7 @@ def test_a_fault_on_one_rank_ends_the_watch_on_all_and_hangs_none(tmp_path):
         assert other_windows <= windows <= (2 if stage == "diagnose" else 1), stage
 
 
+@pytest.mark.ddp
 def test_after_an_exception_no_rank_waits_for_another(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:exceptions", tmp_path)
     assert "on one rank" in seen[1]["error"]
@@ -125,6 +129,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ddp
 def test_ddp_by_spawn_pickles_the_monitor_and_writes_one_report(tmp_path):
     (tmp_path / "script.py").write_text(SPAWN)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))), "OMP_NUM_THREADS": "1"}
@@ -161,6 +166,7 @@ def test_the_node_of_a_sync_batch_norm_is_passed_as_a_norm():
     assert run.report["net.conv2"].activation == "relu"
 
 
+@pytest.mark.ddp
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_fsdp2_by_the_model_parallel_strategy_gives_the_same_reports_as_ddp(tmp_path, ranks):
     seen = launch(ranks, "helpers.ddp_jobs:sharded", tmp_path)

@@ -222,6 +222,7 @@ trainer.fit(Tiny(), loader())
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_report_is_written_leaves_a_whole_file(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     with subprocess.Popen(

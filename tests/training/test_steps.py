@@ -433,6 +433,7 @@ class Tunable(Tiny):
         return DataLoader(images(16), 8)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_finder_and_the_batch_size_finder_leave_no_trace_in_the_reports():
     def fit(trainer, model, data):
         tuner = Tuner(trainer)
