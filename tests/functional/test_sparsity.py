@@ -110,3 +110,13 @@ def test_equal_weights_are_not_sparse_and_a_single_one_is_fully_so():
     assert float(sparsity.weight_summary(one).gini) == pytest.approx(1 - 1 / 1000)
     assert float(sparsity.weight_summary(one).hoyer) == pytest.approx(1.0, abs=2**-7)
     assert float(sparsity.weight_summary(one).zeros) == pytest.approx(0.999)
+
+
+def test_nothing_global_is_touched():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    weights = torch.nn.Parameter(torch.ones(3, 17))
+    summary = sparsity.weight_summary(weights)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not summary.gini.requires_grad
+    assert torch.equal(weights, torch.ones(3, 17))
