@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.tiny_nets import Net, conv, fit, images, kill, quiet, rows, watch
+from helpers.tiny_nets import Net, conv, images, kill, rows, watch
+from helpers.training import fit, quiet
 from lightning_deadkernel import DeadKernelMonitor, Thresholds
 from lightning_deadkernel.errors import DeadKernelWarning
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.tiny_nets import fit, quiet
+from helpers.training import fit, quiet
 
 ZOO = os.environ.get("DEADKERNEL_ZOO", "")
 pytestmark = [

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.tiny_nets import DEAD, Net, between, chain, conv, fit, images, kill, reader_of, rows, watch
+from helpers.tiny_nets import DEAD, Net, between, chain, conv, images, kill, reader_of, rows, watch
+from helpers.training import fit
 
 
 @pytest.fixture(autouse=True)

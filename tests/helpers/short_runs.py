@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from helpers.training import fit
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.report.records import Finding
 
@@ -82,28 +82,8 @@ def train(
         logging.getLogger(name).setLevel(logging.ERROR)
     if not isinstance(net, L.LightningModule):
         net = Training(net, optimizer or sgd(0.05), loss, schedule, optimized)
-    monitor = monitor or quiet_monitor()
-    settings: dict[str, Any] = {
-        "max_epochs": epochs,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 5,
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec|log_every_n_steps|litlogger).*")
-        L.Trainer(callbacks=[monitor], **settings | trainer).fit(
-            net, DataLoader(data or digits(), batch_size, shuffle=shuffle)
-        )
-    return monitor
-
-
-def quiet_monitor(**options: Any) -> DeadKernelMonitor:
-    """A monitor that only diagnoses: no files, no pictures, no warnings."""
-    silent = {"save_report": False, "log_figures": False, "log_histograms": False, "on_finding": "ignore"}
-    return DeadKernelMonitor(**{**silent, **options})
+    loader = DataLoader(data or digits(), batch_size, shuffle=shuffle)
+    return fit(net, loader, monitor=monitor, **{"max_epochs": epochs, "log_every_n_steps": 5, **trainer})
 
 
 def last(monitor: DeadKernelMonitor) -> Report:

@@ -1,4 +1,4 @@
-"""Networks small enough to be judged by hand, channels killed on purpose, and a short real training of them."""
+"""Networks small enough to be judged by hand, and channels killed on purpose."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_deadkernel import DeadKernelMonitor, Report
+from helpers.training import fit
+from lightning_deadkernel import Report
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.reader import GraphReader
 
@@ -64,43 +64,6 @@ def conv(inputs: int = 3, outputs: int = 8, dead: Sequence[int] = (), **options:
     """A 3x3 convolution that keeps the size."""
     module = nn.Conv2d(inputs, outputs, 3, **{"padding": 1, **options})
     return module if module.bias is None else kill(module, *dead)  # type: ignore[no-any-return]
-
-
-def fit(
-    net: lightning.LightningModule,
-    inputs: Tensor | Sequence[Tensor],
-    batch_size: int = 4,
-    monitor: DeadKernelMonitor | None = None,
-    **options: Any,
-) -> DeadKernelMonitor:
-    """Trains one epoch for real; `inputs` is one tensor to be cut into batches, or the batches themselves."""
-    monitor = monitor or quiet()
-    loader: Any
-    if isinstance(inputs, Tensor):
-        loader = DataLoader(TensorDataset(inputs), batch_size)
-    else:
-        loader = DataLoader(list(inputs), batch_size=None, collate_fn=lambda batch: [batch])
-    trainer = lightning.Trainer(
-        **{
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "callbacks": [monitor],
-            **options,
-        }
-    )
-    trainer.fit(net, loader)
-    return monitor
-
-
-def quiet(**options: Any) -> DeadKernelMonitor:
-    """A monitor that only keeps its reports."""
-    defaults = {"save_report": False, "log_figures": False, "log_histograms": False, "on_finding": "ignore"}
-    return DeadKernelMonitor(**{**defaults, **options})
 
 
 def watch(net: lightning.LightningModule, inputs: Tensor | Sequence[Tensor], **options: Any) -> Report:

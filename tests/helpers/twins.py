@@ -13,17 +13,11 @@ import numpy as np
 import torch
 
 from helpers.models import loader
+from helpers.training import SHORT
+from helpers.training import quiet as monitor_of
 from lightning_deadkernel import DeadKernelMonitor
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "max_epochs": 2,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 2,
-}
+QUIET: dict[str, Any] = {**SHORT, "max_epochs": 2, "log_every_n_steps": 2}
 
 
 @dataclass
@@ -41,11 +35,6 @@ class Run:
         """The last report; fails where there is none."""
         assert self.monitor.report is not None
         return self.monitor.report
-
-
-def monitor_of(**options: Any) -> DeadKernelMonitor:
-    """A monitor that neither draws nor writes."""
-    return DeadKernelMonitor(**{"log_figures": False, "save_report": False, "on_finding": "ignore", **options})
 
 
 def left_behind(trainer: Any, model: Any) -> dict[str, Any]:

@@ -22,10 +22,10 @@ from helpers.short_runs import (
     he_,
     last,
     mlp,
-    quiet_monitor,
     sgd,
     train,
 )
+from helpers.training import quiet
 
 KILLED = [3, 7]
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
@@ -104,7 +104,7 @@ def test_a_zero_kernel_with_a_positive_bias_is_not_dead_and_recovers(seed: int, 
     net = mlp(64, 32, 10)
     with torch.no_grad():
         net[1].weight[KILLED], net[1].bias[KILLED] = 0.0, 0.1
-    monitor = train(net, sgd(lr), epochs=1, max_steps=20, monitor=quiet_monitor(every_n_train_steps=1))
+    monitor = train(net, sgd(lr), epochs=1, max_steps=20, monitor=quiet(every_n_train_steps=1))
     (finding,) = found(monitor.reports[1], "zero_kernels") if not recovered else [None]
     if finding is not None:
         assert (finding.channels, finding.severity) == (tuple(KILLED), "info")

@@ -1,0 +1,52 @@
+"""The one monitor that only keeps its reports, and the one short and silent training of a module under it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_deadkernel import DeadKernelMonitor
+
+SHORT: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "max_epochs": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Options of a Trainer that trains one epoch and writes and prints nothing."""
+
+
+def quiet(**options: Any) -> DeadKernelMonitor:
+    """A monitor that measures all it can and neither draws, writes nor warns."""
+    return DeadKernelMonitor(**{"log_figures": False, "save_report": False, "on_finding": "ignore", **options})
+
+
+def fit(
+    net: L.LightningModule,
+    inputs: Any,
+    batch_size: int = 4,
+    monitor: DeadKernelMonitor | None = None,
+    **options: Any,
+) -> DeadKernelMonitor:
+    """Trains for real, one epoch unless `options` say otherwise.
+
+    Args:
+        net: the module.
+        inputs: a loader; or a tensor to be cut into batches, or the batches themselves.
+        batch_size: of a tensor.
+        monitor: watches; None: a quiet one.
+        options: of the Trainer.
+    """
+    monitor = monitor or quiet()
+    if isinstance(inputs, Tensor):
+        inputs = DataLoader(TensorDataset(inputs), batch_size)
+    elif not isinstance(inputs, DataLoader):
+        inputs = DataLoader(list(inputs), batch_size=None, collate_fn=lambda batch: [batch])
+    L.Trainer(**{**SHORT, "callbacks": [monitor], **options}).fit(net, inputs)
+    return monitor
