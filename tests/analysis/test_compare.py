@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from helpers.example_reports import codes, healthy_report, malicious_report, sick_report
+from helpers.example_reports import healthy_report, malicious_report, sick_report
+from helpers.reports import codes
 from lightning_deadkernel.analysis.compare import DRAWS, _draw_shared, compare, expected_jaccard, jaccard
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report

@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from helpers.fake_reports import SMALL, finding, history, plain, resnet
+from helpers.reports import SMALL, finding, history, plain, resnet
 from lightning_deadkernel import figures
 from lightning_deadkernel.figures.kernel_map import map_layout, worst_of
 from lightning_deadkernel.figures.life_lines import life_of

@@ -1,22 +1,10 @@
-"""Reports made by hand, as a training would give them, for the tests of everything that shows reports."""
+"""Three reports, a healthy one, an unhealthy one and a hostile one, for the tests of everything that shows reports."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from helpers.reports import codes
 from lightning_deadkernel.report.records import ChannelValues, Finding, LayerReport, Savings
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.report.states import FLAGS, STATES
-
-
-def codes(channels: int, marks: Mapping[str, tuple[int, ...]]) -> bytes:
-    """One code per channel from state and flag names -> indices."""
-    made = bytearray(channels)
-    for word, where in marks.items():
-        for channel in where:
-            # "frozen" is both: the state of an active channel, and a flag beside any other.
-            made[channel] |= (STATES.index(word) if word in STATES else 0) | FLAGS.get(word, 0)
-    return bytes(made)
 
 
 def sick_report() -> Report:

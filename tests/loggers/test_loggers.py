@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from helpers.fake_reports import SMALL, fake_tensors, history, plain
+from helpers.reports import SMALL, fake_tensors, history, plain
 from lightning_deadkernel.errors import DeadKernelWarning
 from lightning_deadkernel.functional.histograms import bit_histogram
 from lightning_deadkernel.loggers import Adapter, RunLog, report_folder

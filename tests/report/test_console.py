@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.example_reports import codes, healthy_report, malicious_report, sick_report
+from helpers.example_reports import healthy_report, malicious_report, sick_report
+from helpers.reports import codes
 from lightning_deadkernel.report import console
 from lightning_deadkernel.report.describe import Table, shortened
 from lightning_deadkernel.report.records import LayerReport

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.example_reports import MALICIOUS, codes, healthy_report, malicious_report, sick_report
+from helpers.example_reports import MALICIOUS, healthy_report, malicious_report, sick_report
+from helpers.reports import codes
 from lightning_deadkernel.report.html import Strip, strip, to_html, told
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report

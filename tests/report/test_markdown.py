@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from helpers.example_reports import MALICIOUS, codes, healthy_report, malicious_report, sick_report
+from helpers.example_reports import MALICIOUS, healthy_report, malicious_report, sick_report
+from helpers.reports import codes
 from lightning_deadkernel.report import describe as wording
 from lightning_deadkernel.report.markdown import escape, name
 from lightning_deadkernel.report.report import Report

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.example_reports import codes, healthy_report, malicious_report, sick_report
+from helpers.example_reports import healthy_report, malicious_report, sick_report
+from helpers.reports import codes
 from lightning_deadkernel.observation import WindowTensors
 from lightning_deadkernel.report import codec as schema
 from lightning_deadkernel.report.records import (

@@ -1,4 +1,4 @@
-"""Reports made by hand: whole histories of networks that never ran, for the tests of loggers and pictures."""
+"""Makes reports by hand: codes, findings, and whole histories of networks that never ran."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_deadkernel.functional.histograms import bit_histogram
 from lightning_deadkernel.observation import WindowTensors
 from lightning_deadkernel.report.records import ChannelValues, Finding, LayerReport, Savings
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.report.states import DORMANT, RARE, STATES
+from lightning_deadkernel.report.states import FLAGS, STATES
 
 SMALL = (("conv1", "Conv2d", 16, "relu"), ("conv2", "Conv2d", 32, "relu"), ("fc", "Linear", 10, None))
 
@@ -35,6 +35,16 @@ def resnet(blocks: int = 2, wide: int = 64) -> tuple[tuple[str, str, int, str | 
 def plain(depth: int, channels: int, activation: str | None = "relu") -> tuple[tuple[str, str, int, str | None], ...]:
     """A deep net of equal layers."""
     return tuple((f"features.{3 * i}", "Conv2d", channels, activation) for i in range(depth))
+
+
+def codes(channels: int, marks: Mapping[str, Sequence[int]]) -> bytes:
+    """One code per channel from state and flag names -> indices."""
+    made = bytearray(channels)
+    for word, where in marks.items():
+        for channel in where:
+            # "frozen" is both: the state of an active channel, and a flag beside any other.
+            made[channel] |= (STATES.index(word) if word in STATES else 0) | FLAGS.get(word, 0)
+    return bytes(made)
 
 
 def finding(
@@ -92,12 +102,10 @@ def history(
                 for c, since in (dies or {}).get(name, {}).items()
                 if since <= window < (revives or {}).get(name, {}).get(c, windows + 1)
             ]
-            codes = bytearray(channels)
-            for channel in gone:
-                codes[channel] = STATES.index(state) | (DORMANT if state == "dead" else 0)  # type: ignore[arg-type]
+            rare: list[int] = []
             if window:
-                for channel in (torch.rand(channels, generator=generator) < 0.01).nonzero().flatten().tolist():
-                    codes[channel] = codes[channel] or RARE
+                drawn = (torch.rand(channels, generator=generator) < 0.01).nonzero().flatten().tolist()
+                rare = [channel for channel in drawn if channel not in gone]
             noise = float(torch.randn((), generator=generator))
             ran = window > 0
             rates = torch.rand(channels, generator=generator) * 0.6 + 0.2
@@ -111,7 +119,7 @@ def history(
                     depth=depth,
                     activation=activation if ran else None,
                     gating=GATINGS.get(activation) if ran else None,
-                    codes=bytes(codes),
+                    codes=codes(channels, {state: gone, "dormant": gone if state == "dead" else (), "rare": rare}),
                     evidence="activation" if activation else "gradient",
                     firing_rate=float(rates.mean()) if ran and activation else None,
                     gradient_ratio=(gradient * shrink**depth * math.exp(0.2 * noise)) if ran and gradient else None,
