@@ -1,0 +1,79 @@
+"""Every model of the zoo is watched nearly whole, without a word, without a trace, and without a false verdict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import pytest
+import torch
+
+from helpers.training import fit, quiet
+from lightning_deadkernel import Report
+from zoo.architectures import MODELS, ZOO, Training, build, zoo_importable
+from zoo.coverage import kind_of
+from zoo.oracle import BruteForce, kernels_of, shut
+
+pytestmark = [
+    pytest.mark.zoo,
+    pytest.mark.skipif(not ZOO, reason="DEADKERNEL_ZOO names no folder with the model zoos (see tests/zoo)"),
+    pytest.mark.filterwarnings("error::lightning_deadkernel.errors.DeadKernelWarning"),
+]
+
+RECTIFIERS = {"relu", "relu6", "clamp", "threshold"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zoo() -> Iterator[None]:
+    with zoo_importable():
+        yield
+
+
+NORM_OF_GROUPS = pytest.mark.xfail(reason="a group norm's statistics pass a gradient to dead channels", strict=True)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NORM_OF_GROUPS if " FPN " in name else ()) for name in MODELS]
+)
+def test_verdicts_agree_with_brute_force_and_training_is_bit_identical(name: str) -> None:
+    try:
+        training, batches = build(name)
+    except ImportError as missing:
+        pytest.skip(f"cannot be imported beside torch {torch.__version__}: {missing}")
+    killed = shut(training)
+    twin = copy.deepcopy(training)
+    report, watched = _trained(twin, batches, monitor=quiet())
+    assert report is not None
+    layers = kernels_of(training)
+    assert {n for n, module in layers.items() if module.weight.requires_grad} <= {row.name for row in report.layers}
+    dead = {layer: set(channels) for layer, channels in report.dead_channels.items() if layer in layers}
+    kept = report.savings.unknown_consumers if report.savings else ()
+    oracle = BruteForce({layer: sorted(channels) for layer, channels in dead.items() if layer not in kept})
+    _, plain = _trained(training, batches, callbacks=[oracle])
+
+    assert plain.keys() == watched.keys()
+    for key, value in plain.items():
+        assert torch.equal(value, watched[key]) or (value.isnan().any() and watched[key].isnan().any()), key
+    moving = {n: {c for c in d if oracle.at_kernel[n][c] > 0} for n, d in dead.items() if n in oracle.at_kernel}
+    assert {n: c for n, c in moving.items() if c} == {}, "dead, and there is a gradient in the kernel"
+    assert oracle.missed == set(), "may go, and the outputs are others without them"
+    for layer, quiet_channels in oracle.without_gradient():
+        row = report[layer]
+        if row.excluded is not None or kind_of(row) != "read":
+            continue
+        assert dead.get(layer, set()) <= quiet_channels, f"{layer}: dead with a gradient at its output"
+        # where a norm's scale is 0 its shift is what has a gradient; a smooth slope may underflow on its way down
+        fine = {"dead", "saturated", "starved"} | ({"silent"} if row.activation not in RECTIFIERS else set())
+        healthy = {c: row.states[c] for c in quiet_channels - set(row.zero_kernels) if row.states[c] not in fine}
+        assert healthy == {}, f"{layer}: without any gradient"
+        if row.activation in RECTIFIERS:
+            assert set(killed.get(layer, ())) & quiet_channels <= dead.get(layer, set()), f"{layer}: shut by hand"
+
+
+def _trained(training: Training, batches: list[Any], **options: Any) -> tuple[Report | None, dict[str, Any]]:
+    """The report, if there is one, and all that must be the same with and without the monitor."""
+    lightning.seed_everything(1, verbose=False)
+    report = fit(training, batches, **options).report
+    return report, {**training.state_dict(), "random state": torch.get_rng_state(), "next": torch.rand(1)}
