@@ -17,7 +17,7 @@ a part is read at most twice as often as it has to be."""
 Part = TypeVar("Part", bound=Hashable)
 
 
-class Arena:
+class StepBuffer:
     """(n,) values of each of the last steps, side by side, until they are reduced together."""
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -25,11 +25,11 @@ class Arena:
         self._rows = list(self._pages.unbind())
         self._filled = 0
 
-    def note(self, parts: list[Tensor]) -> bool:
+    def append(self, parts: list[Tensor]) -> bool:
         """Copies a step's parts, (n,) together, of any floating dtype.
 
         Returns:
-            Whether the pages are full and have to be drained.
+            Whether the buffer is full and has to be flushed.
 
         Raises:
             ValueError: the parts are not (n,) together: a parameter has been replaced by one of another shape.
@@ -44,55 +44,57 @@ class Arena:
         self._filled += 1
         return self._filled == PAGES
 
-    def drain(self, largest: Tensor, wild: Tensor | None = None) -> None:
-        """Takes the pages into (n,) running maxima, in place.
+    def flush(self, largest: Tensor, nonfinite: Tensor | None = None) -> None:
+        """Takes the buffer into (n,) running maxima, in place; what an interrupt leaves half done is done again.
 
         Args:
             largest: of the values, NaN ignored.
-            wild: of the magnitudes, NaN kept; with it `largest` is that of the magnitudes, too.
+            nonfinite: of the magnitudes, NaN kept; with it `largest` is that of the magnitudes, too.
         """
-        block, self._filled = self._pages[: self._filled], 0
+        block = self._pages[: self._filled]
         if not block.numel():
+            self._filled = 0
             return
-        if wild is not None:
-            torch.maximum(wild, block.abs_().amax(0), out=wild)
+        if nonfinite is not None:
+            torch.maximum(nonfinite, block.abs_().amax(0), out=nonfinite)
         torch.maximum(largest, block.nan_to_num_(0.0, torch.inf, -torch.inf).amax(0), out=largest)
+        self._filled = 0
 
-    def forget(self) -> None:
-        """Drops what was noted since the last drain."""
+    def clear(self) -> None:
+        """Drops what was appended since the last flush."""
         self._filled = 0
 
 
-class Countdown(Generic[Part]):
+class PendingChannels(Generic[Part]):
     """Parts with channels still unseen. Their counts come to the host without waiting for the device."""
 
     def __init__(self) -> None:
-        self.pending: set[Part] = set()
+        self.parts: set[Part] = set()
         self._reads = 0
-        self._flights: list[tuple[list[Part], Tensor, Any]] = []
+        self._counts: list[tuple[list[Part], Tensor, Any]] = []
 
-    def begin(self, parts: Iterable[Part]) -> None:
-        """Everything is unseen again."""
-        self.pending, self._reads, self._flights = set(parts), 0, []
+    def clear(self, parts: Iterable[Part]) -> None:
+        """All channels of these parts are unseen again."""
+        self.parts, self._reads, self._counts = set(parts), 0, []
 
-    def read(self) -> bool:
-        """Notes that the pending parts were read. True: it is time to count what is still unseen."""
+    def is_count_due(self) -> bool:
+        """To be asked after each read of the pending parts: whether it is time to count what is still unseen."""
         self._reads += 1
         return not self._reads & (self._reads - 1) or not self._reads % CHECK
 
-    def update(self, parts: list[Part], counts: Tensor) -> None:
-        """Takes (len(parts),) int32 counts on the device; `land` learns of them once they have arrived."""
+    def append(self, parts: list[Part], counts: Tensor) -> None:
+        """Takes (len(parts),) int32 counts on the device; `poll` learns of them once they have arrived."""
         if counts.is_cuda:
             host = torch.empty_like(counts, device="cpu", pin_memory=True).copy_(counts, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            self._flights.append((parts, host, event))
+            self._counts.append((parts, host, event))
         else:
-            self._flights.append((parts, counts, None))
+            self._counts.append((parts, counts, None))
 
-    def land(self) -> None:
+    def poll(self) -> None:
         """Takes in the counts that have arrived."""
-        while self._flights and (self._flights[0][2] is None or self._flights[0][2].query()):
-            parts, host, _ = self._flights.pop(0)
+        while self._counts and (self._counts[0][2] is None or self._counts[0][2].query()):
+            parts, host, _ = self._counts.pop(0)
             # numpy reads host memory as it is: no operator runs, nothing can synchronise
-            self.pending.difference_update(part for part, left in zip(parts, host.numpy(), strict=True) if left == 0)
+            self.parts.difference_update(part for part, left in zip(parts, host.numpy(), strict=True) if left == 0)

@@ -1,6 +1,6 @@
 """Sizes of gradients and updates, taken on sampled steps only; kept on the device, read once per window.
 
-A step only notes this rank's part and talks to no other rank; `StepSampler.tables` adds the parts up.
+A step only notes this rank's part and talks to no other rank; `StepStatistics.tables` adds the parts up.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from lightning_deadkernel.functional.kernels import gradient_ratios
 from lightning_deadkernel.graph.layers import Layer
-from lightning_deadkernel.graph.sharding import local
+from lightning_deadkernel.graph.sharding import is_sharded, local, share
 
 LIMIT = 512
 """Samples of one window that are kept; past it half of them are dropped, so that memory stays bounded."""
 GOLDEN = (5**0.5 - 1) / 2
+SERIES = ("norms", "updates", "underflow")
 HALF_SUBNORMAL = 2.0**-14
 """float16 below this loses bits, and below 2^-24 everything."""
 TURN = 1 << 21
@@ -85,10 +86,25 @@ class StepTables:
     """Parameter with the largest rms(grad) on the last step."""
 
 
-class StepSampler:
-    """Measures one optimizer step: gradients before it, the update after it."""
+class StepStatistics:
+    """Measures one optimizer step: gradients before it, the update after it.
 
-    def __init__(self, layers: Sequence[Layer], names: dict[int, str], sizes: dict[int, int], device: torch.device):
+    Args:
+        layers: whose weights are measured.
+        names: id of a parameter -> its name, for all whose gradients are compared.
+        sizes: id of a parameter -> its number of elements.
+        device: where the numbers are kept.
+        update_ratio: copy the weights during a sampled step, to compare them with what the step makes of them.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        names: dict[int, str],
+        sizes: dict[int, int],
+        device: torch.device,
+        update_ratio: bool = True,
+    ) -> None:
         self.layers = list(layers)
         self.device = device
         self.names = list(names.values())
@@ -97,15 +113,14 @@ class StepSampler:
         self._layer_column = [self._column.get(id(layer.main), -1) for layer in self.layers]
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._place = {layer.name: index for index, layer in enumerate(self.layers)}
-        self.sharded = any(hasattr(layer.main, "to_local") for layer in self.layers)
+        self.sharded = any(is_sharded(layer.main) for layer in self.layers)
         self.scaled = False
         """A gradient scaler is in use: a step whose gradients overflowed is skipped."""
-        self.update_ratio = True
-        """Copy the weights during a sampled step, to compare them with what the step makes of them."""
+        self._update_ratio = update_ratio
         self.reset()
 
     def reset(self) -> None:
-        """Opens a new window."""
+        """Begins a new window."""
         self.norms, self.updates, self.underflow = Series(), Series(), Series()
         self.learning_rates: dict[str, float] = {}
         self.decays: dict[str, tuple[float, bool]] = {}
@@ -115,13 +130,18 @@ class StepSampler:
 
     @torch.no_grad()
     def before_step(
-        self, optimizer: Any, scaler: Any, scale_left: Tensor | None, half: bool, last: bool = False
+        self,
+        optimizer: torch.optim.Optimizer,
+        loss_scale: Tensor | None = None,
+        scale_left: Tensor | None = None,
+        half: bool = False,
+        last: bool = False,
     ) -> None:
         """Reads the gradients that `optimizer` is about to use: accumulated, unclipped.
 
         Args:
             optimizer: whose parameters are read.
-            scaler: the gradient scaler that skips steps whose gradients overflowed; None without one.
+            loss_scale: device scalar, of the gradient scaler that skips steps whose gradients overflowed; None without.
             scale_left: device scalar that the gradients are still multiplied by; None if they are unscaled.
             half: gradients are computed in float16, where small ones become exact zeros.
             last: it is the last step of the window, as far as that is foreseen.
@@ -133,7 +153,7 @@ class StepSampler:
             if p.grad is not None and not p.grad.is_sparse and id(p) in self._column
         ]
         self._note_groups(optimizer)
-        self.scaled = scaler is not None
+        self.scaled = loss_scale is not None
         if not parameters:
             return
         grads = [local(p.grad) for p in parameters]
@@ -143,17 +163,16 @@ class StepSampler:
             norms = norms / scale_left.to(self.device)
         finite = torch.isfinite(norms).all() if self.scaled else None
         if self.sharded:
-            norms = norms * torch.tensor([_share(p) for p in parameters], device=self.device).sqrt()
+            norms = norms * torch.tensor([share(p) for p in parameters], device=self.device).sqrt()
         self.norms.append(self._spread(norms, [self._column[id(p)] for p in parameters], len(self.names)))
         mine = {id(p) for p in parameters}
         layers = [layer for layer in self.layers if id(layer.main) in mine]
         if half and not self.sharded:  # a shard's share says little of the whole
-            made_at = 1.0 if scale_left is not None or not self.scaled else scaler._scale
-            self._note_underflow(layers, made_at)
-        if self.update_ratio:
+            self._note_underflow(layers, 1.0 if loss_scale is None or scale_left is not None else loss_scale)
+        if self._update_ratio:
             self._copy_weights(layers, finite, isinstance(optimizer, torch.optim.LBFGS), last)
 
-    def _note_underflow(self, layers: list[Layer], scale: Any) -> None:
+    def _note_underflow(self, layers: list[Layer], scale: Tensor | float) -> None:
         shares = []
         for layer in layers:
             assert layer.main.grad is not None
@@ -217,7 +236,7 @@ class StepSampler:
             valid = torch.stack([torch.ones_like(sizes[0]) if v is None else v for _, _, v in taken.values()]).bool()
             changes = torch.where(valid, changes, torch.nan)
         if self.sharded:
-            shares = torch.tensor([_share(parameter) for parameter, _, _ in taken.values()], device=self.device).sqrt()
+            shares = torch.tensor([share(parameter) for parameter, _, _ in taken.values()], device=self.device).sqrt()
             sizes, changes = sizes * shares, changes * shares
         places = [self._place[name] for name in taken]
         count = len(self.layers)
@@ -253,19 +272,43 @@ class StepSampler:
             largest_at=self.names[int(torch.where(rms[-1].isfinite(), rms[-1], -1.0).argmax())] if len(rms) else None,
         )
 
-    def pack_series(self, name: str) -> dict[str, Any]:
-        """A series for a checkpoint: numbers of whole weights. With sharded weights every rank must call it."""
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data: numbers of whole weights. With sharded weights every rank must call it."""
+        return {
+            "layers": [[layer.name, layer.channels] for layer in self.layers],
+            "parameters": list(self.names),
+            "series": {name: self._packed(name) for name in SERIES},
+            "learning_rates": dict(self.learning_rates),
+            "decays": {name: list(values) for name, values in self.decays.items()},
+            "turns": dict(self.turns),
+        }
+
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether a state is about these layers and parameters."""
+        layers = [[layer.name, layer.channels] for layer in self.layers]
+        return bool(state["layers"] == layers and state["parameters"] == self.names)
+
+    def load_state_dict(self, state: dict[str, Any], first_rank: bool) -> None:
+        """Takes up what `state_dict` gave. Where parts are added up, the first rank holds the whole."""
+        for name in SERIES:
+            setattr(self, name, self._unpacked(name, state["series"][name], first_rank))
+        self.learning_rates = dict(state["learning_rates"])
+        self.decays = {name: (float(decay), bool(decoupled)) for name, (decay, decoupled) in state["decays"].items()}
+        self.turns = {name: int(count) for name, count in state["turns"].items()}
+
+    def _packed(self, name: str) -> dict[str, Any]:
         series: Series = getattr(self, name)
         rows = [row.cpu() for row in series.rows]
         if self.sharded and rows and name != "underflow":
             rows = list(_over_ranks(torch.stack(rows).double(), self.device).to(rows[0].dtype))
         return {"rows": rows, "stride": series.stride, "offered": series.offered}
 
-    def restore_series(self, name: str, state: dict[str, Any], first_rank: bool) -> None:
-        """Takes up what `pack_series` gave. Where parts are added up, the first rank holds the whole."""
+    def _unpacked(self, name: str, state: dict[str, Any], first_rank: bool) -> Series:
         parts = self.sharded and not first_rank and name != "underflow"
         rows = [torch.where(row.isnan(), row, 0) if parts else row for row in state["rows"]]
-        setattr(self, name, Series([row.to(self.device) for row in rows], int(state["stride"]), int(state["offered"])))
+        return Series([row.to(self.device) for row in rows], int(state["stride"]), int(state["offered"]))
 
     def _of_layers(self, table: Tensor) -> Tensor:
         padded = torch.cat([table, table.new_full((len(table), 1), torch.nan)], dim=1)
@@ -277,18 +320,6 @@ def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
     wide = any(t.dtype == torch.float64 for t in tensors)
     norms = torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else torch.float32)
     return torch.stack([norm.to(device) for norm in norms])
-
-
-def _share(parameter: Any) -> float:
-    """This rank's part when squares are added up over all ranks: one over the number of equal copies."""
-    world = torch.distributed.get_world_size()
-    if not hasattr(parameter, "to_local"):
-        return 1 / world
-    mesh = parameter.device_mesh
-    parts = 1
-    for dimension, placement in enumerate(parameter.placements):
-        parts *= mesh.size(dimension) if placement.is_shard() else 1
-    return parts / world
 
 
 def _over_ranks(norms: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""From an observer's device state to the window the diagnosis reads: everything crosses to the host here, once."""
+"""From the open window to the window the diagnosis reads: everything crosses to the host here, once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.evidence.channel_evidence import SITE_SUMS
+from lightning_deadkernel.evidence.channel_evidence import ACTIVATION_SUMS, Segments
 from lightning_deadkernel.evidence.observer import Observer
+from lightning_deadkernel.evidence.open_window import Checksums, Seen
+from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.functional.histograms import bit_histogram
 from lightning_deadkernel.functional.kernels import row_max, row_norms
 from lightning_deadkernel.functional.sparsity import weight_summary
@@ -18,7 +20,6 @@ from lightning_deadkernel.graph.sharding import whole
 from lightning_deadkernel.observation import LayerWindow, Window, WindowTensors
 from lightning_deadkernel.thresholds import Thresholds
 
-Tensors = dict[tuple[str, Any], Tensor]
 Draft = dict[str, Any]
 """The fields of a `LayerWindow` on its way."""
 
@@ -27,90 +28,106 @@ UNDERFLOW_WORTH_A_NOTE = 0.1
 
 
 @torch.no_grad()
-def read_window(
+def summarize(
     observer: Observer,
-    window: Window,
+    seen: Seen,
+    epoch: int,
+    global_step: int,
     optimizers: list[Any],
     thresholds: Thresholds,
-    histograms: bool,
-    observed: Tensors,
-) -> tuple[Window, WindowTensors]:
-    """Fills `window` with all layers, in forward order.
+    with_tensors: bool,
+) -> tuple[Window, WindowTensors, Checksums]:
+    """The open window in plain CPU tensors. With sharded weights every rank must call it; nothing gathered is changed.
 
     Args:
-        observer: what was gathered; its evidence has been reduced over the ranks into `observed`.
-        window: index, counters and notes; index 0 takes weights only.
-        optimizers: to tell which weights are in one, and their decay.
+        observer: what was watched.
+        seen: what was gathered, over all ranks.
+        epoch: the window's last.
+        global_step: at the window's end.
+        optimizers: to tell which weights are in one.
         thresholds: where weak and vanishing begin.
-        histograms: whether pictures and loggers want them.
-        observed: `ChannelEvidence.compute()`.
+        with_tensors: whether histograms and pictures are wanted.
+
+    Returns:
+        All layers in forward order, excluded ones last; what pictures need besides; the next window's checksums.
     """
-    tensors = WindowTensors()
+    counts, index, tensors = seen.counts, observer.window.index, WindowTensors()
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    changed = observer.changed_since_last()
-    steps = _Steps(observer, thresholds)
-    known = observer.reader.facts
+    changed, weights_now = observer.window.compare_weights(observer.reader.watched)
+    steps = _Steps(observer.window.steps, thresholds)
     drafts: list[Draft] = []
-    graph_seen = bool(observer.reader.maps)
-    for name in sorted(known, key=lambda name: (known[name].excluded is not None, known[name].order)):
-        layer = known[name].layer
-        entry = _describe(layer, known[layer.name])
+    for facts in sorted(observer.reader.facts.values(), key=lambda facts: (facts.excluded is not None, facts.order)):
+        layer = facts.layer
+        entry = _describe(facts)
         drafts.append(entry)
-        entry["excluded"] = known[name].excluded or _not_used(layer, observer, graph_seen, window)
+        entry["excluded"] = facts.excluded or _not_used(facts, observer, index, seen)
         if entry["excluded"] is not None:
             continue
-        _read_weights(entry, layer, known[layer.name], tensors if histograms else None)
+        _read_weights(entry, facts, tensors if with_tensors else None)
         entry["in_optimizer"] = not optimizers or id(layer.main) in held
-        if layer.name in changed and window.optimizer_steps:
+        if layer.name in changed and counts.optimizer_steps:
             entry["unchanged"] = ~changed[layer.name].cpu()
-        if window.index == 0:
+        if index == 0:
             continue
-        _read_gradients(entry, layer, observer, observed)
+        if counts.backwards:
+            _read_gradients(entry, facts, observer, seen.segments)
+            _read_activations(entry, facts, seen)
+        else:
+            entry["gating"] = None
         steps.fill(entry)
-        _read_activations(entry, known[layer.name], observer, observed)
-        entry["producers"], entry["consumers"] = _neighbours(known[layer.name], observer)
-        if histograms:
+        entry["producers"], entry["consumers"] = _neighbours(facts, observer)
+        if with_tensors:
             _add_histograms(entry, layer, tensors)
     drafts.sort(key=lambda entry: entry["excluded"] is not None)
-    window.layers = [LayerWindow(**entry) for entry in drafts]
-    if window.index:
+    window = Window(
+        index,
+        epoch,
+        global_step,
+        counts.batches,
+        counts.optimizer_steps,
+        counts.sampled_steps,
+        counts.samples,
+        [LayerWindow(**entry) for entry in drafts],
+        compiled=observer.reader.compiled,
+    )
+    if index:
         steps.fill_window(window)
-    window.compiled = observer.reader.compiled
-    return window, _with_first_kernels(tensors, observer, window)
+    return window, _with_first_kernels(tensors, observer, window), weights_now
 
 
-def _describe(layer: Layer, known: LayerFacts) -> Draft:
+def _describe(facts: LayerFacts) -> Draft:
     return {
-        "name": layer.name,
-        "kind": layer.kind,
-        "channels": layer.channels,
-        "depth": known.depth,
-        "note": known.note,
-        "activation": known.activation,
-        "gating": known.gating,
+        "name": facts.layer.name,
+        "kind": facts.layer.kind,
+        "channels": facts.layer.channels,
+        "depth": facts.depth,
+        "note": facts.note,
+        "activation": facts.activation,
+        "gating": facts.gating,
     }
 
 
-def _not_used(layer: Layer, observer: Observer, graph_seen: bool, window: Window) -> str | None:
-    if window.index == 0 or not graph_seen or layer.name in observer.reached:
+def _not_used(facts: LayerFacts, observer: Observer, index: int, seen: Seen) -> str | None:
+    if index == 0 or not observer.reader.maps or facts.layer.name in seen.reached:
         return None
-    if observer.reader.facts[layer.name].confirmed:
+    if facts.confirmed:
         return "not used in this window"
     return "not in the graph of the loss: never used in the training step, or detached"
 
 
-def _read_weights(entry: Draft, layer: Layer, known: LayerFacts, tensors: WindowTensors | None) -> None:
+def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None) -> None:
+    layer = facts.layer
     weight = whole(layer.weight())
     rows = layer.rows(weight)
     entry["norms"], entry["largest"] = row_norms(rows).cpu(), row_max(rows).cpu()
     entry["bytes_per_parameter"] = layer.main.element_size()
-    extras = [known.scale, known.source.parameter if known.source else None]
+    extras = [facts.scale, facts.source.parameter if facts.source else None]
     owned = {id(p): p.numel() for p in (layer.main, layer.bias, *extras) if p is not None}
     entry["parameters"] = sum(owned.values())
-    if known.scale is not None:
-        entry["norm_scale"] = whole(known.scale.detach()).abs().float().cpu()
-    if known.source is not None and known.source.parameter is not None:
-        entry["shift"] = whole(known.source.parameter.detach()).float().cpu()
+    if facts.scale is not None:
+        entry["norm_scale"] = whole(facts.scale.detach()).abs().float().cpu()
+    if facts.source is not None and facts.source.parameter is not None:
+        entry["shift"] = whole(facts.source.parameter.detach()).float().cpu()
     summary = weight_summary(weight)
     entry["weight_sparsity"], entry["weight_near_zeros"] = float(summary.zeros), float(summary.near_zeros)
     entry["gini"], entry["hoyer"] = float(summary.gini), float(summary.hoyer)
@@ -124,47 +141,45 @@ def _read_weights(entry: Draft, layer: Layer, known: LayerFacts, tensors: Window
         tensors.histograms.setdefault("kernel_norms", {})[layer.name] = bit_histogram(entry["norms"])
 
 
-def _read_gradients(entry: Draft, layer: Layer, observer: Observer, observed: Tensors) -> None:
-    source = observer.evidence.sources.get(layer.name)
-    if source is None or not observer.backwards:
+def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segments: Segments) -> None:
+    name = facts.layer.name
+    source = observer.window.channels.sources.get(name)
+    if source is None:
         return
     # an infinite gradient is one: only its size is not known
-    entry["gradient"] = torch.nan_to_num(observed["gradient", layer.name])
+    entry["gradient"] = gradient = torch.nan_to_num(segments["gradient", name])
     if source.parameter is not None:
-        entry["weight_gradient"] = observed["kernel", layer.name].clone()
         # `read_kernels` skips layers that had shown a gradient everywhere: that is one at the kernel as well
-        seen = entry["gradient"] > 0
-        entry["weight_gradient"][seen] = torch.maximum(entry["weight_gradient"], entry["gradient"])[seen]
+        kernel = segments["kernel", name]
+        entry["weight_gradient"] = torch.where(gradient > 0, torch.maximum(kernel, gradient), kernel)
     # a scaler skips every step whose gradients overflowed: what it skipped is no finding
-    entry["non_finite_gradients"] = (
-        0 if observer.sampler.scaled else int((~observed["wild", layer.name].isfinite()).sum())
-    )
-    entry["penalised"] = observer.reader.facts[layer.name].penalised
+    if not observer.window.steps.scaled:
+        entry["non_finite_gradients"] = int((~segments["nonfinite", name].isfinite()).sum())
+    entry["penalised"] = facts.penalised
 
 
-def _read_activations(entry: Draft, known: LayerFacts, observer: Observer, observed: Tensors) -> None:
-    sites: list[ActivationKey] = [site for site in known.activations if ("fired", site) in observed]
-    if known.gating is None or not sites or not observer.backwards:
+def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
+    keys: list[ActivationKey] = [key for key in facts.activations if ("fired", key) in seen.segments]
+    if facts.gating is None or not keys:
         entry["gating"] = None
         return
-    fired = torch.stack([observed["fired", site] for site in sites]).amax(0) > 0
-    entry["fired"] = fired
-    entry["exact"] = observer.unread == 0
+    entry["fired"] = torch.stack([seen.segments["fired", key] for key in keys]).amax(0) > 0
+    entry["exact"] = seen.counts.unread == 0
     channels = entry["channels"]
-    sums = torch.stack([observed["sums", site] for site in sites]).sum(0)
+    sums = torch.stack([seen.segments["sums", key] for key in keys]).sum(0)
     entries = float(sums[-1])
     if entries:
-        parts = {name: sums[i * channels : (i + 1) * channels] / entries for i, name in enumerate(SITE_SUMS)}
+        parts = {name: sums[i * channels : (i + 1) * channels] / entries for i, name in enumerate(ACTIVATION_SUMS)}
         entry["channel_firing_rate"], entry["activation_mean"] = parts["positives"], parts["magnitudes"]
         entry["firing_rate"] = float(parts["positives"].mean())
         entry["activation_sparsity"] = float(parts["zeros"].mean())
-        if known.reports_flat_ends:
+        if facts.reports_flat_ends:
             entry["saturated_share"] = parts["flat"]
 
 
-def _neighbours(known: LayerFacts, observer: Observer) -> tuple[tuple[str, ...] | None, Any]:
-    producers = tuple(sorted(known.producers)) if known.producers else None
-    return producers, observer.reader.consumers(known.layer.name)
+def _neighbours(facts: LayerFacts, observer: Observer) -> tuple[tuple[str, ...] | None, Any]:
+    producers = tuple(sorted(facts.producers)) if facts.producers else None
+    return producers, observer.reader.consumers(facts.layer.name)
 
 
 def _add_histograms(entry: Draft, layer: Layer, tensors: WindowTensors) -> None:
@@ -202,10 +217,10 @@ def _note_on_underflow(share: float) -> str | None:
 class _Steps:
     """The sampled steps, spread over the layers."""
 
-    def __init__(self, observer: Observer, thresholds: Thresholds) -> None:
-        self.sampler, self.thresholds = observer.sampler, thresholds
-        self.column = {layer.name: i for i, layer in enumerate(self.sampler.layers)}
-        self.tables = self.sampler.tables()
+    def __init__(self, steps: StepStatistics, thresholds: Thresholds) -> None:
+        self.steps, self.thresholds = steps, thresholds
+        self.column = {layer.name: i for i, layer in enumerate(steps.layers)}
+        self.tables = steps.tables()
 
     def _values(self, table: Tensor, name: str) -> Tensor:
         values = table[:, self.column[name]]
@@ -227,13 +242,13 @@ class _Steps:
         underflow = self._values(self.tables.underflow, entry["name"])
         entry["underflow_share"] = float(underflow.mean()) if underflow.numel() else None
         entry["note"] = entry["note"] or _note_on_underflow(entry["underflow_share"] or 0.0)
-        entry["learning_rate"] = self.sampler.learning_rates.get(entry["name"])
-        entry["weight_decay"], entry["decoupled_decay"] = self.sampler.decays.get(entry["name"], (0.0, False))
+        entry["learning_rate"] = self.steps.learning_rates.get(entry["name"])
+        entry["weight_decay"], entry["decoupled_decay"] = self.steps.decays.get(entry["name"], (0.0, False))
 
     def fill_window(self, window: Window) -> None:
         """Sizes of all gradients together."""
         totals = self.tables.totals
         finite = totals[totals.isfinite()]
         window.gradient_norm = _median(finite)
-        window.skipped_steps = int((~totals.isfinite()).sum()) if self.sampler.scaled else 0
+        window.skipped_steps = int((~totals.isfinite()).sum()) if self.steps.scaled else 0
         window.largest_gradient_at = self.tables.largest_at

@@ -78,11 +78,11 @@ class StepMap:
 class GraphReader:
     """Learns from each new shape of graph; afterwards only finds this step's live activations."""
 
-    def __init__(self, table: LayerTable) -> None:
+    def __init__(self, table: LayerTable, compiled: bool = False) -> None:
         self.table = table
         self.facts: dict[str, LayerFacts] = {layer.name: LayerFacts(layer) for layer in table.layers}
         self.maps: dict[Hashable, StepMap] = {}
-        self.compiled = False
+        self.compiled = compiled
         self.unknown_ops: dict[str, str] = {}
         """Unknown op -> a layer that met it."""
 

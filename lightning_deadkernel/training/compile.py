@@ -1,4 +1,4 @@
-"""`torch.compile`: whether a model is compiled, and one step without it."""
+"""`torch.compile`: whether a model is compiled, and one step without it. All private names of the compiler are here."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ from typing import Any
 import torch
 from torch import nn
 
+# Checked on torch 2.4 to 2.13: `_compiled_call_impl` is set by `Module.compile`, "OptimizedModule" is the class that
+# `torch.compile(module)` returns.
 
-def is_compiled(trainer: Any, model: nn.Module) -> bool:
-    """Whether the module that Lightning trains, or any module in it, runs through `torch.compile`."""
-    if getattr(model, "_compiler_ctx", None) is not None:  # Lightning's mark of a compiled LightningModule
-        return True
-    strategy_model = getattr(trainer.strategy, "model", None)
-    modules = [*model.modules(), *([strategy_model] if isinstance(strategy_model, nn.Module) else [])]
+
+def has_compiled_parts(modules: list[nn.Module]) -> bool:
+    """Whether any of these modules, or any in them, runs through `torch.compile`."""
     return any(
         type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        for module in modules
+        for root in modules
+        for module in root.modules()
     )
+
+
+_frame_callback = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
+"""Not None where the compiler looks at the frames that run now (torch 2.13); an older torch does not tell."""
+
+
+def is_traced() -> bool:
+    """Whether the compiler may trace through what runs now."""
+    return torch.compiler.is_dynamo_compiling() or _frame_callback() is not None
 
 
 class Stance:
@@ -36,6 +45,3 @@ class Stance:
         held, self._held = self._held, None
         if held is not None:
             held.__exit__(None, None, None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_held": None}

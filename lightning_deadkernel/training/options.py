@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 from lightning_deadkernel.thresholds import Thresholds
 
 WhenCompiled = Literal["sample", "gradients"]
 OnFinding = Literal["warn", "ignore", "raise"]
+
+
+class Options(Protocol):
+    """What a run asks of the monitor; see `DeadKernelMonitor` for what each means."""
+
+    every_n_train_steps: int | None
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
+    thresholds: Thresholds
+    log_histograms: bool
+    log_figures: bool
+    log_layers: bool | int
+    save_report: bool
+    when_compiled: WhenCompiled
+    on_finding: OnFinding
+    prog_bar: bool
+    update_ratio: bool
+
+    def should_sample(self, step: int) -> bool:
+        """Whether the costlier statistics are taken on this optimizer step."""
+        ...
 
 
 def check_step_count(value: Any) -> None:

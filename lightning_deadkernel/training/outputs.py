@@ -13,6 +13,7 @@ from lightning_deadkernel import figures
 from lightning_deadkernel.loggers import RunLog, report_folder
 from lightning_deadkernel.report.console import print_report
 from lightning_deadkernel.report.report import Report, write_atomically
+from lightning_deadkernel.training.options import Options
 
 DRAWING_SHARE = 0.05
 """Pictures are drawn at a window's end only while drawing has taken less than this share of the run's time, so that
@@ -22,15 +23,15 @@ LONG = 2.0
 """Seconds after which the next window's end says what it is doing."""
 
 
-class Output:
+class Outputs:
     """One run's outlets.
 
     Args:
-        options: the monitor, for its options.
+        options: the monitor's.
         trainer: for its loggers and folders.
     """
 
-    def __init__(self, options: Any, trainer: Any) -> None:
+    def __init__(self, options: Options, trainer: Any) -> None:
         self.rank_zero: bool = trainer.is_global_zero
         self.with_figures: bool = options.log_figures
         self.folder: Path | None = None
@@ -40,7 +41,7 @@ class Output:
         self._pictures: dict[str, bytes] = {}
         self._drawn_window = 0
         self._step = 0
-        self._said: set[str] = set()
+        self._told: set[str] = set()
         if not self.rank_zero:
             return
         if options.save_report and not trainer.fast_dev_run:
@@ -110,6 +111,6 @@ class Output:
             rank_zero_info(f"DeadKernelMonitor: {what} ...")
 
     def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._told:
+            self._told.add(text)
             rank_zero_info(f"DeadKernelMonitor: {text}")

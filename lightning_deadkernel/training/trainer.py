@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.data import extract_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.training.compile import has_compiled_parts
 
 
 def batch_size(batch: Any) -> int | None:
@@ -31,7 +32,7 @@ def will_step(trainer: Any) -> bool:
     """Whether an optimizer step follows this batch; under manual optimization it is taken to."""
     if not trainer.lightning_module.automatic_optimization:
         return True
-    return not bool(trainer.fit_loop._should_accumulate())
+    return not bool(trainer.fit_loop._should_accumulate())  # Lightning 2.6.6
 
 
 def epoch_ends(trainer: Any, steps: int) -> bool:
@@ -51,26 +52,35 @@ def log_every(trainer: Any) -> int:
 
 def logger_step(trainer: Any) -> int:
     """The x-axis that the trainer's own metrics have."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # Lightning 2.6.6
 
 
-def scaler(trainer: Any) -> Any:
-    """The gradient scaler of fp16 training, or None."""
-    return getattr(trainer.precision_plugin, "scaler", None)
+def loss_scales(trainer: Any, optimizer: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The scale of the loss in fp16 training, and what of it the gradients still carry before an optimizer step.
 
-
-def scale_left(scaler: Any, optimizer: Any) -> Tensor | None:
-    """The factor that gradients still carry when the optimizer unscales them itself (fused ones): a device scalar."""
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return None
-    # `get_scale()` would wait for the device
-    scale = scaler._scale
-    return scale if isinstance(scale, Tensor) else None
+    Returns:
+        The gradient scaler's scale, None without one; and the same where the optimizer unscales gradients itself
+        (fused ones), None where that is done. Both are device scalars.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return None, None
+    scale = scaler._scale  # of torch's GradScaler, because `get_scale()` would wait for the device; torch 2.13
+    scale = scale if isinstance(scale, Tensor) else torch.ones(())
+    return scale, scale if getattr(optimizer, "_step_supports_amp_scaling", False) else None
 
 
 def is_half(trainer: Any) -> bool:
     """Whether gradients are computed in float16, where small ones become exact zeros."""
     return str(trainer.precision).startswith("16")
+
+
+def is_compiled(trainer: Any, model: nn.Module) -> bool:
+    """Whether the module that Lightning trains, or any module in it, runs through `torch.compile`."""
+    if getattr(model, "_compiler_ctx", None) is not None:  # Lightning's mark of a compiled LightningModule, 2.6.6
+        return True
+    strategy_model = getattr(trainer.strategy, "model", None)
+    return has_compiled_parts([model, *([strategy_model] if isinstance(strategy_model, nn.Module) else [])])
 
 
 def publish(trainer: Any, report: Report, prog_bar: bool) -> None:

@@ -1,7 +1,8 @@
-"""A window ends: from an observer's evidence to the report."""
+"""A window ends: from what was seen to the report."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -11,42 +12,43 @@ from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.diagnosis.pruning import savings
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
 from lightning_deadkernel.evidence.observer import Observer
-from lightning_deadkernel.evidence.summarize import read_window
+from lightning_deadkernel.evidence.open_window import Checksums, Seen
+from lightning_deadkernel.evidence.summarize import summarize
 from lightning_deadkernel.observation import Window
+from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.thresholds import Thresholds
-from lightning_deadkernel.training import distributed as ranks
-from lightning_deadkernel.training import options
+from lightning_deadkernel.training.options import OnFinding, Options
 
 
 def close_window(
-    window: Window,
     observer: Observer,
+    seen: Seen,
     history: History,
-    thresholds: Thresholds,
+    epoch: int,
+    global_step: int,
     optimizers: list[Any],
-    world: int,
-    with_tensors: bool,
-) -> Report:
-    """What the window says of the whole network, from what all ranks saw. Every rank must call it.
+    options: Options,
+) -> tuple[Report, Checksums]:
+    """What the open window says of the whole network. Every rank must call it; the window itself stays as it is.
 
     Args:
-        window: its index, place in the run and counters; filled on the way.
-        observer: what was gathered.
+        observer: what was watched.
+        seen: what was gathered, over all ranks.
         history: the windows before; this one is added.
-        thresholds: where the lines are drawn.
+        epoch: the window's last.
+        global_step: at the window's end.
         optimizers: all of the training.
-        world: number of ranks.
-        with_tensors: whether histograms and pictures are wanted.
+        options: the monitor's.
+
+    Returns:
+        The report, and the checksums that the next window begins with.
     """
-    observer.evidence.close()
-    with ranks.reduced(world, observer.evidence):
-        observed = observer.evidence.segments()
-    window, tensors = read_window(observer, window, optimizers, thresholds, with_tensors, observed)
-    if window.index:
-        window.notes = _notes(observer, window)
-    layers, findings = diagnose(window, history, thresholds)
-    return Report(
+    with_tensors = options.log_histograms or options.log_figures
+    window, tensors, checksums = summarize(
+        observer, seen, epoch, global_step, optimizers, options.thresholds, with_tensors
+    )
+    layers, findings = diagnose(window, history, options.thresholds)
+    report = Report(
         window=window.index,
         epoch=window.epoch,
         global_step=window.global_step,
@@ -57,26 +59,27 @@ def close_window(
         layers=layers,
         findings=findings,
         savings=savings(window, layers),
-        notes=window.notes,
+        notes=_notes(observer, seen, window) if window.index else (),
         gradient_norm=window.gradient_norm,
         skipped_steps=window.skipped_steps,
         tensors=tensors,
     )
+    return report, checksums
 
 
-def _notes(observer: Observer, window: Window) -> tuple[str, ...]:
+def _notes(observer: Observer, seen: Seen, window: Window) -> tuple[str, ...]:
     """What could not be watched, and why."""
     notes = [
         f"{layer}: what follows cannot be read ({op}); its states rest on gradients"
         for op, layer in observer.reader.unknown_ops.items()
     ]
-    if observer.reader.compiled:
+    if window.compiled:
         notes.append(
             "the model is compiled: activations were read on sampled steps, which ran eagerly"
-            if observer.when_compiled == "sample"
+            if observer.reads_compiled
             else "the model is compiled: no activation was read, states rest on gradients"
         )
-    if not observer.backwards:
+    if not seen.counts.backwards:
         notes.append("no backward hook fired: only the weights were watched")
     if window.skipped_steps:
         notes.append(
@@ -86,20 +89,18 @@ def _notes(observer: Observer, window: Window) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def speak(
-    report: Report, said: set[tuple[str, str | None]], on_finding: options.OnFinding
-) -> set[tuple[str, str | None]]:
-    """Says aloud what is new in a report, as the user wants it; gives what need not be said again.
+def warn_new_findings(report: Report, warned: set[tuple[str, str | None]], on_finding: OnFinding) -> Sequence[Finding]:
+    """Tells what is new in a report, as the user wants it; gives what need not be told again.
 
     Raises:
         DeadKernelError: with ``on_finding="raise"``, for the worst finding that is more than an info.
     """
-    worth = [finding for finding in report.findings if finding.severity != "info"]
-    if on_finding == "raise" and worth:
-        worst = worth[0]
+    findings = [finding for finding in report.findings if finding.severity != "info"]
+    if on_finding == "raise" and findings:
+        worst = findings[0]
         raise DeadKernelError(f"{worst.kind}: {worst.headline}. {worst.cause} {worst.advice}")
-    fresh = [finding for finding in new_findings(report.findings, said) if finding.severity != "info"]
+    fresh = [finding for finding in new_findings(report.findings, warned) if finding.severity != "info"]
     if on_finding == "warn":
         for finding in fresh:
             rank_zero_warn(f"{finding.headline}. {finding.advice}", category=DeadKernelWarning)
-    return {(finding.kind, finding.layer) for finding in fresh}
+    return fresh

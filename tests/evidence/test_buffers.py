@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.floats import DTYPES, SEEDS, mixed, twin
-from lightning_deadkernel.evidence.buffers import CHECK, PAGES, Arena, Countdown
+from lightning_deadkernel.evidence.buffers import CHECK, PAGES, PendingChannels, StepBuffer
 
 
 @twin
@@ -21,28 +21,28 @@ from lightning_deadkernel.evidence.buffers import CHECK, PAGES, Arena, Countdown
 )
 def test_pages_hold_what_every_step_would_have_given(seed, sizes, steps, dtype, magnitudes):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    arena = Arena(sum(sizes), wide, torch.device("cpu"))
-    largest, wild = torch.zeros(2, sum(sizes), dtype=wide)
-    expected, expected_wild = largest.clone(), wild.clone()
+    buffer = StepBuffer(sum(sizes), wide, torch.device("cpu"))
+    largest, nonfinite = torch.zeros(2, sum(sizes), dtype=wide)
+    expected, expected_nonfinite = largest.clone(), nonfinite.clone()
     for step in range(steps):
         values = mixed((sum(sizes),), dtype, seed + step)
-        if arena.note(list(values.split(sizes))):
-            arena.drain(largest, wild if magnitudes else None)
+        if buffer.append(list(values.split(sizes))):
+            buffer.flush(largest, nonfinite if magnitudes else None)
         values = values.to(wide).abs() if magnitudes else values.to(wide)
         torch.fmax(expected, values, out=expected)
-        torch.maximum(expected_wild, values, out=expected_wild)
-    arena.drain(largest, wild if magnitudes else None)
-    arena.drain(largest, wild if magnitudes else None)  # nothing is counted twice, and nothing is left
+        torch.maximum(expected_nonfinite, values, out=expected_nonfinite)
+    buffer.flush(largest, nonfinite if magnitudes else None)
+    buffer.flush(largest, nonfinite if magnitudes else None)  # nothing is counted twice, and nothing is left
     assert torch.equal(largest, expected)
     if magnitudes:
-        assert torch.equal(wild.nan_to_num(-1.0), expected_wild.nan_to_num(-1.0))
+        assert torch.equal(nonfinite.nan_to_num(-1.0), expected_nonfinite.nan_to_num(-1.0))
 
 
 def test_gradients_that_are_part_of_a_graph_are_noted_and_left_in_it():
-    arena, largest = Arena(2, torch.float32, torch.device("cpu")), torch.zeros(2)
+    buffer, largest = StepBuffer(2, torch.float32, torch.device("cpu")), torch.zeros(2)
     gradient = torch.tensor([1.0, -2.0], requires_grad=True) * 1
-    arena.note([gradient])
-    arena.drain(largest, torch.zeros(2))
+    buffer.append([gradient])
+    buffer.flush(largest, torch.zeros(2))
     assert largest.tolist() == [1.0, 2.0]
     assert gradient.requires_grad
 
@@ -50,23 +50,23 @@ def test_gradients_that_are_part_of_a_graph_are_noted_and_left_in_it():
 @pytest.mark.parametrize("size", [1, 3, 3 * PAGES])
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
 def test_a_part_that_has_changed_its_shape_is_an_error(size):
-    arena = Arena(2, torch.float32, torch.device("cpu"))
+    buffer = StepBuffer(2, torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match=f"Expected 2 values, but got {size}"):
-        arena.note([torch.zeros(size)])
+        buffer.append([torch.zeros(size)])
 
 
 def test_reads_are_counted_at_powers_of_two_and_then_regularly():
-    countdown: Countdown[str] = Countdown()
-    countdown.begin(["a"])
-    counted = [read for read in range(1, 4 * CHECK + 1) if countdown.read()]
+    channels: PendingChannels[str] = PendingChannels()
+    channels.clear(["a"])
+    counted = [read for read in range(1, 4 * CHECK + 1) if channels.is_count_due()]
     assert counted == [1, 2, 4, 8, 16, 32, 64, 128, 192, 256]
-    countdown.begin(["a"])
-    assert countdown.read()
+    channels.clear(["a"])
+    assert channels.is_count_due()
 
 
 def test_a_part_is_no_longer_pending_once_nothing_of_it_is_unseen():
-    countdown: Countdown[str] = Countdown()
-    countdown.begin(["a", "b"])
-    countdown.update(["a", "b"], torch.tensor([0, 3], dtype=torch.int32))
-    countdown.land()
-    assert countdown.pending == {"b"}
+    channels: PendingChannels[str] = PendingChannels()
+    channels.clear(["a", "b"])
+    channels.append(["a", "b"], torch.tensor([0, 3], dtype=torch.int32))
+    channels.poll()
+    assert channels.parts == {"b"}

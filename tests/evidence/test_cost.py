@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_deadkernel import DeadKernelMonitor
 from lightning_deadkernel.errors import DeadKernelInternalWarning
-from lightning_deadkernel.evidence import observer
-from lightning_deadkernel.evidence import step_statistics as sampling
+from lightning_deadkernel.evidence import observer, step_statistics
 from lightning_deadkernel.evidence.buffers import PAGES
 
 HOOKS = (
@@ -64,7 +63,7 @@ def _counted(name: str) -> Any:
             getattr(DeadKernelMonitor, name)(self, trainer, *args)
         self.steps[-1][name] = count
         if name == HOOKS[0]:
-            self.sampled.append(self._sampled)
+            self.sampled.append(self._run.sampled)
 
     return hook
 
@@ -268,7 +267,7 @@ def test_a_large_network_is_copied_whole_on_the_first_and_last_step_and_in_turn_
 ) -> None:
     net = mlp(5)
     weights = net[0].weight.numel()
-    monkeypatch.setattr(sampling, "TURN", 2 * weights)
+    monkeypatch.setattr(step_statistics, "TURN", 2 * weights)
     updates: dict[int, dict[int, float]] = {}
 
     class Compared(Counted):
@@ -314,7 +313,7 @@ def test_an_unsampled_step_never_waits_for_a_cuda_device() -> None:
                 getattr(DeadKernelMonitor, name)(self, trainer, *args)
                 return
             ends = name == HOOKS[-1] and trainer.is_last_batch  # a window's end reads everything
-            torch.cuda.set_sync_debug_mode("default" if self._sampled or ends else "error")
+            torch.cuda.set_sync_debug_mode("default" if self._run.sampled or ends else "error")
             try:
                 getattr(DeadKernelMonitor, name)(self, trainer, *args)
             finally:

@@ -1,4 +1,4 @@
-"""Which steps and layers the sampler measures, where it may not measure all."""
+"""Which steps and layers the steps measures, where it may not measure all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_deadkernel.evidence import step_statistics as sampling
-from lightning_deadkernel.evidence.step_statistics import Series, StepSampler
+from lightning_deadkernel.evidence import step_statistics
+from lightning_deadkernel.evidence.step_statistics import Series, StepStatistics
 from lightning_deadkernel.graph.layers import LayerTable
 
 WIDTH = 4
@@ -17,16 +17,16 @@ WIDTH = 4
 
 @pytest.fixture
 def two_layers_a_turn(monkeypatch):
-    monkeypatch.setattr(sampling, "TURN", 2 * WIDTH**2)
+    monkeypatch.setattr(step_statistics, "TURN", 2 * WIDTH**2)
 
 
-def network(depth: int) -> tuple[nn.Sequential, StepSampler]:
+def network(depth: int) -> tuple[nn.Sequential, StepStatistics]:
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(depth)))
     layers = LayerTable.of(net, None, None).watched
     names = {id(p): name for name, p in net.named_parameters()}
     sizes = {id(p): p.numel() for p in net.parameters()}
-    return net, StepSampler(layers, names, sizes, torch.device("cpu"))
+    return net, StepStatistics(layers, names, sizes, torch.device("cpu"))
 
 
 def backward(net: nn.Module) -> Tensor:
@@ -36,20 +36,20 @@ def backward(net: nn.Module) -> Tensor:
     return loss
 
 
-def measured(sampler: StepSampler) -> list[int]:
+def measured(steps: StepStatistics) -> list[int]:
     """How many update ratios there are of each layer."""
-    return (~sampler.tables().updates.isnan()).sum(0).tolist()
+    return (~steps.tables().updates.isnan()).sum(0).tolist()
 
 
 @given(st.integers(1, 3000), st.integers(1, 5), st.sampled_from([2, 8, 64]))
 def test_a_long_series_is_thinned_evenly_whatever_comes_up_periodically(offered, period, limit):
-    sampling_limit, sampling.LIMIT = sampling.LIMIT, limit
+    sampling_limit, step_statistics.LIMIT = step_statistics.LIMIT, limit
     try:
         series = Series()
         for place in range(offered):
             series.append(torch.tensor([float(place)]))
     finally:
-        sampling.LIMIT = sampling_limit
+        step_statistics.LIMIT = sampling_limit
     kept = [int(row) for row in series.rows]
     assert kept == sorted(kept)
     assert min(offered, limit // 2 - 1) <= len(kept) <= limit
@@ -59,47 +59,47 @@ def test_a_long_series_is_thinned_evenly_whatever_comes_up_periodically(offered,
 
 
 def test_optimizers_that_take_turns_have_all_of_their_layers_measured(two_layers_a_turn):
-    net, sampler = network(8)
+    net, steps = network(8)
     halves = [torch.optim.SGD(net[:4].parameters(), 0.1), torch.optim.SGD(net[4:].parameters(), 0.1)]
     for _ in range(11):
         for optimizer in halves:
             backward(net)
-            sampler.before_step(optimizer, None, None, False)
+            steps.before_step(optimizer, None, None, False)
             optimizer.step()
-        sampler.after_step()
-    assert measured(sampler) == [1 + 5] * 8  # all in the first step, then half of them in each
+        steps.after_step()
+    assert measured(steps) == [1 + 5] * 8  # all in the first step, then half of them in each
 
 
 def test_layers_in_turn_survive_the_thinning_of_a_long_window(two_layers_a_turn, monkeypatch):
-    monkeypatch.setattr(sampling, "LIMIT", 16)
-    net, sampler = network(4)
+    monkeypatch.setattr(step_statistics, "LIMIT", 16)
+    net, steps = network(4)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
     for _ in range(200):
         backward(net)
-        sampler.before_step(optimizer, None, None, False)
+        steps.before_step(optimizer, None, None, False)
         optimizer.step()
-        sampler.after_step()
-    assert len(sampler.updates.rows) <= 16
-    assert min(measured(sampler)) >= 2
+        steps.after_step()
+    assert len(steps.updates.rows) <= 16
+    assert min(measured(steps)) >= 2
 
 
 def test_a_line_search_is_measured_from_its_first_step_on(two_layers_a_turn):
-    net, sampler = network(6)
+    net, steps = network(6)
     optimizer = torch.optim.LBFGS(net.parameters(), max_iter=5)
     kernels = [layer.weight for layer in net]
     backward(net)
-    sampler.updates.append(torch.full((12,), torch.nan))  # not the window's first sample, which copies all
+    steps.updates.append(torch.full((12,), torch.nan))  # not the window's first sample, which copies all
     old = [kernel.detach().clone() for kernel in kernels]
 
     def closure() -> Tensor:
         loss = backward(net)
-        sampler.before_step(optimizer, None, None, False)
+        steps.before_step(optimizer, None, None, False)
         return loss
 
     optimizer.step(closure)
-    sampler.after_step()
-    ratios = sampler.tables().updates[-1]
-    assert measured(sampler) == [1, 1, 0, 0, 0, 0]
+    steps.after_step()
+    ratios = steps.tables().updates[-1]
+    assert measured(steps) == [1, 1, 0, 0, 0, 0]
     for index in (0, 1):
         true = (kernels[index].detach() - old[index]).norm() / old[index].norm()
         assert float(ratios[index]) == pytest.approx(float(true), rel=1e-5)

@@ -18,9 +18,10 @@ from helpers.models import Layers, Tiny, images
 from helpers.twins import assert_identical, monitor_of, train
 from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.evidence.observer import Observer
-from lightning_deadkernel.evidence.step_statistics import StepSampler
+from lightning_deadkernel.evidence.open_window import OpenWindow
+from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.observation import Window
-from lightning_deadkernel.training import window_end as closing
+from lightning_deadkernel.training import window_end
 
 RANK = int(os.environ.get("RANK", 0))
 
@@ -104,7 +105,6 @@ def settings(folder: Path) -> dict[str, Any]:
         ]
     )
     seen["files"] = sorted(str(path) for path in Path().rglob("report.json"))
-    seen["folder set"] = monitor._output is None
     return seen
 
 
@@ -144,10 +144,10 @@ def faults(folder: Path) -> dict[str, Any]:
         (Observer, "__init__"),
         (Observer, "before_backward"),
         (Observer, "after_backward"),
-        (StepSampler, "before_step"),
-        (StepSampler, "after_step"),
-        (Observer, "changed_since_last"),
-        (closing, "diagnose"),
+        (StepStatistics, "before_step"),
+        (StepStatistics, "after_step"),
+        (OpenWindow, "compare_weights"),
+        (window_end, "diagnose"),
     ):
         original = getattr(owner, stage)
 
@@ -160,7 +160,7 @@ def faults(folder: Path) -> dict[str, Any]:
         setattr(owner, stage, broken)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            monitor = monitor_of(every_n_train_steps=2 if owner is closing else None)
+            monitor = monitor_of(every_n_train_steps=2 if owner is window_end else None)
             keep = ModelCheckpoint(folder / f"kept {stage}", every_n_train_steps=1)
             run = train(Tiny, monitor, callbacks=lambda keep=keep: [keep], enable_checkpointing=True, **options)
         setattr(owner, stage, original)

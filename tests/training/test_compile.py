@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers.models import DEAD, Layers, Manual, Tiny, dead
 from helpers.twins import assert_identical, monitor_of, train
-from lightning_deadkernel.training import compile as compiled
+from lightning_deadkernel.training.compile import Stance
 
 SAMPLED = "activations were read on sampled steps, which ran eagerly"
 
@@ -172,7 +172,7 @@ def test_the_stance_is_given_back_on_every_way_out_of_a_step(monkeypatch):
 
 def test_a_users_own_stance_is_given_back():
     with torch.compiler.set_stance("eager_on_recompile"):
-        held = compiled.Stance()
+        held = Stance()
         held.force_eager()
         held.force_eager()
         assert stance() == "force_eager"

@@ -68,7 +68,7 @@ def test_a_window_half_open_on_two_ranks_is_taken_up_by_two_by_three_and_by_one(
     assert by_two == whole, "as if it had not been interrupted"
 
     state = torch.load(tmp_path / "at.ckpt", weights_only=True)["callbacks"]["DeadKernelMonitor"]["open"]
-    assert state["samples"] == 2 * 2 * 8, "two batches of eight on two ranks"
+    assert state["counts"]["samples"] == 2 * 2 * 8, "two batches of eight on two ranks"
     by_three = same_everywhere(launch(3, "helpers.ddp_jobs:resumed", tmp_path), "resumed")
     by_one = train(
         Tiny,

@@ -14,8 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
-import lightning_deadkernel.monitor
-import lightning_deadkernel.training.distributed
+import lightning_deadkernel.training.run
 import lightning_deadkernel.training.window_end
 from helpers import models
 from helpers.models import DEAD, Tiny, dead
@@ -24,9 +23,11 @@ from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence
 from lightning_deadkernel.evidence.observer import Observer
-from lightning_deadkernel.evidence.step_statistics import StepSampler
+from lightning_deadkernel.evidence.open_window import OpenWindow
+from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.graph.reader import GraphReader
-from lightning_deadkernel.training.outputs import Output
+from lightning_deadkernel.training.outputs import Outputs
+from lightning_deadkernel.training.record import Record
 
 ROOT = Path(models.__file__).parents[2]
 
@@ -109,28 +110,28 @@ def test_a_checkpoint_that_is_saved_on_an_exception_can_be_resumed(tmp_path):
 # -- faults of our own ------------------------------------------------------------------------------------------------
 
 STAGES = {
-    "table": (lightning_deadkernel.monitor.LayerTable, "of"),
+    "table": (lightning_deadkernel.training.run.LayerTable, "of"),
     "observer": (Observer, "__init__"),
-    "output": (Output, "__init__"),
+    "output": (Outputs, "__init__"),
     "walk": (GraphReader, "read"),
     "learn": (GraphReader, "learn"),
     "layout": (ChannelEvidence, "arrange"),
     "activations": (ChannelEvidence, "read_activations"),
     "gradients": (ChannelEvidence, "read_gradients"),
     "kernels": (ChannelEvidence, "read_kernels"),
-    "before step": (StepSampler, "before_step"),
-    "after step": (StepSampler, "after_step"),
-    "tables": (StepSampler, "tables"),
-    "checksums": (Observer, "changed_since_last"),
-    "reduce": (lightning_deadkernel.training.distributed, "reduced"),
-    "agree": (lightning_deadkernel.training.distributed, "agree"),
-    "read": (lightning_deadkernel.training.window_end, "read_window"),
+    "before step": (StepStatistics, "before_step"),
+    "after step": (StepStatistics, "after_step"),
+    "tables": (StepStatistics, "tables"),
+    "checksums": (OpenWindow, "compare_weights"),
+    "merge": (OpenWindow, "merge"),
+    "exchange": (lightning_deadkernel.training.run, "exchange"),
+    "summarize": (lightning_deadkernel.training.window_end, "summarize"),
     "diagnose": (lightning_deadkernel.training.window_end, "diagnose"),
     "savings": (lightning_deadkernel.training.window_end, "savings"),
-    "publish": (lightning_deadkernel.monitor.trainer_facts, "publish"),
+    "publish": (lightning_deadkernel.training.run, "publish"),
     "should_sample": (DeadKernelMonitor, "should_sample"),
-    "will_step": (lightning_deadkernel.monitor.trainer_facts, "will_step"),
-    "speak": (lightning_deadkernel.training.window_end, "new_findings"),
+    "will_step": (lightning_deadkernel.training.run, "will_step"),
+    "warn": (lightning_deadkernel.training.window_end, "new_findings"),
 }
 
 
@@ -168,7 +169,7 @@ def test_a_report_that_cannot_be_written_is_one_warning_and_the_watch_goes_on(mo
     def full(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Output, part, full)
+    monkeypatch.setattr(Outputs, part, full)
     with pytest.warns(DeadKernelInternalWarning, match="no space left") as caught:
         run = train_twice(Tiny, monitor_of(save_report=True))
     assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
@@ -197,7 +198,7 @@ def test_a_fault_while_saving_a_checkpoint_saves_the_checkpoint(monkeypatch, tmp
         raise ZeroDivisionError("a fault of our own")
 
     run = train(Tiny, monitor_of())
-    monkeypatch.setattr(lightning_deadkernel.monitor.resume, "pack", broken)
+    monkeypatch.setattr(Record, "state_dict", broken)
     with pytest.warns(DeadKernelInternalWarning, match="state_dict"):
         run.trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert (tmp_path / "a.ckpt").exists()

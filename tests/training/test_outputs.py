@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_deadkernel import DeadKernelMonitor, Report
-from lightning_deadkernel.training import outputs as output
+from lightning_deadkernel.training import outputs
 
 
 class Net(L.LightningModule):
@@ -65,7 +65,7 @@ def test_the_folder_holds_the_report_in_three_forms_and_the_pictures(tmp_path: P
 def test_pictures_are_drawn_at_the_first_window_and_at_the_end_whatever_they_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "DRAWING_SHARE", 0.0)
+    monkeypatch.setattr(outputs, "DRAWING_SHARE", 0.0)
     fit(tmp_path, DeadKernelMonitor(on_finding="ignore"), epochs=4)
     assert image_steps(tmp_path) == [3, 15]
 
@@ -73,7 +73,7 @@ def test_pictures_are_drawn_at_the_first_window_and_at_the_end_whatever_they_tak
 def test_pictures_are_drawn_at_every_window_while_there_is_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "DRAWING_SHARE", 1.0)
+    monkeypatch.setattr(outputs, "DRAWING_SHARE", 1.0)
     fit(tmp_path, DeadKernelMonitor(on_finding="ignore"), epochs=4)
     assert image_steps(tmp_path) == [3, 7, 11, 15]
 
@@ -86,7 +86,7 @@ def test_without_pictures_none_is_drawn_and_none_is_written(tmp_path: Path) -> N
 def test_without_matplotlib_one_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(output.figures, "why_none", lambda report: "No pictures: matplotlib is not installed.")
+    monkeypatch.setattr(outputs.figures, "why_none", lambda report: "No pictures: matplotlib is not installed.")
     with caplog.at_level("INFO"):
         fit(tmp_path, DeadKernelMonitor(on_finding="ignore"))
     assert sum("matplotlib is not installed" in record.getMessage() for record in caplog.records) == 1
@@ -96,7 +96,7 @@ def test_without_matplotlib_one_line_says_so(
 def test_a_long_window_end_says_what_the_next_one_is_doing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(output, "LONG", 0.0)
+    monkeypatch.setattr(outputs, "LONG", 0.0)
     with caplog.at_level("INFO"):
         fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False), epochs=2)
     said = [record.getMessage() for record in caplog.records]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lightning_deadkernel.evidence.step_statistics
-import lightning_deadkernel.training.checkpoint
+import lightning_deadkernel.training.record
 from helpers.models import DEAD, Layers, Resumable, Save, Tiny, dead, images
 from helpers.twins import assert_identical, monitor_of, train
 from lightning_deadkernel.errors import DeadKernelInternalWarning, DeadKernelWarning
@@ -52,7 +52,7 @@ def test_the_history_of_a_resumed_run_equals_the_uninterrupted_runs(tmp_path, st
     resumed = resume(path, monitor=monitor_of(every_n_train_steps=every), weights_only=True)
     same_reports(resumed.monitor.reports, whole.monitor.reports)
     assert dead(resumed.report) == DEAD
-    assert resumed.monitor._history.state_dict().keys() == whole.monitor._history.state_dict().keys()
+    assert_identical(resumed.monitor.state_dict()["history"], whole.monitor.state_dict()["history"], "history")
     assert_identical(
         resumed.left_behind["weights and buffers"], whole.left_behind["weights and buffers"], "after resuming"
     )
@@ -183,13 +183,13 @@ def test_tensorboards_axis_goes_on_from_the_true_step(tmp_path):
 
 def test_a_checkpoint_packs_only_what_no_earlier_one_has_packed(monkeypatch):
     packed = []
-    original = lightning_deadkernel.training.checkpoint.pack_report
+    original = lightning_deadkernel.training.record.pack
 
     def counting(report):
         packed.append(report.window)
         return original(report)
 
-    monkeypatch.setattr(lightning_deadkernel.training.checkpoint, "pack_report", counting)
+    monkeypatch.setattr(lightning_deadkernel.training.record, "pack", counting)
     keep = ModelCheckpoint(every_n_train_steps=1)
     run = train(Tiny, monitor_of(), callbacks=lambda: [keep], enable_checkpointing=True, max_epochs=3)
     assert packed == [0, 1, 2, 3][: len(packed)]

@@ -1,0 +1,211 @@
+"""The open window: all that is gathered between two verdicts, merged over ranks at its end, kept by a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, Segments
+from lightning_deadkernel.evidence.step_statistics import StepStatistics
+from lightning_deadkernel.functional.kernels import checksums
+from lightning_deadkernel.graph.facts import ActivationKey, Source
+from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.sharding import whole
+
+VERSION = 2
+"""Of the state that a checkpoint holds."""
+
+Checksums = dict[str, Tensor]
+"""Layer -> (parameters, C) checksums of its kernels."""
+
+
+@dataclass
+class Counts:
+    """What happened in a window so far."""
+
+    batches: int = 0
+    optimizer_steps: int = 0
+    sampled_steps: int = 0
+    samples: int | None = 0
+    """None where a batch's size cannot be told."""
+    backwards: int = 0
+    unread: int = 0
+    """Backwards whose pending activations were not read (compiled steps)."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a window showed on all ranks together."""
+
+    counts: Counts
+    reached: frozenset[str]
+    """Layers that were in some graph of the window."""
+    segments: Segments
+
+
+class OpenWindow:
+    """Everything that is gathered while a window is open.
+
+    Args:
+        channels: evidence of every channel.
+        steps: sizes of gradients and updates on sampled steps.
+    """
+
+    def __init__(self, channels: ChannelEvidence, steps: StepStatistics) -> None:
+        self.channels, self.steps = channels, steps
+        self.checksums: Checksums = {}
+        """Of the weights at the window's beginning."""
+        self.reset(0)
+
+    def reset(self, index: int, checksums: Checksums | None = None) -> None:
+        """Begins a window.
+
+        Args:
+            index: 0 for the state at initialisation; windows count from 1.
+            checksums: of the weights now; None: those that are known are still right.
+        """
+        self.counts = Counts()
+        self.reached: set[str] = set()
+        self.looked = False
+        """A graph that was not compiled was read in this window."""
+        self.settled = False
+        """Every layer was in some graph of this window, and every channel is known to have fired."""
+        self.channels.reset()
+        self.steps.reset()
+        self.checksums = self.checksums if checksums is None else checksums
+        self.index = index
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def arrange(self, sources: dict[str, Source], activations: dict[ActivationKey, int]) -> None:
+        """Lays out the evidence for these layers and activations (key -> channels); what was seen before is kept."""
+        self.channels.arrange(sources, activations)
+        self.settled = False
+
+    def add_backward(self) -> None:
+        """Counts a backward pass."""
+        self.counts.backwards += 1
+
+    def add_graph(self, layers: frozenset[str], compiled: bool) -> None:
+        """Takes in which layers were in a graph, and whether its activations could be read."""
+        self.reached |= layers
+        self.counts.unread += compiled
+        self.looked = self.looked or not compiled
+
+    def add_hidden(self, layer: str) -> None:
+        """Takes in that a layer took part although no graph shows it."""
+        self.reached.add(layer)
+
+    def check_settled(self) -> bool:
+        """Whether every layer was in some graph and all channels have fired, so that no graph need be read any more."""
+        fired = self.channels.all_fired()  # first: it takes in what has been counted meanwhile
+        self.settled = fired and len(self.reached) >= len(self.steps.layers)
+        return self.settled
+
+    def add_batch(self, size: int | None, optimizer_steps: int, sampled_steps: int) -> None:
+        """Counts a batch that has ended.
+
+        Args:
+            size: samples in it; None where that cannot be told.
+            optimizer_steps: of the whole window by now.
+            sampled_steps: of this batch.
+        """
+        counts = self.counts
+        counts.batches += 1
+        counts.samples = None if size is None or counts.samples is None else counts.samples + size
+        counts.optimizer_steps = optimizer_steps
+        counts.sampled_steps += sampled_steps
+
+    # -- window ends ---------------------------------------------------------------------------------------------
+
+    def compare_weights(self, layers: Sequence[Layer]) -> tuple[dict[str, Tensor], Checksums]:
+        """What the window made of the weights. With sharded weights every rank must call it.
+
+        Returns:
+            (C,) bool per layer: whether a bit of the kernel, in any of its parameters, has changed since the window
+            began; and the checksums for the next one.
+        """
+        changed, now = {}, {}
+        for layer in layers:
+            rows = [layer.rows_of(whole(leaf.detach())) for leaf in layer.leaves if leaf.requires_grad]
+            sums = [checksums(kernels) for kernels in rows if kernels is not None]
+            if not sums:
+                continue
+            now[layer.name] = torch.stack(sums)
+            before = self.checksums.get(layer.name)
+            if before is not None and before.shape == now[layer.name].shape:
+                changed[layer.name] = (now[layer.name] != before.to(now[layer.name].device)).any(0)
+        return changed, self.checksums | now
+
+    def to_share(self) -> dict[str, Any]:
+        """What the ranks tell one another before they `merge`: plain data."""
+        return {"activations": self.channels.activations, "reached": self.reached, "counts": self.counts}
+
+    def merge(self, shared: Sequence[dict[str, Any]]) -> Seen:
+        """What all ranks saw together; every rank must call it. Nothing of this rank's own evidence is changed.
+
+        Args:
+            shared: `to_share` of every rank.
+        """
+        activations = {key: channels for other in shared for key, channels in other["activations"].items()}
+        if activations.keys() != self.channels.activations.keys():
+            self.arrange(self.channels.sources, activations)
+        samples = [other["counts"].samples for other in shared]
+        counts = replace(
+            self.counts,
+            samples=None if None in samples else sum(samples),
+            unread=max(other["counts"].unread for other in shared),
+            backwards=max(other["counts"].backwards for other in shared),
+        )
+        reached = frozenset[str]().union(*(other["reached"] for other in shared))
+        return Seen(counts, reached, self.channels.segments(several_ranks=len(shared) > 1))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self, shared: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The half-open window of all ranks together, so that it may be taken up by any number of them: plain tensors,
+        lists, strings and numbers. Every rank must call it.
+
+        Args:
+            shared: `to_share` of every rank.
+        """
+        seen = self.merge(shared)
+        return {
+            "version": VERSION,
+            "index": self.index,
+            "counts": asdict(seen.counts),
+            "reached": sorted(seen.reached),
+            "activations": [[list(key), channels] for key, channels in self.channels.activations.items()],
+            "segments": [
+                [kind, list(key) if isinstance(key, tuple) else key, values]
+                for (kind, key), values in seen.segments.items()
+            ],
+            "checksums": {name: values.cpu() for name, values in self.checksums.items()},
+            "steps": self.steps.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], first_rank: bool) -> bool:
+        """Takes up a half-open window. Sums are given to the first rank alone, so that they count once.
+
+        Returns:
+            False, with nothing changed, where the window was another version's or other layers'.
+        """
+        if state.get("version") != VERSION or not self.steps.fits(state["steps"]):
+            return False
+        counts = Counts(**state["counts"])
+        if counts.samples is not None and not first_rank:
+            counts.samples = 0
+        activations = {tuple(key): channels for key, channels in state["activations"]}
+        segments = {
+            (kind, tuple(key) if isinstance(key, list) else key): values for kind, key, values in state["segments"]
+        }
+        self.channels.load(segments, activations, first_rank)
+        self.counts, self.reached = counts, set(state["reached"])
+        device = self.channels.device
+        self.checksums = {name: values.to(device) for name, values in state["checksums"].items()}
+        self.steps.load_state_dict(state["steps"], first_rank)
+        return True

@@ -1,0 +1,313 @@
+"""One fit: what is done at each point of it, and where each window goes. The same on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
+from lightning_deadkernel.evidence.observer import Observer
+from lightning_deadkernel.evidence.open_window import Checksums
+from lightning_deadkernel.graph.layers import LayerTable, check_patterns
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.training.compile import Stance
+from lightning_deadkernel.training.distributed import exchange, world_size
+from lightning_deadkernel.training.never_raise import never_raise, warn_internal
+from lightning_deadkernel.training.options import Options
+from lightning_deadkernel.training.outputs import Outputs
+from lightning_deadkernel.training.record import Record
+from lightning_deadkernel.training.schedule import Schedule
+from lightning_deadkernel.training.trainer import (
+    batch_size,
+    is_compiled,
+    is_half,
+    logger_step,
+    loss_scales,
+    publish,
+    will_step,
+)
+from lightning_deadkernel.training.window_end import close_window, warn_new_findings
+
+NO_HOOKS = (
+    "no backward hook fired (is `loss.backward()` called instead of `self.manual_backward(loss)`?): "
+    "only the weights are watched."
+)
+
+
+class Run:
+    """One fit under watch.
+
+    Args:
+        options: the monitor's.
+        record: the closed windows, to which this fit adds its own.
+    """
+
+    def __init__(self, options: Options, record: Record) -> None:
+        self.options, self.record = options, record
+        self.stance = Stance()
+        self.watching = False
+        """This rank gathers evidence: from its `set_up` until the fit ends or something fails."""
+        self.running = False
+        """From the start of training until it ends or all ranks have given up: at the same moment on all of them."""
+        self.sampled = False
+        """The costlier statistics are taken on this step."""
+        self._failed: str | None = None
+        """Why this rank has given up."""
+        self._world = 1
+        self._schedule = Schedule(options.every_n_train_steps)
+        self._warned: set[str] = set()
+        self._outputs: Outputs | None = None
+        self._observer: Observer
+
+    # -- the start -----------------------------------------------------------------------------------------------
+
+    def set_up(self, trainer: Any, model: nn.Module) -> None:
+        """Makes the table of layers. Raises ValueError for a pattern that matches no layer."""
+        self.watching = True
+        self._observe(trainer, model)
+        if self.watching:
+            check_patterns("include", self.options.include, list(self._observer.reader.facts))
+            check_patterns("exclude", self.options.exclude, list(self._observer.reader.facts))
+
+    @never_raise
+    def _observe(self, trainer: Any, model: nn.Module) -> None:
+        self._world = world_size(trainer)
+        self._observer = Observer(
+            model,
+            LayerTable.of(model, self.options.include, self.options.exclude),
+            several_optimizers=len(trainer.optimizers) > 1,
+            compiled=is_compiled(trainer, model),
+            reads_compiled=self.options.when_compiled == "sample",
+            update_ratio=self.options.update_ratio,
+            layer_lost=lambda name, reason: warn_internal(f"no longer watches {name}: {reason}."),
+        )
+
+    def start(self, trainer: Any, half_open: dict[str, Any] | None) -> None:
+        """Takes the weights at initialisation, or takes up a checkpoint's `half_open` window."""
+        self.running = True
+        try:
+            self._outputs = Outputs(self.options, trainer)
+        except Exception as error:
+            self._write_no_more(error)
+        self._schedule.open_window(trainer.global_step)
+        self._begin(trainer, half_open)
+        if not self.record.reports:
+            self._close(trainer)
+
+    @never_raise
+    def _begin(self, trainer: Any, half_open: dict[str, Any] | None) -> None:
+        observer, window = self._observer, self._observer.window
+        watched = observer.reader.watched
+        if not watched:
+            reasons = (
+                "; ".join(sorted({str(facts.excluded) for facts in observer.reader.facts.values()})) or "it has none"
+            )
+            self._warn(f"no convolution or linear layer of {type(observer.model).__name__} can be watched: {reasons}.")
+        lost = self.record.restrict({layer.name: layer.channels for layer in watched})
+        if lost:
+            self._warn(f"the history of {', '.join(lost)} does not fit the model any more and begins anew.")
+        window.reset(self.record.next_index, window.compare_weights(watched)[1] if self.record.reports else None)
+        if half_open is None:
+            return
+        if window.load_state_dict(half_open, trainer.is_global_zero):
+            counts = window.counts
+            self._schedule.open_window(trainer.global_step, counts.batches, counts.optimizer_steps)
+        elif half_open["counts"]["batches"]:
+            self._warn("the layers are not those of the checkpoint: the open window begins anew.")
+
+    # -- one batch -----------------------------------------------------------------------------------------------
+
+    def begin_batch(self, trainer: Any) -> None:
+        """Decides whether this step is a sampled one."""
+        self.stance.restore()  # a batch that was skipped has not ended
+        self.sampled = False
+        self._schedule.begin_batch(trainer)
+        self._choose(trainer)
+
+    @never_raise
+    def _choose(self, trainer: Any) -> None:
+        counts = self._observer.window.counts
+        wanted = self.options.should_sample(logger_step(trainer)) or counts.sampled_steps == 0 or self._schedule.last
+        first = counts.batches == 0 or self._observer.wants_to_look()
+        self.sampled = first or (wanted and will_step(trainer))
+        if self.sampled and self._observer.reader.compiled and self.options.when_compiled == "sample":
+            self.stance.force_eager()
+
+    @never_raise
+    def before_backward(self, loss: Tensor) -> None:
+        """Reads the graph, and the activations it holds."""
+        self._observer.before_backward(loss, self.sampled)
+
+    @never_raise
+    def after_backward(self) -> None:
+        """Takes the gradients of this backward into the evidence."""
+        self._observer.after_backward(self.sampled)
+
+    @never_raise
+    def before_optimizer_step(self, trainer: Any, optimizer: Any) -> None:
+        """On a sampled step: sizes of gradients, and the weights before the step."""
+        if self.sampled:
+            scales = loss_scales(trainer, optimizer)
+            self._observer.window.steps.before_step(optimizer, *scales, is_half(trainer), self._schedule.last)
+
+    def end_batch(self, trainer: Any, batch: Any) -> None:
+        """Counts; on a sampled step, the update ratio. Closes the window where it ends."""
+        self.stance.restore()
+        if not self.running:
+            return
+        self._count(batch, *self._schedule.end_batch(trainer))
+        if self._schedule.ends(trainer):
+            self.end_window(trainer)
+
+    @never_raise
+    def _count(self, batch: Any, window_steps: int, batch_steps: int) -> None:
+        window = self._observer.window
+        window.add_batch(batch_size(batch), window_steps, batch_steps if self.sampled else 0)
+        if self.sampled:
+            window.steps.after_step()
+
+    def end_epoch(self, trainer: Any) -> None:
+        """Closes an epoch's window whose last batch was not foreseen."""
+        self.stance.restore()
+        if self._schedule.ends_with_epoch():
+            self.end_window(trainer)
+
+    # -- window ends ---------------------------------------------------------------------------------------------
+
+    def end_window(self, trainer: Any) -> None:
+        """Closes the window if anything happened in it, and tells what is new. Every rank must call it."""
+        if self.running and self._schedule.batches:
+            closed = self._close(trainer)
+            if closed is not None:
+                self._tell(closed)
+
+    def finish(self, trainer: Any) -> None:
+        """The training has ended: closes what is open, prints the table, saves the last report with its pictures."""
+        self.end_window(trainer)
+        if self.record.next_index > 1:
+            self._write(lambda outputs: outputs.end(self.record.reports))
+        elif self.running:
+            self._warn("no training step gave a loss: there is nothing to report.")
+
+    def interrupt(self, trainer: Any, exception: BaseException) -> None:
+        """Restores what was set for a step, and saves what has been seen."""
+        self.stance.restore()
+        # Another rank may not be here: nothing collective may be called, now or by a checkpoint that is saved next.
+        if self._world == 1 and not isinstance(exception, DeadKernelError) and self.running and self._schedule.batches:
+            self._close(trainer)
+        self.end()
+
+    def end(self) -> None:
+        """Restores what was set for a step; from here on nothing is done."""
+        self.stance.restore()
+        self.running = self.watching = False
+
+    def _close(self, trainer: Any) -> Report | None:
+        """From the evidence to a report in every place that wants it; None where there is none."""
+        try:
+            everyone = self._exchange()
+            report = self._report(trainer, everyone) if everyone else None
+        except Exception as error:
+            self.fail("closing a window", error)
+            self._schedule.open_window(trainer.global_step)  # the other ranks' next: all meet again at its end
+            return None
+        if everyone is None:
+            self.running = self.watching = False
+        if report is not None:
+            self._publish(trainer, report)
+        return report
+
+    def _exchange(self) -> list[dict[str, Any]] | None:
+        """What every rank has to tell; None where any has failed. What is excluded on one becomes so on all."""
+        mine: dict[str, Any] = {"failed": self._failed}
+        if self.watching:
+            excluded = {name: facts.excluded for name, facts in self._observer.reader.facts.items() if facts.excluded}
+            mine |= {"excluded": excluded} | self._observer.window.to_share()
+        everyone = exchange(self._world, mine)
+        if any(other["failed"] for other in everyone):
+            return None
+        for other in everyone:
+            self._observer.exclude(other["excluded"])
+        return everyone
+
+    def _report(self, trainer: Any, everyone: list[dict[str, Any]]) -> Report | None:
+        window = self._observer.window
+        seen = window.merge(everyone)
+        if window.index and not seen.counts.backwards:
+            if trainer.lightning_module.automatic_optimization:
+                self._reopen(trainer, None)  # no step had a loss: weight averaging ends with such an epoch
+                return None
+            self._warn(NO_HOOKS, "backward")
+        history = self.record.copy_of_history()
+        report, checksums = close_window(
+            self._observer,
+            seen,
+            history,
+            trainer.current_epoch,
+            trainer.global_step,
+            trainer.optimizers,
+            self.options,
+        )
+        self.record.append(report, history)
+        self._reopen(trainer, checksums)
+        return report
+
+    def _reopen(self, trainer: Any, checksums: Checksums | None) -> None:
+        self._observer.window.reset(self.record.next_index, checksums)
+        self._schedule.open_window(trainer.global_step)
+
+    @never_raise
+    def _publish(self, trainer: Any, report: Report) -> None:
+        self._write(lambda outputs: outputs.window(self.record.reports, logger_step(trainer)))
+        if report.window:
+            publish(trainer, report, self.options.prog_bar)
+            if self._observer.reader.watched and not report.watched:
+                self._warn("no watched layer is in the graph of the loss: see the report's last section.", "loss")
+
+    @never_raise
+    def _tell(self, report: Report) -> None:
+        self.record.add_warned(warn_new_findings(report, self.record.warned, self.options.on_finding))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the closed windows and the open one. While training runs every rank must call it."""
+        try:
+            state = {}
+            if self.running:
+                everyone = self._exchange()
+                state["open"] = self._observer.window.state_dict(everyone) if everyone else None
+            return self.record.state_dict() | state
+        except Exception as error:  # a checkpoint without the monitor's part is better than none
+            self.fail("state_dict", error)
+            return {}
+
+    # -- trouble -------------------------------------------------------------------------------------------------
+
+    def fail(self, where: str, error: Exception) -> None:
+        """Ends this rank's watch; the others learn of it when the window ends."""
+        self.stance.restore()
+        self.watching = self.sampled = False
+        if self._failed is None:
+            self._failed = f"{type(error).__name__}: {error}"
+            warn_internal(f"failed in {where.strip('_')} and stops watching: {self._failed}.")
+
+    def _write(self, write: Callable[[Outputs], None]) -> None:
+        """Files and loggers. Where they fail the watch itself goes on."""
+        if self._outputs is not None:
+            try:
+                write(self._outputs)
+            except Exception as error:  # a full disk, a broken font: nothing of that may reach the training
+                self._write_no_more(error)
+
+    def _write_no_more(self, error: Exception) -> None:
+        self._outputs = None
+        warn_internal(f"could not write its report, and writes no more: {type(error).__name__}: {error}.")
+
+    def _warn(self, text: str, once: str | None = None) -> None:
+        if once is None or once not in self._warned:
+            self._warned.add(once or "")
+            rank_zero_warn(f"DeadKernelMonitor: {text}", category=DeadKernelWarning)

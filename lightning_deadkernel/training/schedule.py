@@ -1,0 +1,51 @@
+"""Where in the training a window is: the same on all ranks, also on one whose watch has failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_deadkernel.training.trainer import epoch_ends
+
+
+class Schedule:
+    """When the open window ends.
+
+    Args:
+        every_n_train_steps: its length in optimizer steps; None: it ends with the epoch.
+    """
+
+    def __init__(self, every_n_train_steps: int | None) -> None:
+        self._length = every_n_train_steps
+        self.open_window(0)
+
+    def open_window(self, step: int, batches: int = 0, optimizer_steps: int = 0) -> None:
+        """A window is open.
+
+        Args:
+            step: the trainer's global step.
+            batches: of the window so far.
+            optimizer_steps: of the window so far.
+        """
+        self.batches = batches
+        self._began = self._before_batch = step - optimizer_steps
+
+    def begin_batch(self, trainer: Any) -> None:
+        """Foresees whether this batch is the window's `last`, if the optimizer takes one step in it."""
+        self._before_batch = taken = trainer.global_step
+        self.last = epoch_ends(trainer, taken + 1) or self._is_full(taken + 1)
+
+    def end_batch(self, trainer: Any) -> tuple[int, int]:
+        """Counts a batch: the window's optimizer steps, and how many of them were of this batch."""
+        self.batches += 1
+        return trainer.global_step - self._began, trainer.global_step - self._before_batch
+
+    def ends(self, trainer: Any) -> bool:
+        """Whether the window ends with the batch that has ended."""
+        return self._is_full(trainer.global_step) if self._length else epoch_ends(trainer, trainer.global_step)
+
+    def ends_with_epoch(self) -> bool:
+        """Whether an epoch's end is a window's."""
+        return self._length is None
+
+    def _is_full(self, steps: int) -> bool:
+        return self._length is not None and steps - self._began >= self._length
