@@ -25,7 +25,6 @@ from lightning_deadkernel.figures.titles import past_of
 from lightning_deadkernel.report.describe import number, percent
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +44,9 @@ def _curve(layers: Sequence[LayerReport | None]) -> list[float]:
     return [math.nan if ratio is None or ratio <= 0 else ratio for ratio in ratios]
 
 
-def gradient_headline(report: Report, limits: Thresholds) -> str:
+def gradient_headline(report: Report) -> str:
     """Whether gradients reach every layer."""
+    limits = report.thresholds
     seen = [(layer.gradient_ratio, layer.name) for layer in report.watched if layer.gradient_ratio is not None]
     least, where = min(seen)
     none = [name for ratio, name in seen if ratio == 0]
@@ -61,9 +61,9 @@ def gradient_headline(report: Report, limits: Thresholds) -> str:
     return f"Gradients reach every layer; the smallest ratio is {number(least)}, at {where}"
 
 
-def draw_gradient_flow(axes: Axes, reports: Sequence[Report], limits: Thresholds) -> None:
+def draw_gradient_flow(axes: Axes, reports: Sequence[Report]) -> None:
     """Gradient ratio by layer, input to output, on a log axis; past windows faint, the last one strong."""
-    report = reports[-1]
+    report, limits = reports[-1], reports[-1].thresholds
     names = [layer.name for layer in report.watched if layer.gradient_ratio is not None]
     places = range(len(names))
     pasts = {name: past_of(reports, name) for name in names}
@@ -114,23 +114,23 @@ def has_gradients(reports: Sequence[Report]) -> bool:
     return any(layer.gradient_ratio is not None for layer in reports[-1].watched)
 
 
-def gradient_flow(reports: Sequence[Report], thresholds: Thresholds | None = None) -> Figure | None:
+def gradient_flow(reports: Sequence[Report]) -> Figure | None:
     """Gradient ratio by depth with the weak and vanishing bands; None where no gradient was looked at."""
     if not has_gradients(reports):
         return None
-    limits = thresholds or Thresholds()
     names = [layer.name for layer in reports[-1].watched]
     below = 0.075 * max(len(short(name)) for name in names) * 0.65 + 0.5 if len(names) > 4 else 0.5
     note = basis(reports) + ("; earlier windows faint" if len(reports) > 2 else "")
-    axes = one_axes(3.4, gradient_headline(reports[-1], limits), note, 0.95, bottom=below)
-    draw_gradient_flow(axes, reports, limits)
+    axes = one_axes(3.4, gradient_headline(reports[-1]), note, 0.95, bottom=below)
+    draw_gradient_flow(axes, reports)
     name_places(axes, [layer.name for layer in reports[-1].watched if layer.gradient_ratio is not None])
     axes.set_xlabel("layers from input to output", fontsize=MEDIUM)
     return figure_of(axes)
 
 
-def update_headline(report: Report, limits: Thresholds) -> str:
+def update_headline(report: Report) -> str:
     """Whether the steps have a healthy size."""
+    limits = report.thresholds
     seen = [(layer.update_ratio, layer.name) for layer in report.watched if layer.update_ratio is not None]
     (least, low), (most, high) = min(seen), max(seen)
     reckless = sum(ratio > limits.update_large for ratio, _ in seen)
@@ -148,23 +148,22 @@ def update_headline(report: Report, limits: Thresholds) -> str:
     )
 
 
-def update_ratios(reports: Sequence[Report], thresholds: Thresholds | None = None) -> Figure | None:
+def update_ratios(reports: Sequence[Report]) -> Figure | None:
     """Update-to-weight ratio of each layer over time; None where no optimizer step was seen in the last window."""
-    report, limits = reports[-1], thresholds or Thresholds()
+    report = reports[-1]
     seen = [layer for layer in report.watched if layer.update_ratio is not None]
     if not seen:
         return None
     note = basis(reports) + "; median over the sampled steps of a window"
     right = 0.35 + 0.07 * max(len(short(layer.name)) for layer in seen)
-    axes = one_axes(3.4, update_headline(report, limits), note, 0.95, right, 0.65)
-    draw_update_ratios(axes, reports, seen, limits)
+    axes = one_axes(3.4, update_headline(report), note, 0.95, right, 0.65)
+    draw_update_ratios(axes, reports, seen)
     return figure_of(axes)
 
 
-def draw_update_ratios(
-    axes: Axes, reports: Sequence[Report], layers: Sequence[LayerReport], limits: Thresholds
-) -> None:
+def draw_update_ratios(axes: Axes, reports: Sequence[Report], layers: Sequence[LayerReport]) -> None:
     """One line a layer; of many layers, the extremes have colour and name, the others are grey."""
+    limits = reports[-1].thresholds
     pasts = {layer.name: past_of(reports, layer.name) for layer in layers}
     curves = {
         name: [layer.update_ratio if layer and layer.update_ratio else math.nan for layer in past]

@@ -32,7 +32,6 @@ from lightning_deadkernel.report.describe import by_severity, verdict, watched_a
 from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import COLOURS
-from lightning_deadkernel.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,14 +73,14 @@ def overview(reports: Sequence[Report]) -> Figure | None:
     _draw_lives(figure, reports, header)
     if has_gradients(reports):
         axes = _axes(figure, 7.4, below_life, 4.4, _FLOW if roomy else _LOW_FLOW)
-        draw_gradient_flow(axes, reports, Thresholds())
+        draw_gradient_flow(axes, reports)
         if roomy:
             name_places(axes, [layer.name for layer in report.watched if layer.gradient_ratio is not None])
         else:
             axes.set_xticks([])
             axes.set_xlabel("layers from input to output", fontsize=SMALL, labelpad=2)
         axes.set_ylabel("gradient ratio", fontsize=MEDIUM)
-        _heading(axes, gradient_headline(report, Thresholds()))
+        _heading(axes, gradient_headline(report))
     _write_findings(figure, report, *((0.25, header + height + 0.7) if roomy else (6.85, below_life + _LOW_FLOW + 0.4)))
     return figure
 
@@ -106,8 +105,8 @@ def _draw_lives(figure: Figure, reports: Sequence[Report], top: float) -> None:
             axes.set_xlabel(f"{axes.get_xlabel()}; {note}")
     elif updating := [layer for layer in reports[-1].watched if layer.update_ratio is not None]:
         axes = _axes(figure, 7.4, top, 2.75, _LIFE)
-        draw_update_ratios(axes, reports, updating, Thresholds())
-        _heading(axes, update_headline(reports[-1], Thresholds()))
+        draw_update_ratios(axes, reports, updating)
+        _heading(axes, update_headline(reports[-1]))
 
 
 def _heading(axes: Axes, text: str) -> None:

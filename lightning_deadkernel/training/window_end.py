@@ -62,6 +62,7 @@ def close_window(
         notes=_notes(observer, seen, window) if window.index else (),
         gradient_norm=window.gradient_norm,
         skipped_steps=window.skipped_steps,
+        thresholds=thresholds,
         tensors=tensors,
     )
     return report, checksums

@@ -18,7 +18,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from helpers.reports import SMALL, finding, history, plain, resnet
-from lightning_deadkernel import figures
+from helpers.training import mlp, quiet_monitor, train
+from lightning_deadkernel import Thresholds, figures
 from lightning_deadkernel.figures.kernel_map import map_layout, worst_of
 from lightning_deadkernel.figures.life_lines import life_of
 from lightning_deadkernel.figures.weights import GAUSSIAN_NEAR_ZEROS, spread_of
@@ -250,6 +251,28 @@ def test_an_exact_zero_gradient_is_marked_and_told_apart_from_a_small_one(sick: 
     assert title(figure) == "No gradient at all reaches conv2"
     assert list(line(figure.axes[0], "no gradient").get_xdata()) == [1]
     assert math.isnan(line(figure.axes[0], "last").get_ydata()[1])
+
+
+def test_the_bands_and_the_titles_are_those_of_the_users_thresholds(sick: list[Report]) -> None:
+    limits = Thresholds(vanishing_gradient=0.1, weak_gradient=0.75, update_small=1e-2, update_large=2e-2)
+    reports = [dataclasses.replace(report, thresholds=limits) for report in sick]
+    flow, updates = figures.gradient_flow(reports), figures.update_ratios(reports)
+    assert title(flow).startswith("The gradient is weak in 1 of 3 layers, least at conv1")
+    assert sorted(patch.get_y() + patch.get_height() for patch in flow.axes[0].patches) == pytest.approx([0.1, 0.75])
+    assert title(updates).startswith("The weights of 3 of 3 layers hardly change")
+    bands = [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in updates.axes[0].patches]
+    assert max(bottom for bottom, _ in bands) == pytest.approx(2e-2)
+    assert min(top for _, top in bands) == pytest.approx(1e-2)
+    (strict,), (lenient,) = (
+        [axes for axes in figures.overview(r).axes if axes.get_ylabel() == "gradient ratio"] for r in (reports, sick)
+    )
+    assert strict.get_title(loc="left") != lenient.get_title(loc="left")
+
+
+def test_a_training_hands_its_thresholds_to_the_pictures() -> None:
+    limits = Thresholds(weak_gradient=0.999, vanishing_gradient=0.998)
+    monitor = train(mlp(64, 16, 16, 10), monitor=quiet_monitor(thresholds=limits), epochs=1)
+    assert title(figures.gradient_flow(monitor.reports)).startswith("The gradient vanishes in")
 
 
 def test_without_gradients_there_is_no_picture_of_them() -> None:
