@@ -1,53 +1,28 @@
 """The pictures: each answers one question about the kernels of a network, and its title says the answer.
 
-A new picture is one function ``(Sequence[Report]) -> Figure | None`` in one file, and one line in `PICTURES`.
+A new picture is one file here, with one function ``(Sequence[Report]) -> Figure | None`` under `registry.picture`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import pkgutil
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from lightning_deadkernel.figures.canvas import png
-from lightning_deadkernel.figures.flow import gradient_flow, update_ratios
-from lightning_deadkernel.figures.kernel_map import kernel_map
-from lightning_deadkernel.figures.kernels import first_layer_kernels
-from lightning_deadkernel.figures.life_lines import life_lines
-from lightning_deadkernel.figures.overview import overview
-from lightning_deadkernel.figures.weights import weights
+from lightning_deadkernel.figures.registry import Picture, picture, registered
 from lightning_deadkernel.report.report import Report
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = [
-    "MOST_CHANNELS",
-    "PICTURES",
-    "draw_all",
-    "first_layer_kernels",
-    "gradient_flow",
-    "kernel_map",
-    "life_lines",
-    "overview",
-    "png",
-    "update_ratios",
-    "weights",
-    "why_none",
-]
+__all__ = ["MOST_CHANNELS", "PICTURES", "Drawn", "Picture", "draw_all", "picture", "png", "why_none"]
 
 MOST_CHANNELS = 20_000
 """Networks beyond this many kernels are drawn only when asked for: it takes seconds at a window's end."""
 
-PICTURES: dict[str, Callable[[Sequence[Report]], Figure | None]] = {
-    "overview": overview,
-    "kernel_map": kernel_map,
-    "life_lines": life_lines,
-    "gradient_flow": gradient_flow,
-    "update_ratios": update_ratios,
-    "weights": weights,
-    "first_layer_kernels": first_layer_kernels,
-}
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+PICTURES: dict[str, Picture] = registered()
 """Every picture by name, in the order in which to look at them."""
 
 
@@ -69,12 +44,28 @@ def why_none(report: Report, asked: bool = False) -> str | None:
     return None
 
 
-def draw_all(reports: Sequence[Report]) -> dict[str, Figure]:
-    """Every picture that the reports have something for, by name.
+class Drawn(NamedTuple):
+    """What could be drawn, and what could not."""
+
+    pictures: dict[str, bytes]
+    """Name -> PNG file."""
+    faults: dict[str, str]
+    """Name -> what went wrong."""
+
+
+def draw_all(reports: Sequence[Report]) -> Drawn:
+    """Every picture that the reports have something for; one that cannot be drawn costs itself alone.
 
     Args:
         reports: one report per window, oldest first; the last with its `tensors` for weights and kernels.
 
     """
-    drawn = {name: draw(reports) for name, draw in PICTURES.items()} if reports else {}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    drawn = Drawn({}, {})
+    for name, kind in PICTURES.items() if reports else ():
+        try:
+            figure = kind.draw(reports)
+            if figure is not None:
+                drawn.pictures[name] = png(figure)
+        except Exception as error:  # whatever it is, the other pictures have nothing to do with it
+            drawn.faults[name] = f"{type(error).__name__}: {error}"
+    return drawn

@@ -9,7 +9,7 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lightning_deadkernel.report.describe import shortened
 from lightning_deadkernel.report.report import Report
@@ -110,6 +110,11 @@ def png(figure: Figure) -> bytes:
     kept = io.BytesIO()
     figure.savefig(kept, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
     return kept.getvalue()
+
+
+def finite(value: float | None) -> TypeGuard[float]:
+    """Whether there is a number to draw: not None, NaN or infinite."""
+    return value is not None and math.isfinite(value)
 
 
 def short(name: str) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 
 from lightning_deadkernel.figures.canvas import GREY, SMALL, basis, figure_of, inches_of, one_axes, short, state_legend
 from lightning_deadkernel.figures.cells import EMPTY, Array, colour_table, places_of
-from lightning_deadkernel.figures.titles import sick_channels, state_headline
+from lightning_deadkernel.figures.registry import picture
+from lightning_deadkernel.figures.titles import state_headline, unhealthy
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.report.states import SHOWN, WORDS
+from lightning_deadkernel.report.states import BY_NAME, SHOWN, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,27 +123,28 @@ def _mark_zero_kernels(axes: Axes, layer: LayerReport, start: float, layout: Map
 
 
 def _name_layers(axes: Axes, layers: Sequence[LayerReport], layout: MapLayout) -> None:
-    """Names at the left and counts at the right, those of sick layers in any case, others where there is room."""
+    """Names at the left and counts at the right, those of unhealthy layers in any case, others where there is room."""
     middles = [start + lines / 2 for start, lines in zip(layout.starts, layout.lines, strict=True)]
     inches = inches_of(axes)[1] / layout.total
     least = SMALL / 72 * 0.95 / inches
-    order = sorted(range(len(layers)), key=lambda i: not sick_channels(layers[i])[1])
+    found = [unhealthy(layer) for layer in layers]
+    order = sorted(range(len(layers)), key=lambda i: not found[i][1])
     named: list[int] = []
     for i in order:
         if all(abs(middles[i] - middles[other]) >= least for other in named):
             named.append(i)
     axes.set_yticks([middles[i] for i in named], [short(layers[i].name) for i in named], fontsize=SMALL)
     for i in named:
-        word, sick = sick_channels(layers[i])
-        said = f"{len(sick):,} of {layers[i].channels:,} {word}" if sick else f"{layers[i].channels:,}"
+        word, bad = found[i]
+        count = f"{layers[i].channels:,}"
         axes.text(
             layout.columns * 1.008,
             middles[i],
-            said,
+            f"{len(bad):,} of {count} {BY_NAME[word].text}" if bad else count,
             fontsize=SMALL,
             va="center",
-            color="black" if sick else GREY,
-            weight="bold" if sick else "normal",
+            color="black" if bad else GREY,
+            weight="bold" if bad else "normal",
         )
 
 
@@ -152,6 +154,7 @@ def map_height(report: Report) -> float:
     return min(max(min(total * _LONE_LINE, 3.0), total * _LINE), _TALLEST)
 
 
+@picture(1)
 def kernel_map(reports: Sequence[Report]) -> Figure | None:
     """Every watched kernel of the last report as a cell, layers in forward order; None if nothing is watched."""
     report = reports[-1]

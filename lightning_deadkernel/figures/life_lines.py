@@ -14,22 +14,25 @@ from lightning_deadkernel.figures.canvas import (
     SMALL,
     figure_of,
     inches_of,
-    moment,
     one_axes,
     spaced,
     state_legend,
     times,
 )
 from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
-from lightning_deadkernel.figures.titles import BY_GRAVITY, past_of, worst_layer
+from lightning_deadkernel.figures.registry import picture
+from lightning_deadkernel.figures.titles import FAULTS, HARMLESS, layer_headline, past_of, worst_layer
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.report.states import WORDS
+from lightning_deadkernel.report.states import BY_NAME, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_CHANNELS_IN_LIFE = 64
+_HARMLESS = [WORDS.index(word) for word in HARMLESS]
+_GRAVE = [WORDS.index(word) for word in FAULTS if BY_NAME[word].gravity > BY_NAME["dormant"].gravity]
+"""What a kernel comes back to life from."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,18 @@ class Life:
 
 
 def life_of(reports: Sequence[Report], name: str) -> Life:
-    """All channels of a narrow layer; of a wide one those that were ever anything but active, the longest ill first."""
+    """All channels of a narrow layer; of a wide one those that were ever unhealthy, the longest unhealthy first."""
     past = past_of(reports, name)
     channels = max(layer.channels for layer in past if layer is not None)
     words = np.full((channels, len(past)), EMPTY, np.uint8)
     for place, layer in enumerate(past):
         if layer is not None:
-            words[:, place] = places_of(layer.codes)
+            words[: layer.channels, place] = places_of(layer.codes)
     if channels <= _MOST_CHANNELS_IN_LIFE:
         return Life(name, tuple(range(channels)), 0, words)
-    harmless = [WORDS.index("active"), WORDS.index("rare"), EMPTY]
-    ill = ~np.isin(words, harmless)
-    rows = np.flatnonzero(ill.any(1))
-    rows = rows[np.argsort(-ill[rows].sum(1), kind="stable")]
+    unhealthy = ~np.isin(words, [*_HARMLESS, EMPTY])
+    rows = np.flatnonzero(unhealthy.any(1))
+    rows = rows[np.argsort(-unhealthy[rows].sum(1), kind="stable")]
     return Life(name, tuple(int(row) for row in rows), channels - len(rows), words[rows])
 
 
@@ -87,31 +89,17 @@ def life_note(life: Life) -> str:
     """What is left out."""
     if not life.always_active:
         return ""
-    return f"{life.always_active:,} channel{'s' * (life.always_active > 1)} never ill, not shown"
+    return f"{life.always_active:,} channel{'s' * (life.always_active > 1)} never unhealthy, not shown"
 
 
 def life_headline(reports: Sequence[Report], life: Life) -> str:
-    """Which died when, and which came back."""
-    ill = np.isin(life.words, [WORDS.index(word) for word in BY_GRAVITY[:5]])
-    seen_well = ~ill & (life.words != EMPTY)
-    now, total = ill[:, -1], len(life.channels) + life.always_active
-    back = int((ill[:, :-1].any(1) & seen_well[:, -1]).sum())
-    if now.any():
-        word = WORDS[int(np.bincount(life.words[now, -1]).argmax())]
-        # the window after the last in which each was well
-        begins = np.where((~ill).any(1), ill.shape[1] - (~ill)[:, ::-1].argmax(1), 0)[now]
-        since = moment(reports, int(begins.max()))
-        if begins.max() <= 1 and not reports[0].window:
-            since = "from the start"
-        else:
-            since = f"all since {since}" if (begins == begins[0]).all() else f"the last of them since {since}"
-        said = f"{life.layer}: {int(now.sum()):,} of {total:,} kernels {word}, {since}"
-    else:
-        said = f"{life.layer}: none of {total:,} kernels found dead"
-    return said + (f"; {back:,} came back to life" if back else "")
+    """What the layer's kernels are now, since when, and how many came back."""
+    back = np.isin(life.words[:, :-1], _GRAVE).any(1) & np.isin(life.words[:, -1], _HARMLESS)
+    text = layer_headline(reports, life.layer)
+    return text + (f"; {int(back.sum()):,} came back to life" if back.any() else "")
 
 
-def most_told(reports: Sequence[Report]) -> str | None:
+def most_changed(reports: Sequence[Report]) -> str | None:
     """The layer whose life is shown: the worst now, else the one with most changes of state, else the first."""
     worst = worst_layer(reports[-1])
     if worst is not None:
@@ -125,6 +113,7 @@ def most_told(reports: Sequence[Report]) -> str | None:
     return max(names, key=changes, default=None)
 
 
+@picture(2)
 def life_lines(reports: Sequence[Report], layer: str | None = None) -> Figure | None:
     """One layer's channels from window to window; None if nothing is watched or there is nothing to tell.
 
@@ -133,7 +122,7 @@ def life_lines(reports: Sequence[Report], layer: str | None = None) -> Figure | 
         layer: its name; None: the layer with most to tell.
 
     """
-    name = layer or most_told(reports)
+    name = layer or most_changed(reports)
     if name is None or not reports[-1].window:
         return None
     life = life_of(reports, name)

@@ -18,17 +18,17 @@ from lightning_deadkernel.figures.canvas import (
     title_height,
     write_title,
 )
-from lightning_deadkernel.figures.flow import (
+from lightning_deadkernel.figures.gradient_flow import (
     draw_gradient_flow,
-    draw_update_ratios,
     gradient_headline,
-    has_gradients,
+    measured,
     name_places,
-    update_headline,
 )
 from lightning_deadkernel.figures.kernel_map import draw_kernel_map, map_height, map_legend, map_note
-from lightning_deadkernel.figures.life_lines import draw_life_lines, life_headline, life_note, life_of, most_told
-from lightning_deadkernel.report.describe import by_severity, verdict, watched_and_not
+from lightning_deadkernel.figures.life_lines import draw_life_lines, life_headline, life_note, life_of, most_changed
+from lightning_deadkernel.figures.registry import picture
+from lightning_deadkernel.figures.update_ratios import draw_update_ratios, update_headline, updated
+from lightning_deadkernel.report.describe import by_severity, headline, verdict, watched_and_not
 from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import COLOURS
@@ -54,6 +54,7 @@ _SEVERITY_COLOURS = {
 }
 
 
+@picture(0)
 def overview(reports: Sequence[Report]) -> Figure | None:
     """The kernel map, the worst layer's life lines, the gradient flow and the findings; None before the first window
     and where nothing is watched."""
@@ -71,11 +72,11 @@ def overview(reports: Sequence[Report]) -> Figure | None:
     map_legend(axes, shown, any(layer.zero_kernels for layer in report.watched))
     _heading(axes, f"Every kernel{map_note(report)}")
     _draw_lives(figure, reports, header)
-    if has_gradients(reports):
+    if measured(report):
         axes = _axes(figure, 7.4, below_life, 4.4, _FLOW if roomy else _LOW_FLOW)
         draw_gradient_flow(axes, reports)
         if roomy:
-            name_places(axes, [layer.name for layer in report.watched if layer.gradient_ratio is not None])
+            name_places(axes, [layer.name for layer in measured(report)])
         else:
             axes.set_xticks([])
             axes.set_xlabel("layers from input to output", fontsize=SMALL, labelpad=2)
@@ -95,7 +96,7 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
 
 def _draw_lives(figure: Figure, reports: Sequence[Report], top: float) -> None:
     """The life of the layer with most to tell; where none has anything to tell, the update ratios."""
-    name = most_told(reports)
+    name = most_changed(reports)
     life = life_of(reports, name) if name else None
     if life and life.channels:
         axes = _axes(figure, 7.4, top, 4.4, _LIFE)
@@ -103,7 +104,7 @@ def _draw_lives(figure: Figure, reports: Sequence[Report], top: float) -> None:
         _heading(axes, life_headline(reports, life))
         if note := life_note(life):
             axes.set_xlabel(f"{axes.get_xlabel()}; {note}")
-    elif updating := [layer for layer in reports[-1].watched if layer.update_ratio is not None]:
+    elif updating := updated(reports[-1]):
         axes = _axes(figure, 7.4, top, 2.75, _LIFE)
         draw_update_ratios(axes, reports, updating)
         _heading(axes, update_headline(reports[-1]))
@@ -129,8 +130,8 @@ def _write_findings(figure: Figure, report: Report, left: float, top: float) -> 
     write("Findings", left, top, LARGE, weight="bold")
     findings, y = by_severity(report.findings), top + 0.32
     if not findings:
-        said = textwrap.wrap(f"Nothing found. {watched_and_not(report)}", _LETTERS)
-        write("\n".join(said), left, y, color=GOOD)
+        lines = textwrap.wrap(f"Nothing found. {watched_and_not(report)}", _LETTERS)
+        write("\n".join(lines), left, y, color=GOOD)
     for place, finding in enumerate(findings):
         lines = textwrap.wrap(_written(report, finding), _LETTERS)
         if len(lines) > 2:

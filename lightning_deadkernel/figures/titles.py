@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lightning_deadkernel.figures.canvas import moment
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import BY_NAME, SHOWN, WORD_OF_CODE, WORDS
 
-BY_GRAVITY = tuple(word.name for word in sorted(SHOWN, key=lambda word: -word.gravity) if word.fault)
-"""Which word a title speaks of, when several are true."""
+FAULTS = tuple(word.name for word in sorted(SHOWN, key=lambda word: -word.gravity) if word.fault)
+"""The words that a title may speak of, the worst first: of several that are true it takes the first."""
+
+
+HARMLESS = tuple(word.name for word in SHOWN if word.gravity <= BY_NAME["rare"].gravity)
+"""What a kernel that fires and learns is shown as."""
 
 
 def words_of(layer: LayerReport) -> list[str]:
@@ -18,31 +22,29 @@ def words_of(layer: LayerReport) -> list[str]:
     return [WORDS[place] for place in layer.codes.translate(WORD_OF_CODE)]
 
 
+def pasts_of(reports: Sequence[Report], names: Collection[str]) -> dict[str, list[LayerReport | None]]:
+    """Each of these layers in every report, None where it was not watched."""
+    watched = [{layer.name: layer for layer in report.layers if layer.excluded is None} for report in reports]
+    return {name: [layers.get(name) for layers in watched] for name in names}
+
+
 def past_of(reports: Sequence[Report], name: str) -> list[LayerReport | None]:
     """A layer in every report, None where it was not watched."""
-    found = []
-    for report in reports:
-        layer = next((layer for layer in report.layers if layer.name == name), None)
-        found.append(layer if layer is not None and layer.excluded is None else None)
-    return found
+    return pasts_of(reports, [name])[name]
 
 
-def _said(word: str) -> str:
-    return BY_NAME[word].text
-
-
-def sick_channels(layer: LayerReport) -> tuple[str, list[int]]:
-    """The gravest word true of the layer and the channels it is true of; ``("active", [])`` if none is."""
+def unhealthy(layer: LayerReport) -> tuple[str, list[int]]:
+    """The worst word true of the layer and the channels it is true of; ``("active", [])`` if none is a fault."""
     words = words_of(layer)
-    for word in BY_GRAVITY:
-        channels = [channel for channel, said in enumerate(words) if said == word]
+    for fault in FAULTS:
+        channels = [channel for channel, word in enumerate(words) if word == fault]
         if channels:
-            return word, channels
+            return fault, channels
     return "active", []
 
 
 def since(reports: Sequence[Report], name: str, word: str, channels: Sequence[int]) -> str:
-    """Since when: ``"since epoch 3"``, or ``"one by one, from epoch 1 on"``."""
+    """Since when: ``"since epoch 3"``, or ``"one by one from epoch 1 on"``."""
     number = WORDS.index(word)
     past = [layer.codes.translate(WORD_OF_CODE) if layer else b"" for layer in past_of(reports, name)]
     begins = []
@@ -52,21 +54,37 @@ def since(reports: Sequence[Report], name: str, word: str, channels: Sequence[in
             begin -= 1
         begins.append(begin)
     first, last = min(begins), max(begins)
+    # states are known from the first window on: one that was there then may have been there before
+    from_start = first <= 1 and reports[0].window == 0
     if first == last:
-        # states are known from the first window on: one that was there then may have been there before
-        return "from the start" if first <= 1 and reports[0].window == 0 else f"since {moment(reports, first)}"
-    return f"one by one from {'the start' if first <= 1 and not reports[0].window else moment(reports, first)} on"
+        return "from the start" if from_start else f"since {moment(reports, first)}"
+    return f"one by one from {'the start' if from_start else moment(reports, first)} on"
 
 
 def worst_layer(report: Report) -> LayerReport | None:
-    """The layer with the gravest word, and of those the one with the largest share; None if all is well."""
+    """The layer with the worst word, and of those the one with the largest share; None if all is well."""
+    found = {layer.name: unhealthy(layer) for layer in report.watched}
 
     def badness(layer: LayerReport) -> tuple[int, float]:
-        word, channels = sick_channels(layer)
-        return -BY_GRAVITY.index(word), len(channels) / layer.channels
+        word, channels = found[layer.name]
+        return BY_NAME[word].gravity, len(channels) / layer.channels
 
-    sick = [layer for layer in report.watched if sick_channels(layer)[1]]
-    return max(sick, key=badness, default=None)
+    return max((layer for layer in report.watched if found[layer.name][1]), key=badness, default=None)
+
+
+def layer_headline(reports: Sequence[Report], name: str) -> str:
+    """What the states say of one layer: ``"conv2: 6 of 16 kernels dead since epoch 3"``."""
+    layer = reports[-1][name]
+    word, channels = unhealthy(layer)
+    if not channels:
+        return f"{name}: none of {layer.channels:,} kernels found {_worst_words()}"
+    when = since(reports, name, word, channels)
+    return f"{name}: {len(channels):,} of {layer.channels:,} kernels {BY_NAME[word].text} {when}"
+
+
+def _worst_words() -> str:
+    worst = [BY_NAME[fault].text for fault in FAULTS[:4]]
+    return f"{', '.join(worst[:-1])} or {worst[-1]}"
 
 
 def state_headline(reports: Sequence[Report]) -> str:
@@ -76,16 +94,10 @@ def state_headline(reports: Sequence[Report]) -> str:
     if layer is None:
         if not report.window:
             return f"{report.channels:,} kernels in {len(report.watched):,} layers, before the first step"
-        return f"None of {report.channels:,} kernels found dead, saturated, starved or frozen"
-    word, channels = sick_channels(layer)
-    others = [
-        (other.name, here) for other in report.watched if (here := words_of(other).count(word)) and other is not layer
-    ]
-    said = (
-        f"{layer.name}: {len(channels):,} of {layer.channels:,} kernels {_said(word)} "
-        f"{since(reports, layer.name, word, channels)}"
-    )
+        return f"None of {report.channels:,} kernels found {_worst_words()}"
+    word, _ = unhealthy(layer)
+    others = [here for other in report.watched if other is not layer and (here := words_of(other).count(word))]
+    text = layer_headline(reports, layer.name)
     if others:
-        total, layers = sum(count for _, count in others), len(others)
-        said += f"; {total:,} more in {layers:,} other layer{'s' * (layers > 1)}"
-    return said
+        text += f"; {sum(others):,} more in {len(others):,} other layer{'s' * (len(others) > 1)}"
+    return text

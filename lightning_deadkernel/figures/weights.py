@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_deadkernel.figures.canvas import GREY, LINE, MEDIUM, SMALL, basis, figure_of, inches_of, one_axes, short
+from lightning_deadkernel.figures.canvas import (
+    GREY,
+    LINE,
+    MEDIUM,
+    SMALL,
+    basis,
+    figure_of,
+    finite,
+    inches_of,
+    one_axes,
+    short,
+)
+from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.functional.histograms import to_edges
 from lightning_deadkernel.report.describe import percent
 from lightning_deadkernel.report.records import LayerReport
@@ -86,7 +98,7 @@ def _chosen(report: Report, histograms: dict[str, Tensor]) -> list[LayerReport]:
 
 def weights_headline(report: Report) -> str:
     """Whether most weights are near zero somewhere, and whether that is unusual."""
-    seen = [(layer.weight_near_zeros, layer) for layer in report.watched if layer.weight_near_zeros is not None]
+    seen = [(layer.weight_near_zeros or 0.0, layer) for layer in report.watched if finite(layer.weight_near_zeros)]
     if not seen:
         return "How the weights are spread"
     near, layer = max(seen, key=lambda pair: pair[0])
@@ -98,6 +110,7 @@ def weights_headline(report: Report) -> str:
     return f"Few weights are near zero: at most {percent(near)}, in {layer.name} {usual}"
 
 
+@picture(5)
 def weights(reports: Sequence[Report]) -> Figure | None:
     """Distribution per layer on a symmetric-log axis; None where the last report has no weight histograms.
 
@@ -108,8 +121,8 @@ def weights(reports: Sequence[Report]) -> Figure | None:
     layers = _chosen(report, histograms)
     if not layers:
         return None
-    largest = max((abs(edge) for layer in layers for edge in _ends(histograms[layer.name])), default=1.0)
-    smallest = 2.0 ** (math.ceil(math.log2(largest or 1.0)) - _OCTAVES)
+    largest = max(abs(edge) for layer in layers for edge in _ends(histograms[layer.name])) or 1.0
+    smallest = 2.0 ** (math.ceil(math.log2(largest)) - _OCTAVES)
     note = basis(reports) + "; grey: the Gaussian of the same rms"
     if len(layers) < len(report.watched):
         note += f"; the {len(layers)} layers with most near zeros of {len(report.watched):,}"

@@ -98,7 +98,9 @@ class Outputs:
             return {}
         self._tell("drawing")
         began = time.monotonic()
-        self._pictures = {name: figures.png(figure) for name, figure in figures.draw_all(reports).items()}
+        self._pictures, faults = figures.draw_all(reports)
+        for name, fault in faults.items():
+            self._say_once(f"the picture {name} could not be drawn ({fault}); the others were.")
         if self.folder is not None:
             for name, png in self._pictures.items():
                 write_atomically(self.folder / f"{name}.png", png)

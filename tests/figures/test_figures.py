@@ -10,21 +10,27 @@ import sys
 from collections import Counter
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from helpers.reports import SMALL, finding, history, plain, resnet
-from helpers.training import mlp, quiet_monitor, train
+from helpers.training import Training, digits, mlp, quiet_monitor, sgd
 from lightning_deadkernel import Thresholds, figures
-from lightning_deadkernel.figures.kernel_map import map_layout, worst_of
-from lightning_deadkernel.figures.life_lines import life_of
-from lightning_deadkernel.figures.weights import GAUSSIAN_NEAR_ZEROS, spread_of
+from lightning_deadkernel.figures.first_layer_kernels import as_image, first_layer_kernels
+from lightning_deadkernel.figures.gradient_flow import gradient_flow
+from lightning_deadkernel.figures.kernel_map import kernel_map, map_layout, worst_of
+from lightning_deadkernel.figures.life_lines import life_lines, life_of
+from lightning_deadkernel.figures.overview import overview
+from lightning_deadkernel.figures.update_ratios import update_ratios
+from lightning_deadkernel.figures.weights import GAUSSIAN_NEAR_ZEROS, spread_of, weights
 from lightning_deadkernel.functional.histograms import bit_histogram
-from lightning_deadkernel.observation import WindowTensors
+from lightning_deadkernel.observation import STATISTICS, WindowTensors
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import COLOURS, DORMANT, RARE, STATES, WORD_OF_CODE, WORDS, ZERO_KERNEL, word_of
@@ -49,6 +55,11 @@ def cells(axes: Any) -> Counter[str]:
     return counted
 
 
+def drawn(reports: list[Report]) -> dict[str, Any]:
+    found = {name: picture.draw(reports) for name, picture in figures.PICTURES.items()}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
 def legend_words(axes: Any) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
@@ -59,7 +70,7 @@ def with_layer(report: Report, name: str, **changes: Any) -> Report:
 
 
 @pytest.fixture
-def sick() -> list[Report]:
+def unwell() -> list[Report]:
     """Three of conv2's 32 kernels dead since epoch 2, one that came back, and one of conv1's 16 dead from the start."""
     return history(dies={"conv2": {3: 3, 5: 3, 8: 3, 9: 4}, "conv1": {2: 1}}, revives={"conv2": {9: 5}})
 
@@ -83,8 +94,8 @@ def test_a_channel_is_shown_by_its_state_and_by_a_flag_only_where_it_is_active()
 # -- kernel map ------------------------------------------------------------------------------------------------------
 
 
-def test_the_kernel_map_has_one_cell_per_channel_coloured_by_state(sick: list[Report]) -> None:
-    (axes,) = figures.kernel_map(sick).axes
+def test_the_kernel_map_has_one_cell_per_channel_coloured_by_state(unwell: list[Report]) -> None:
+    (axes,) = kernel_map(unwell).axes
     shown = cells(axes)
     shown.pop("paper")
     assert sum(shown.values()) == 16 + 32 + 10
@@ -94,8 +105,8 @@ def test_the_kernel_map_has_one_cell_per_channel_coloured_by_state(sick: list[Re
     assert [i for i, colour in enumerate(row) if to_hex(colour / 255) == COLOURS["dead"].lower()] == [3, 5, 8]
 
 
-def test_the_kernel_map_says_which_layer_is_sick_and_since_when(sick: list[Report]) -> None:
-    figure = figures.kernel_map(sick)
+def test_the_kernel_map_says_which_layer_is_unhealthy_and_since_when(unwell: list[Report]) -> None:
+    figure = kernel_map(unwell)
     assert title(figure) == "conv2: 3 of 32 kernels dead since epoch 2; 1 more in 1 other layer"
     assert "3 of 32 dead" in texts(figure)
     assert legend_words(figure.axes[0])[:2] == ["active", "dead"]
@@ -103,29 +114,29 @@ def test_the_kernel_map_says_which_layer_is_sick_and_since_when(sick: list[Repor
 
 
 def test_the_kernel_map_of_a_healthy_network_claims_no_more_than_was_found() -> None:
-    assert title(figures.kernel_map(history())) == "None of 58 kernels found dead, saturated, starved or frozen"
+    assert title(kernel_map(history())) == "None of 58 kernels found dead, saturated, starved or frozen"
 
 
-def test_windows_shorter_than_an_epoch_are_told_by_their_step(sick: list[Report]) -> None:
-    reports = [dataclasses.replace(report, epoch=0) for report in sick]
-    assert "dead since step 300" in title(figures.kernel_map(reports))
-    (axes,) = figures.life_lines(reports).axes
+def test_windows_shorter_than_an_epoch_are_told_by_their_step(unwell: list[Report]) -> None:
+    reports = [dataclasses.replace(report, epoch=0) for report in unwell]
+    assert "dead since step 300" in title(kernel_map(reports))
+    (axes,) = life_lines(reports).axes
     assert axes.get_xlabel() == "global step"
 
 
 def test_kernels_that_died_at_different_times_are_not_given_one_date() -> None:
     reports = history(dies={"conv2": {1: 2, 2: 4}})
-    assert title(figures.kernel_map(reports)) == "conv2: 2 of 32 kernels dead one by one from epoch 1 on"
+    assert title(kernel_map(reports)) == "conv2: 2 of 32 kernels dead one by one from epoch 1 on"
 
 
 def test_a_layer_that_was_dead_in_the_first_window_is_dead_from_the_start() -> None:
-    assert "dead from the start" in title(figures.kernel_map(history(dies={"conv1": {0: 1, 1: 1}})))
+    assert "dead from the start" in title(kernel_map(history(dies={"conv1": {0: 1, 1: 1}})))
 
 
-def test_zero_kernels_have_a_dot(sick: list[Report]) -> None:
+def test_zero_kernels_have_a_dot(unwell: list[Report]) -> None:
     codes = bytearray(16)
     codes[4] = codes[7] = ZERO_KERNEL
-    (axes,) = figures.kernel_map([with_layer(sick[-1], "conv1", codes=bytes(codes))]).axes
+    (axes,) = kernel_map([with_layer(unwell[-1], "conv1", codes=bytes(codes))]).axes
     (dots,) = [dots for dots in axes.collections if dots.get_label() == "zero kernel"]
     assert [x for x, _ in dots.get_offsets()] == [4.5, 7.5]
     assert "zero kernel" in legend_words(axes)
@@ -133,7 +144,7 @@ def test_zero_kernels_have_a_dot(sick: list[Report]) -> None:
 
 def test_the_map_of_resnet_18_wraps_wide_layers_and_says_so() -> None:
     reports = history(resnet(), 1, tensors=False)
-    figure = figures.kernel_map(reports)
+    figure = kernel_map(reports)
     shown = cells(figure.axes[0])
     shown.pop("paper")
     assert sum(shown.values()) == reports[-1].channels == 5800
@@ -141,28 +152,28 @@ def test_the_map_of_resnet_18_wraps_wide_layers_and_says_so() -> None:
     assert figure.get_size_inches()[1] < 10
 
 
-def test_cells_of_a_huge_network_stand_for_the_gravest_of_several_kernels_and_say_so() -> None:
+def test_cells_of_a_huge_network_stand_for_the_worst_of_several_kernels_and_say_so() -> None:
     layout = map_layout([4096] * 30)
     assert layout.bin_size > 1
     places = np.array(
         [WORDS.index(word) for word in ("active", "rare", "dead", "active", "silent", "active")], np.uint8
     )
     assert [WORDS[place] for place in worst_of(places, 2)] == ["rare", "dead", "silent"]
-    figure = figures.kernel_map(history(plain(30, 4096), 1, dies={"features.3": {77: 1}}, tensors=False))
+    figure = kernel_map(history(plain(30, 4096), 1, dies={"features.3": {77: 1}}, tensors=False))
     assert cells(figure.axes[0])["dead"] == 1
     assert any("each cell is the worst of" in text for text in texts(figure))
 
 
-def test_names_of_sick_layers_are_never_left_out_where_there_is_no_room_for_all() -> None:
+def test_names_of_unhealthy_layers_are_never_left_out_where_there_is_no_room_for_all() -> None:
     reports = history(plain(300, 4), 1, dies={"features.401": {0: 1}, "features.402": {0: 1}}, tensors=False)
-    (axes,) = figures.kernel_map(reports).axes
+    (axes,) = kernel_map(reports).axes
     named = [label.get_text() for label in axes.get_yticklabels()]
     assert "features.402" in named
     assert 10 < len(named) < 300
 
 
-def test_excluded_layers_are_not_drawn_but_counted(sick: list[Report]) -> None:
-    figure = figures.kernel_map([with_layer(sick[-1], "fc", excluded="requires_grad=False")])
+def test_excluded_layers_are_not_drawn_but_counted(unwell: list[Report]) -> None:
+    figure = kernel_map([with_layer(unwell[-1], "fc", excluded="requires_grad=False")])
     assert len(figure.axes[0].images) == 2
     assert any("1 layer not watched" in text for text in texts(figure))
 
@@ -170,8 +181,8 @@ def test_excluded_layers_are_not_drawn_but_counted(sick: list[Report]) -> None:
 # -- life lines ------------------------------------------------------------------------------------------------------
 
 
-def test_life_lines_show_the_worst_layer_channel_by_window(sick: list[Report]) -> None:
-    figure = figures.life_lines(sick)
+def test_life_lines_show_the_worst_layer_channel_by_window(unwell: list[Report]) -> None:
+    figure = life_lines(unwell)
     (axes,) = figure.axes
     picture = np.asarray(axes.images[0].get_array())
     assert picture.shape == (32, 6, 3)
@@ -182,35 +193,35 @@ def test_life_lines_show_the_worst_layer_channel_by_window(sick: list[Report]) -
         if to_hex(picture[row, column] / 255) == COLOURS["dead"].lower()
     }
     assert dead == {(c, w) for c in (3, 5, 8) for w in (3, 4, 5)} | {(9, 4)}
-    assert title(figure) == "conv2: 3 of 32 kernels dead, all since epoch 2; 1 came back to life"
+    assert title(figure) == "conv2: 3 of 32 kernels dead since epoch 2; 1 came back to life"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["init", "0", "1", "2", "3", "4"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "channel")
 
 
-def test_life_lines_of_a_wide_layer_show_the_ill_channels_only_the_longest_ill_first() -> None:
+def test_life_lines_of_a_wide_layer_show_the_unhealthy_channels_only_the_longest_first() -> None:
     reports = history((("fc1", "Linear", 2048, "relu"),), 6, dies={"fc1": {1500: 2, 7: 5, 900: 3}}, tensors=False)
     life = life_of(reports, "fc1")
     assert life.channels == (1500, 900, 7)
     assert life.always_active == 2045
-    figure = figures.life_lines(reports)
-    assert any("2,045 channels never ill, not shown" in text for text in texts(figure))
-    assert title(figure) == "fc1: 3 of 2,048 kernels dead, the last of them since epoch 4"
+    figure = life_lines(reports)
+    assert any("2,045 channels never unhealthy, not shown" in text for text in texts(figure))
+    assert title(figure) == "fc1: 3 of 2,048 kernels dead one by one from epoch 1 on"
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["1500", "900", "7"]
 
 
-def test_life_lines_of_a_layer_asked_for_by_name(sick: list[Report]) -> None:
-    assert title(figures.life_lines(sick, "fc")) == "fc: none of 10 kernels found dead"
+def test_life_lines_of_a_layer_asked_for_by_name(unwell: list[Report]) -> None:
+    assert title(life_lines(unwell, "fc")) == "fc: none of 10 kernels found dead, saturated, starved or frozen"
 
 
-def test_a_window_in_which_a_layer_was_not_watched_is_left_white(sick: list[Report]) -> None:
-    sick[2] = with_layer(sick[2], "conv2", excluded="a surprise")
-    picture = np.asarray(figures.life_lines(sick).axes[0].images[0].get_array())
+def test_a_window_in_which_a_layer_was_not_watched_is_left_white(unwell: list[Report]) -> None:
+    unwell[2] = with_layer(unwell[2], "conv2", excluded="a surprise")
+    picture = np.asarray(life_lines(unwell).axes[0].images[0].get_array())
     assert (picture[:, 2] == 255).all()
     assert not (picture[:, 1] == 255).all()
 
 
 def test_time_labels_of_300_windows_are_few() -> None:
-    (axes,) = figures.life_lines(history(SMALL, 300, dies={"conv1": {0: 9}}, tensors=False)).axes
+    (axes,) = life_lines(history(SMALL, 300, dies={"conv1": {0: 9}}, tensors=False)).axes
     assert len(axes.get_xticklabels()) <= 13
 
 
@@ -221,11 +232,11 @@ def line(axes: Any, label: str) -> Any:
     return next(line for line in axes.lines if line.get_label() == label)
 
 
-def test_gradient_flow_has_a_log_axis_with_the_bands_and_the_last_window_strong(sick: list[Report]) -> None:
-    (axes,) = figures.gradient_flow(sick).axes
+def test_gradient_flow_has_a_log_axis_with_the_bands_and_the_last_window_strong(unwell: list[Report]) -> None:
+    (axes,) = gradient_flow(unwell).axes
     assert axes.get_yscale() == "log"
     assert "rms(grad) / largest rms(grad)" in axes.get_ylabel()
-    assert list(line(axes, "last").get_ydata()) == [layer.gradient_ratio for layer in sick[-1].layers]
+    assert list(line(axes, "last").get_ydata()) == [layer.gradient_ratio for layer in unwell[-1].layers]
     past = [line for line in axes.lines if line.get_label() == "_past"]
     assert len(past) == 4, "windows 1 to 4; there is no gradient at initialisation"
     assert all(one.get_linewidth() < line(axes, "last").get_linewidth() for one in past)
@@ -237,26 +248,26 @@ def test_gradient_flow_has_a_log_axis_with_the_bands_and_the_last_window_strong(
 def test_gradient_flow_says_where_the_gradient_vanishes() -> None:
     reports = history(plain(60, 4), 3, shrink=0.5, tensors=False)
     below = sum(layer.gradient_ratio < 1e-6 for layer in reports[-1].layers)
-    assert title(figures.gradient_flow(reports)).startswith(f"The gradient vanishes in {below} of 60 layers, least at")
+    assert title(gradient_flow(reports)).startswith(f"The gradient vanishes in {below} of 60 layers, least at")
 
 
-def test_gradient_flow_of_a_healthy_network_names_the_smallest_ratio(sick: list[Report]) -> None:
+def test_gradient_flow_of_a_healthy_network_names_the_smallest_ratio(unwell: list[Report]) -> None:
     assert re.match(
-        r"Gradients reach every layer; the smallest ratio is 0\.\d+, at conv1", title(figures.gradient_flow(sick))
+        r"Gradients reach every layer; the smallest ratio is 0\.\d+, at conv1", title(gradient_flow(unwell))
     )
 
 
-def test_an_exact_zero_gradient_is_marked_and_told_apart_from_a_small_one(sick: list[Report]) -> None:
-    figure = figures.gradient_flow([with_layer(sick[-1], "conv2", gradient_ratio=0.0)])
+def test_an_exact_zero_gradient_is_marked_and_told_apart_from_a_small_one(unwell: list[Report]) -> None:
+    figure = gradient_flow([with_layer(unwell[-1], "conv2", gradient_ratio=0.0)])
     assert title(figure) == "No gradient at all reaches conv2"
     assert list(line(figure.axes[0], "no gradient").get_xdata()) == [1]
     assert math.isnan(line(figure.axes[0], "last").get_ydata()[1])
 
 
-def test_the_bands_and_the_titles_are_those_of_the_users_thresholds(sick: list[Report]) -> None:
+def test_the_bands_and_the_titles_are_those_of_the_users_thresholds(unwell: list[Report]) -> None:
     limits = Thresholds(vanishing_gradient=0.1, weak_gradient=0.75, update_small=1e-2, update_large=2e-2)
-    reports = [dataclasses.replace(report, thresholds=limits) for report in sick]
-    flow, updates = figures.gradient_flow(reports), figures.update_ratios(reports)
+    reports = [dataclasses.replace(report, thresholds=limits) for report in unwell]
+    flow, updates = gradient_flow(reports), update_ratios(reports)
     assert title(flow).startswith("The gradient is weak in 1 of 3 layers, least at conv1")
     assert sorted(patch.get_y() + patch.get_height() for patch in flow.axes[0].patches) == pytest.approx([0.1, 0.75])
     assert title(updates).startswith("The weights of 3 of 3 layers hardly change")
@@ -264,34 +275,37 @@ def test_the_bands_and_the_titles_are_those_of_the_users_thresholds(sick: list[R
     assert max(bottom for bottom, _ in bands) == pytest.approx(2e-2)
     assert min(top for _, top in bands) == pytest.approx(1e-2)
     (strict,), (lenient,) = (
-        [axes for axes in figures.overview(r).axes if axes.get_ylabel() == "gradient ratio"] for r in (reports, sick)
+        [axes for axes in overview(r).axes if axes.get_ylabel() == "gradient ratio"] for r in (reports, unwell)
     )
     assert strict.get_title(loc="left") != lenient.get_title(loc="left")
 
 
 def test_a_training_hands_its_thresholds_to_the_pictures() -> None:
     limits = Thresholds(weak_gradient=0.999, vanishing_gradient=0.998)
-    monitor = train(mlp(64, 16, 16, 10), monitor=quiet_monitor(thresholds=limits), epochs=1)
-    assert title(figures.gradient_flow(monitor.reports)).startswith("The gradient vanishes in")
+    monitor = quiet_monitor(thresholds=limits)
+    quick = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(callbacks=[monitor], enable_progress_bar=False, enable_model_summary=False, **quick)
+    trainer.fit(Training(mlp(64, 16, 16, 10), sgd(0.05)), DataLoader(digits(), 64))
+    assert title(gradient_flow(monitor.reports)).startswith("The gradient vanishes in")
 
 
 def test_without_gradients_there_is_no_picture_of_them() -> None:
-    assert figures.gradient_flow(history(gradient=None)) is None
+    assert gradient_flow(history(gradient=None)) is None
 
 
-def test_update_ratios_have_one_line_per_layer_and_the_landmark(sick: list[Report]) -> None:
-    figure = figures.update_ratios(sick)
+def test_update_ratios_have_one_line_per_layer_and_the_landmark(unwell: list[Report]) -> None:
+    figure = update_ratios(unwell)
     (axes,) = figure.axes
     assert axes.get_yscale() == "log"
     assert set(line(axes, "landmark").get_ydata()) == {1e-3}
-    assert list(line(axes, "conv2").get_ydata()[1:]) == [report["conv2"].update_ratio for report in sick[1:]]
+    assert list(line(axes, "conv2").get_ydata()[1:]) == [report["conv2"].update_ratio for report in unwell[1:]]
     assert {"conv1", "conv2", "fc"} <= set(texts(figure))
     assert title(figure).startswith("Update ratios are between")
 
 
 def test_of_many_layers_the_extremes_are_named() -> None:
     reports = history(plain(60, 4), 3, tensors=False)
-    figure = figures.update_ratios(reports)
+    figure = update_ratios(reports)
     order = sorted(reports[-1].layers, key=lambda layer: layer.update_ratio)
     named = {text for text in texts(figure) if text.startswith("features")}
     assert named == {layer.name for layer in (*order[:3], *order[-3:])}
@@ -305,20 +319,19 @@ def test_of_many_layers_the_extremes_are_named() -> None:
         (0.0, "The weights of 1 of 3 layers do not change: update ratio 0 at conv2"),
     ],
 )
-def test_update_ratios_say_what_is_wrong(sick: list[Report], ratio: float, said: str) -> None:
-    assert title(figures.update_ratios([*sick[:-1], with_layer(sick[-1], "conv2", update_ratio=ratio)])) == said
+def test_update_ratios_say_what_is_wrong(unwell: list[Report], ratio: float, said: str) -> None:
+    assert title(update_ratios([*unwell[:-1], with_layer(unwell[-1], "conv2", update_ratio=ratio)])) == said
 
 
 def test_one_window_alone_can_be_drawn() -> None:
-    drawn = figures.draw_all(history(SMALL, 1)[1:])
-    assert list(drawn) == list(figures.PICTURES)
+    assert list(figures.draw_all(history(SMALL, 1)[1:]).pictures) == list(figures.PICTURES)
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 
-def test_weights_are_on_a_symmetric_log_axis_with_a_gaussian_behind_each(sick: list[Report]) -> None:
-    figure = figures.weights(sick)
+def test_weights_are_on_a_symmetric_log_axis_with_a_gaussian_behind_each(unwell: list[Report]) -> None:
+    figure = weights(unwell)
     (axes,) = figure.axes
     assert axes.get_xscale() == "symlog"
     assert [patch.get_label() for patch in axes.patches] == ["Gaussian", "conv1", "Gaussian", "conv2", "Gaussian", "fc"]
@@ -348,28 +361,28 @@ def test_what_is_near_zero_is_one_bucket_that_holds_its_share() -> None:
         (0.0, 0.6, "conv2: 60% of the weights are near zero (a Gaussian has 0.8%)"),
     ],
 )
-def test_weights_say_when_most_are_zero(sick: list[Report], zeros: float, near: float, said: str) -> None:
-    report = with_layer(sick[-1], "conv2", weight_sparsity=zeros, weight_near_zeros=near)
-    assert title(figures.weights([report])) == said
+def test_weights_say_when_most_are_zero(unwell: list[Report], zeros: float, near: float, said: str) -> None:
+    report = with_layer(unwell[-1], "conv2", weight_sparsity=zeros, weight_near_zeros=near)
+    assert title(weights([report])) == said
 
 
-def test_layers_of_zeros_and_of_nan_can_be_drawn(sick: list[Report]) -> None:
+def test_layers_of_zeros_and_of_nan_can_be_drawn(unwell: list[Report]) -> None:
     broken = {"conv1": bit_histogram(torch.zeros(10)), "conv2": bit_histogram(torch.full((5,), math.nan))}
-    report = dataclasses.replace(sick[-1], tensors=WindowTensors({"weights": broken}))
-    figure = figures.weights([report])
+    report = dataclasses.replace(unwell[-1], tensors=WindowTensors({"weights": broken}))
+    figure = weights([report])
     figures.png(figure)
     assert "nothing finite" in texts(figure)
     only_zeros = WindowTensors({"weights": {"conv1": broken["conv1"]}})
-    figures.png(figures.weights([dataclasses.replace(sick[-1], tensors=only_zeros)]))
+    figures.png(weights([dataclasses.replace(unwell[-1], tensors=only_zeros)]))
 
 
 # -- first kernels ---------------------------------------------------------------------------------------------------
 
 
-def test_the_first_layers_kernels_are_images_and_dead_ones_are_framed(sick: list[Report]) -> None:
-    codes = bytearray(sick[-1]["conv1"].codes)
+def test_the_first_layers_kernels_are_images_and_dead_ones_are_framed(unwell: list[Report]) -> None:
+    codes = bytearray(unwell[-1]["conv1"].codes)
     codes[6] = ZERO_KERNEL
-    figure = figures.first_layer_kernels([*sick[:-1], with_layer(sick[-1], "conv1", codes=bytes(codes))])
+    figure = first_layer_kernels([*unwell[:-1], with_layer(unwell[-1], "conv1", codes=bytes(codes))])
     (axes,) = figure.axes
     assert len(axes.images) == 16
     frames = [to_hex(patch.get_edgecolor()) for patch in axes.patches]
@@ -381,16 +394,14 @@ def test_the_first_layers_kernels_are_images_and_dead_ones_are_framed(sick: list
 
 
 def test_a_weight_of_zero_is_mid_grey_and_the_largest_is_white() -> None:
-    from lightning_deadkernel.figures.kernels import as_image
-
     kernel = torch.tensor([[[0.0, 2.0], [-2.0, math.nan]]])
     assert as_image(kernel, 2.0).tolist() == [[0.5, 1.0], [0.0, 0.5]]
     assert as_image(torch.zeros(3, 5, 5), 0.0).shape == (5, 5, 3)
 
 
-def test_of_many_kernels_the_ill_ones_are_among_those_shown() -> None:
+def test_of_many_kernels_those_at_fault_are_among_those_shown() -> None:
     reports = history((("conv1", "Conv2d", 512, "relu"),), 1, dies={"conv1": {500: 1}})
-    figure = figures.first_layer_kernels(reports)
+    figure = first_layer_kernels(reports)
     assert len(figure.axes[0].images) == 96
     assert "500" in texts(figure)
     assert any("96 of 512 shown" in text for text in texts(figure))
@@ -399,8 +410,8 @@ def test_of_many_kernels_the_ill_ones_are_among_those_shown() -> None:
 # -- overview and all ------------------------------------------------------------------------------------------------
 
 
-def test_the_overview_holds_the_map_the_lives_the_gradient_and_the_findings(sick: list[Report]) -> None:
-    figure = figures.overview(sick)
+def test_the_overview_holds_the_map_the_lives_the_gradient_and_the_findings(unwell: list[Report]) -> None:
+    figure = overview(unwell)
     headings = [axes.get_title(loc="left") for axes in figure.axes]
     assert headings[0] == "Every kernel"
     assert headings[1].startswith("conv2: 3 of 32 kernels dead")
@@ -408,12 +419,23 @@ def test_the_overview_holds_the_map_the_lives_the_gradient_and_the_findings(sick
     assert any(text.startswith("conv2: dead channels") for text in texts(figure))
 
 
-def test_findings_beyond_the_page_are_counted(sick: list[Report]) -> None:
+def test_findings_beyond_the_page_are_counted(unwell: list[Report]) -> None:
     many = tuple(finding("dead_channels", "conv2", [i]) for i in range(32))
-    figure = figures.overview([*sick[:-1], dataclasses.replace(sick[-1], findings=many)])
+    figure = overview([*unwell[:-1], dataclasses.replace(unwell[-1], findings=many)])
     (said,) = [text for text in texts(figure) if "more: see the report" in text]
     shown = sum(bool(re.match(r"conv2: dead channels - ", text)) for text in texts(figure))
     assert said == f"and {32 - shown} more: see the report"
+
+
+def broken(**changes: Any) -> list[Report]:
+    """A run in whose last window every layer's numbers are those, whatever they were."""
+    *past, last = history()
+    layers = tuple(dataclasses.replace(layer, **changes) for layer in last.layers)
+    return [*past, dataclasses.replace(last, layers=layers)]
+
+
+NUMBERS = [statistic.name for statistic in STATISTICS]
+NOTHING_FINITE = {name: {"conv1": bit_histogram(torch.full((5,), math.nan))} for name in ("weights", "kernel_norms")}
 
 
 SITUATIONS = {
@@ -423,13 +445,23 @@ SITUATIONS = {
     "60 layers": lambda: history(plain(60, 8, "sigmoid"), 2, dies={"features.9": {0: 1}}, state="saturated"),
     "one layer": lambda: history((("fc", "Linear", 3, None),), 2),
     "all dead": lambda: history(dies={"conv1": dict.fromkeys(range(16), 1), "conv2": dict.fromkeys(range(32), 1)}),
+    "all NaN": lambda: broken(**dict.fromkeys(NUMBERS, math.nan)),
+    "all infinite": lambda: broken(**dict.fromkeys(NUMBERS, math.inf)),
+    "all zero": lambda: broken(**dict.fromkeys(NUMBERS, 0.0)),
+    "weights NaN": lambda: [
+        dataclasses.replace(report, tensors=WindowTensors(NOTHING_FINITE, "conv1", torch.full((16, 3, 5, 5), math.nan)))
+        for report in history()
+    ],
+    "kernels stored by input": lambda: [
+        dataclasses.replace(report, tensors=WindowTensors({}, "conv1", torch.rand(3, 16, 5, 5))) for report in history()
+    ],
     "from disk": lambda: [dataclasses.replace(report, tensors=None) for report in history()],
 }
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_no_text_is_cut_off_or_lies_over_other_text(situation: str) -> None:
-    for name, figure in figures.draw_all(SITUATIONS[situation]()).items():
+    for name, figure in drawn(SITUATIONS[situation]()).items():
         figures.png(figure)
         page = figure.bbox
         boxes = [(text, text.get_window_extent()) for text in visible_texts(figure)]
@@ -460,12 +492,29 @@ def visible_texts(figure: Any) -> list[Any]:
 
 def test_nothing_watched_gives_no_pictures() -> None:
     (report,) = history((("fc", "Linear", 3, None),), 0)
-    assert figures.draw_all([with_layer(report, "fc", excluded="requires_grad=False")]) == {}
-    assert figures.draw_all([]) == {}
+    assert figures.draw_all([with_layer(report, "fc", excluded="requires_grad=False")]) == ({}, {})
+    assert figures.draw_all([]) == ({}, {})
 
 
-def test_png_is_a_picture_of_the_figures_size(sick: list[Report]) -> None:
-    figure = figures.kernel_map(sick)
+def test_every_picture_is_named_after_its_file_and_says_what_it_shows() -> None:
+    assert next(iter(figures.PICTURES)) == "overview"
+    for name, picture in figures.PICTURES.items():
+        assert picture.draw.__module__ == f"lightning_deadkernel.figures.{name}"
+        assert picture.description.endswith(".")
+
+
+def test_a_fault_in_one_picture_costs_that_picture_alone(unwell: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(reports: Any) -> None:
+        raise ZeroDivisionError("of this test")
+
+    monkeypatch.setitem(figures.PICTURES, "weights", figures.Picture(0, fails))
+    pictures, faults = figures.draw_all(unwell)
+    assert list(pictures) == [name for name in figures.PICTURES if name != "weights"]
+    assert faults == {"weights": "ZeroDivisionError: of this test"}
+
+
+def test_png_is_a_picture_of_the_figures_size(unwell: list[Report]) -> None:
+    figure = kernel_map(unwell)
     picture = Image.open(io.BytesIO(figures.png(figure)))
     assert picture.size == tuple(int(inches * 100) for inches in figure.get_size_inches())
 
@@ -478,11 +527,13 @@ def test_a_huge_network_is_drawn_only_when_asked_for() -> None:
     assert figures.why_none(history(windows=1)[-1]) is None
 
 
-def test_without_matplotlib_one_line_says_what_to_install(sick: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_one_line_says_what_to_install(
+    unwell: list[Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'lightning-deadkernel[plots]'" in figures.why_none(sick[-1])
+    assert "pip install 'lightning-deadkernel[plots]'" in figures.why_none(unwell[-1])
 
 
-def test_drawing_needs_no_pyplot(sick: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_needs_no_pyplot(unwell: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    assert all(figures.png(figure) for figure in figures.draw_all(sick).values())
+    assert figures.draw_all(unwell).faults == {}

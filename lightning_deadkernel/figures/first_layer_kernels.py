@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, figure_of, one_axes, state_legend
-from lightning_deadkernel.figures.titles import sick_channels, since, words_of
+from lightning_deadkernel.figures.registry import picture
+from lightning_deadkernel.figures.titles import HARMLESS, layer_headline, unhealthy, words_of
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import COLOURS
@@ -36,23 +37,18 @@ def as_image(kernel: Tensor, largest: float) -> np.ndarray[Any, Any]:
 
 
 def kernels_headline(reports: Sequence[Report], layer: LayerReport) -> str:
-    """Which of them are zero or ill."""
-    word, channels = sick_channels(layer)
-    zero = layer.zero_kernels
-    if not channels and not zero:
-        return f"{layer.name}: the {layer.channels:,} kernels that see the input, none dead, none zero"
-    said = []
-    if channels:
-        said.append(
-            f"{len(channels):,} of {layer.channels:,} kernels {word} {since(reports, layer.name, word, channels)}"
-        )
+    """Which of them are at fault or zero."""
+    zero = f"{len(layer.zero_kernels):,} zero" if layer.zero_kernels else ""
+    if unhealthy(layer)[1]:
+        return layer_headline(reports, layer.name) + (f", {zero}" if zero else "")
     if zero:
-        said.append(f"{len(zero):,} zero" if channels else f"{len(zero):,} of {layer.channels:,} kernels zero")
-    return f"{layer.name}: " + ", ".join(said)
+        return f"{layer.name}: {len(layer.zero_kernels):,} of {layer.channels:,} kernels zero"
+    return f"{layer.name}: the {layer.channels:,} kernels that see the input, none dead, none zero"
 
 
+@picture(6)
 def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
-    """The first convolution's kernels, ill ones framed in their state's colour; None where there is none."""
+    """The first convolution's kernels, those at fault framed in their state's colour; None where there is none."""
     from matplotlib.patches import Rectangle
 
     report = reports[-1]
@@ -60,10 +56,10 @@ def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
     if tensors is None or tensors.first_kernels is None or tensors.first_layer is None:
         return None
     layer = next((layer for layer in report.watched if layer.name == tensors.first_layer), None)
-    if layer is None:
+    if layer is None or len(tensors.first_kernels) != layer.channels:
         return None
     words, kernels, zeros = words_of(layer), tensors.first_kernels, set(layer.zero_kernels)
-    order = sorted(range(len(words)), key=lambda c: c not in zeros and words[c] in ("active", "rare"))
+    order = sorted(range(len(words)), key=lambda c: c not in zeros and words[c] in HARMLESS)
     shown = sorted(order[:_MOST_KERNELS])
     columns = min(_COLUMNS, max(8, math.ceil(math.sqrt(2 * len(shown)))))
     rows = math.ceil(len(shown) / columns)
@@ -86,13 +82,13 @@ def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
         image = as_image(kernels[channel], largest)
         extent = (left, left + size, top + size, top)
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect="auto")
-        ill, zero = words[channel] not in ("active", "rare"), channel in zeros
-        colour = COLOURS[words[channel]] if ill else "black" if zero else "#C9D1D6"
-        width = 3.5 if ill or zero else 0.6
+        fault, zero = words[channel] not in HARMLESS, channel in zeros
+        colour = COLOURS[words[channel]] if fault else "black" if zero else "#C9D1D6"
+        width = 3.5 if fault or zero else 0.6
         axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=colour, linewidth=width))
-        said, weight = f"{channel} zero" if zero else str(channel), "bold" if ill or zero else "normal"
-        axes.text(left + size / 2, top + size + 0.03, said, fontsize=SMALL - 1, ha="center", va="top", weight=weight)
-        framed |= {words[channel]} if ill else set()
+        label, weight = f"{channel} zero" if zero else str(channel), "bold" if fault or zero else "normal"
+        axes.text(left + size / 2, top + size + 0.03, label, fontsize=SMALL - 1, ha="center", va="top", weight=weight)
+        framed |= {words[channel]} if fault else set()
     axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + _NUMBER), 0))
     if framed:
         state_legend(axes, sorted(framed), False, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
