@@ -53,17 +53,30 @@ def compact(counts: Tensor) -> CompactBuckets | None:
     )
 
 
+_LIGHTNING = ("lightning.pytorch.loggers", "pytorch_lightning.loggers", "lightning.fabric.loggers")
+
+
 class Adapter:
     """Writes to one logger whose kind is not known: scalars only.
 
+    A subclass names the loggers that it is for: ``class WandbAdapter(Adapter, serves="WandbLogger")``. Names and not
+    classes, because the logger's package may not be there.
+
     Attributes:
+        known: class name of a Lightning logger -> its adapter.
         native_histograms: False: quartiles are logged as scalars instead.
         prefix_joint: what the logger puts between its prefix and a tag.
 
     """
 
+    known: ClassVar[dict[str, type[Adapter]]] = {}
     native_histograms: ClassVar[bool] = False
     prefix_joint: ClassVar[str] = "-"
+
+    def __init_subclass__(cls, serves: str | None = None) -> None:
+        super().__init_subclass__()
+        if serves is not None:
+            Adapter.known[serves] = cls
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -97,3 +110,11 @@ class Adapter:
 
     def files(self, folder: Path) -> None:
         """Keeps a folder of files with the run."""
+
+
+def adapter_of(logger: Any) -> Adapter:
+    """The adapter for the logger's own type or the nearest base of it; the base `Adapter` for an unknown one."""
+    for base in type(logger).__mro__:
+        if base.__name__ in Adapter.known and base.__module__.startswith(_LIGHTNING):
+            return Adapter.known[base.__name__](logger)
+    return Adapter(logger)

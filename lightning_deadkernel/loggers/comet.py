@@ -13,7 +13,7 @@ from lightning_deadkernel.loggers.adapter import Adapter, compact
 from lightning_deadkernel.loggers.scalars import Key
 
 
-class CometAdapter(Adapter):
+class CometAdapter(Adapter, serves="CometLogger"):
     """`lightning.pytorch.loggers.CometLogger`."""
 
     native_histograms = True

@@ -14,7 +14,7 @@ _METRICS_PER_BATCH = 1000
 """Most metrics that one `log_batch` request may hold, https://mlflow.org/docs/latest/rest-api.html#log-batch."""
 
 
-class MLFlowAdapter(Adapter):
+class MLFlowAdapter(Adapter, serves="MLFlowLogger"):
     """`lightning.pytorch.loggers.MLFlowLogger`. Artifacts of a window are in ``deadkernel/step_<step>``."""
 
     def scalars(self, scalars: Mapping[Key, float], step: int) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from lightning_deadkernel.errors import DeadKernelWarning
-from lightning_deadkernel.loggers.adapter import Adapter, CustomChart
+from lightning_deadkernel.loggers.adapter import Adapter, CustomChart, adapter_of
 from lightning_deadkernel.loggers.scalars import (
     LAYER_SCALARS,
     SUMMARY,
@@ -22,27 +21,6 @@ from lightning_deadkernel.loggers.scalars import (
     worst_scalars,
 )
 from lightning_deadkernel.report.report import Report
-
-ADAPTERS = {
-    "TensorBoardLogger": "tensorboard:TensorBoardAdapter",
-    "WandbLogger": "wandb:WandbAdapter",
-    "MLFlowLogger": "mlflow:MLFlowAdapter",
-    "CometLogger": "comet:CometAdapter",
-}
-"""Class name of a Lightning logger -> where its adapter is. Names, because the logger's package may not be there."""
-
-_LIGHTNING = ("lightning.pytorch.loggers", "pytorch_lightning.loggers", "lightning.fabric.loggers")
-
-
-def adapter_of(logger: Any) -> Adapter:
-    """The adapter for the logger's own type or the nearest base of it; the base `Adapter` for an unknown one."""
-    for base in type(logger).__mro__:
-        if base.__name__ in ADAPTERS and base.__module__.startswith(_LIGHTNING):
-            module, name = ADAPTERS[base.__name__].split(":")
-            made: Adapter = getattr(import_module(f"lightning_deadkernel.loggers.{module}"), name)(logger)
-            return made
-    return Adapter(logger)
-
 
 SUMMARY_CHARTS = {
     "dead, starved, dormant and zero kernels (share)": (

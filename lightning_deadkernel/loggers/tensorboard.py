@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from torch import Tensor
 
 from lightning_deadkernel.loggers.adapter import Adapter, CustomChart, compact
@@ -21,10 +22,15 @@ def png_size(png: bytes) -> tuple[int, int]:
     return width, height
 
 
-class TensorBoardAdapter(Adapter):
+class TensorBoardAdapter(Adapter, serves="TensorBoardLogger"):
     """`lightning.pytorch.loggers.TensorBoardLogger`."""
 
     native_histograms = True
+
+    @cached_property
+    def _records(self) -> Any:
+        """TensorBoard's record classes: this file is imported where TensorBoard is not installed."""
+        return import_module("tensorboard.compat.proto.summary_pb2")
 
     @property
     def writer(self) -> Any:
@@ -42,7 +48,8 @@ class TensorBoardAdapter(Adapter):
 
     def scalars(self, scalars: Mapping[Key, float], step: int) -> None:
         """All scalars of a window as one event: an event each costs ten times as much."""
-        self._write([Summary.Value(tag=self.tagged_with_prefix(k), simple_value=v) for k, v in scalars.items()], step)
+        value = self._records.Summary.Value
+        self._write([value(tag=self.tagged_with_prefix(k), simple_value=v) for k, v in scalars.items()], step)
 
     def histograms(self, histograms: Mapping[Key, Tensor], step: int) -> None:
         """Writes the counts as they are; sums are of the buckets' middles."""
@@ -52,7 +59,7 @@ class TensorBoardAdapter(Adapter):
             if buckets is None:
                 continue
             edges, counts, middles = buckets.edges, buckets.counts, np.array(buckets.middles())
-            histogram = HistogramProto(
+            histogram = self._records.HistogramProto(
                 min=edges[0],
                 max=edges[-1],
                 num=sum(counts),
@@ -61,7 +68,7 @@ class TensorBoardAdapter(Adapter):
                 bucket_limit=edges[1:],
                 bucket=counts,
             )
-            values.append(Summary.Value(tag=self.tagged_with_prefix(key), histo=histogram))
+            values.append(self._records.Summary.Value(tag=self.tagged_with_prefix(key), histo=histogram))
         self._write(values, step)
 
     def text(self, key: Key, markdown: str, step: int) -> None:
@@ -72,8 +79,8 @@ class TensorBoardAdapter(Adapter):
         """Writes the PNG files as they are; `SummaryWriter.add_image` would decode and encode them again."""
         for key, png in pictures.items():
             width, height = png_size(png)
-            image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-            self._write([Summary.Value(tag=self.tagged_with_prefix(key), image=image)], step)
+            image = self._records.Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+            self._write([self._records.Summary.Value(tag=self.tagged_with_prefix(key), image=image)], step)
 
     def _write(self, values: list[Any], step: int) -> None:
-        self.writer._get_file_writer().add_summary(Summary(value=values), step)
+        self.writer._get_file_writer().add_summary(self._records.Summary(value=values), step)

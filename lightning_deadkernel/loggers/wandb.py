@@ -13,7 +13,7 @@ from lightning_deadkernel.loggers.adapter import Adapter, compact
 from lightning_deadkernel.loggers.scalars import Key
 
 
-class WandbAdapter(Adapter):
+class WandbAdapter(Adapter, serves="WandbLogger"):
     """`lightning.pytorch.loggers.WandbLogger`. Media go through its `log_metrics`, which adds prefix and step."""
 
     native_histograms = True

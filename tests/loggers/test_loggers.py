@@ -10,6 +10,8 @@ import json
 import math
 import re
 import struct
+import subprocess
+import sys
 import time
 import warnings
 import zipfile
@@ -31,8 +33,7 @@ from helpers.reports import SMALL, fake_tensors, history, plain
 from lightning_deadkernel.errors import DeadKernelWarning
 from lightning_deadkernel.functional.histograms import bit_histogram
 from lightning_deadkernel.loggers import Adapter, RunLog, report_folder
-from lightning_deadkernel.loggers.adapter import compact
-from lightning_deadkernel.loggers.run_log import adapter_of
+from lightning_deadkernel.loggers.adapter import adapter_of, compact
 from lightning_deadkernel.loggers.scalars import worst_layers, worst_scalars
 from lightning_deadkernel.observation import WindowTensors
 from lightning_deadkernel.report.report import Report
@@ -373,6 +374,33 @@ def test_the_adapter_is_that_of_the_nearest_known_base(tmp_path: Path) -> None:
     assert type(adapter_of(type("WandbLogger", (MemoryLogger,), {})())) is Adapter, (
         "of the same name, but not Lightning's"
     )
+
+
+def test_a_logger_is_one_class_that_names_whom_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Adapter, "known", {**Adapter.known})
+
+    class Shouting(Adapter, serves="ShoutingLogger"):
+        def tag(self, key: Any) -> str:
+            return super().tag(key).upper()
+
+    kind = type("ShoutingLogger", (MemoryLogger,), {"__module__": "lightning.pytorch.loggers.shouting"})
+    logger = kind()
+    log_all([logger], history(windows=1))
+    assert type(adapter_of(logger)) is Shouting
+    assert "DEADKERNEL/DEAD_FRACTION" in logger.calls[0][1]
+
+
+def test_all_adapters_are_found_where_no_loggers_package_is_installed() -> None:
+    absent = ("tensorboard", "wandb", "mlflow", "comet_ml", "PIL")
+    code = f"""
+import sys
+import lightning.pytorch  # which imports what it finds, as it likes
+sys.modules.update(dict.fromkeys({absent}))
+from lightning_deadkernel.loggers import Adapter
+print(*sorted(Adapter.known))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["CometLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"]
 
 
 def test_a_logger_of_the_other_namespace_is_known_without_importing_it() -> None:
