@@ -55,7 +55,7 @@ def life_of(reports: Sequence[Report], name: str) -> Life:
     words = np.full((channels, len(past)), EMPTY, np.uint8)
     for place, layer in enumerate(past):
         if layer is not None:
-            words[: layer.channels, place] = places_of(layer.codes)
+            words[:, place] = places_of(layer.codes)
     if channels <= _MOST_CHANNELS_IN_LIFE:
         return Life(name, tuple(range(channels)), 0, words)
     unhealthy = ~np.isin(words, [*_HARMLESS, EMPTY])

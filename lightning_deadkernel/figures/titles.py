@@ -23,9 +23,17 @@ def words_of(layer: LayerReport) -> list[str]:
 
 
 def pasts_of(reports: Sequence[Report], names: Collection[str]) -> dict[str, list[LayerReport | None]]:
-    """Each of these layers in every report, None where it was not watched."""
+    """Each of these layers in every report, None where it was not watched or had another number of channels.
+
+    A layer may be replaced; and which axis of a weight holds the channels is known only once the graph was seen.
+    """
     watched = [{layer.name: layer for layer in report.layers if layer.excluded is None} for report in reports]
-    return {name: [layers.get(name) for layers in watched] for name in names}
+    pasts = {}
+    for name in names:
+        past = [layers.get(name) for layers in watched]
+        latest = next((layer.channels for layer in reversed(past) if layer), None)
+        pasts[name] = [layer if layer and layer.channels == latest else None for layer in past]
+    return pasts
 
 
 def past_of(reports: Sequence[Report], name: str) -> list[LayerReport | None]:

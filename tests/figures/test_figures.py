@@ -10,17 +10,18 @@ import sys
 from collections import Counter
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 
 from helpers.reports import SMALL, finding, history, plain, resnet
-from helpers.training import Training, digits, mlp, quiet_monitor, sgd
+from helpers.short_runs import Training, digits, mlp, sgd
+from helpers.training import fit, quiet
 from lightning_deadkernel import Thresholds, figures
 from lightning_deadkernel.figures.first_layer_kernels import as_image, first_layer_kernels
 from lightning_deadkernel.figures.gradient_flow import gradient_flow
@@ -282,10 +283,8 @@ def test_the_bands_and_the_titles_are_those_of_the_users_thresholds(unwell: list
 
 def test_a_training_hands_its_thresholds_to_the_pictures() -> None:
     limits = Thresholds(weak_gradient=0.999, vanishing_gradient=0.998)
-    monitor = quiet_monitor(thresholds=limits)
-    quick = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    trainer = L.Trainer(callbacks=[monitor], enable_progress_bar=False, enable_model_summary=False, **quick)
-    trainer.fit(Training(mlp(64, 16, 16, 10), sgd(0.05)), DataLoader(digits(), 64))
+    net = Training(mlp(64, 16, 16, 10), sgd(0.05))
+    monitor = fit(net, DataLoader(digits(), 64), monitor=quiet(thresholds=limits))
     assert title(gradient_flow(monitor.reports)).startswith("The gradient vanishes in")
 
 
@@ -537,3 +536,33 @@ def test_without_matplotlib_one_line_says_what_to_install(
 def test_drawing_needs_no_pyplot(unwell: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     assert figures.draw_all(unwell).faults == {}
+
+
+# -- real runs -------------------------------------------------------------------------------------------------------
+
+
+class StoredByInput(nn.Module):
+    """A convolution in a transformer's dress: its weight is (in, out), as GPT-2's ``Conv1D`` keeps it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * inputs**-0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("net", "rate"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)), 1e30),
+        (nn.Sequential(nn.Flatten(), StoredByInput(64, 16), nn.ReLU(), StoredByInput(16, 10)), 0.05),
+    ],
+    ids=["ends in NaN", "weights stored by input"],
+)
+def test_a_real_run_has_pictures_and_no_fault_whatever_became_of_it(net: nn.Module, rate: float) -> None:
+    monitor = fit(Training(net, sgd(rate)), DataLoader(digits(), 64), max_epochs=2)
+    pictures, faults = figures.draw_all(monitor.reports)
+    assert faults == {}
+    assert {"overview", "kernel_map"} <= set(pictures)
