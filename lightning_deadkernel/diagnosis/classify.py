@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightning_deadkernel.diagnosis.history import History, LayerPast, gradient_seen
 from lightning_deadkernel.functional.kernels import dormant_scores
-from lightning_deadkernel.observation import LayerWindow, Window
-from lightning_deadkernel.report.states import DORMANT, FROZEN, RARE, STATE_BITS, STATES, ZERO_KERNEL, State
+from lightning_deadkernel.observation import Gating, LayerWindow, Window
+from lightning_deadkernel.report.states import DORMANT, FROZEN, RARE, STATES, ZERO_KERNEL, State
 from lightning_deadkernel.thresholds import Thresholds
 
 SHRUNK = 0.1
@@ -27,7 +27,7 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
     if window.index > 0:
         frozen = _unchanged(layer, window)
         codes = _states(layer, frozen, thresholds)
-        codes = _hold(codes, layer, history.get(layer.name))
+        codes[not_finite(layer) & (codes != STATES.index("active"))] = STATES.index("unknown")
         for flag, channels in (
             (FROZEN, frozen),
             (DORMANT, _dormant(layer, thresholds)),
@@ -39,30 +39,59 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
 
 
 def _states(layer: LayerWindow, frozen: Tensor, thresholds: Thresholds) -> Tensor:
-    """The table of states: the first that matches, "active" where none does."""
+    """The table of states: the first that matches; what no row fits was not seen well enough, and is unknown."""
     some, none = gradient_seen(layer)
     nowhere = torch.zeros(layer.channels, dtype=torch.bool)
     rules: list[tuple[State, Tensor]]
     if layer.gating is None or layer.fired is None:
-        rules = [("zero-gradient", none)]
+        rules = [("zero-gradient", none), ("active", some)]
     else:
         fires, off = layer.fired, ~layer.fired
-        # sampled steps may have missed the batch on which a channel fires: there the gradient must agree
-        dead = off if layer.exact else off & none
-        stuck = _stuck(layer, none, thresholds)
-        # what leaves a leaky activation below zero is heard by whatever listens, so no gradient means that nothing does
+        dead, silent, active = _without_firing(layer, off, some, none)
+        # what leaves a leaky activation below zero is read by whatever listens, so no gradient means that nothing does
         starved = none & (fires if layer.gating != "leaky" else torch.ones_like(fires))
         rules = [
-            ("dead", dead if layer.gating == "rectifier" else nowhere),
-            ("saturated", stuck | (off & none if layer.gating in ("smooth", "bounded") else nowhere)),
-            ("silent", off & some if layer.gating != "rectifier" else nowhere),
+            ("dead", dead),
+            ("saturated", _stuck(layer, none, thresholds) | (off & none if layer.gating in FLAT_BELOW else nowhere)),
+            ("silent", silent),
             ("starved", starved),
             ("frozen", fires & frozen),
+            ("active", (fires & some) | active),
         ]
-    codes = torch.zeros(layer.channels, dtype=torch.uint8)
+    codes = torch.full((layer.channels,), STATES.index("unknown"), dtype=torch.uint8)
     for state, channels in reversed(rules):
         codes[channels] = STATES.index(state)
     return codes
+
+
+FLAT_BELOW: tuple[Gating, ...] = ("smooth", "bounded")
+"""Activations whose output and slope both fade out on the off side."""
+
+
+def _without_firing(layer: LayerWindow, off: Tensor, some: Tensor, none: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the channels that were not seen to fire are dead, which silent, which active after all.
+
+    Two witnesses are needed for a death: a channel that was never seen to fire, behind a rectifier, is dead only if its
+    own gradient was zero as well, but for what a penalty in the loss adds. Where it has a gradient, it is silent if the
+    reason is known: a norm whose statistics depend on the kernel passes the kernel a gradient and its shift none, and a
+    clamp passes one where its input is exactly zero. Otherwise the witnesses contradict each other, and it is unknown.
+    """
+    nowhere = torch.zeros_like(off)
+    if layer.gating != "rectifier":
+        return nowhere, off & some, nowhere
+    own = layer.weight_gradient if layer.weight_gradient is not None else layer.gradient
+    if own is None:
+        return nowhere, nowhere, nowhere
+    if not layer.exact:
+        # sampled steps may have missed the batch on which a channel fires, which its gradient then shows
+        return off & none, nowhere, nowhere if layer.penalised else off & some
+    penalty = own.isfinite() if layer.penalised else nowhere
+    silent = nowhere
+    if layer.norm_scale is not None and layer.gradient is not None and layer.weight_gradient is not None:
+        silent = (layer.weight_gradient > 0) & (layer.gradient == 0)
+    if layer.largest is not None and layer.shift is not None and layer.norm_scale is None:
+        silent = silent | (some & (layer.largest == 0) & (layer.shift == 0))
+    return off & (none | penalty), off & silent & ~penalty, nowhere
 
 
 def _stuck(layer: LayerWindow, none: Tensor, thresholds: Thresholds) -> Tensor:
@@ -74,22 +103,13 @@ def _stuck(layer: LayerWindow, none: Tensor, thresholds: Thresholds) -> Tensor:
     return (layer.saturated_share >= 1.0) & none
 
 
-def _unknown(layer: LayerWindow) -> Tensor:
+def not_finite(layer: LayerWindow) -> Tensor:
     """(C,) bool: NaN or infinity has touched the channel, so that what it did not show proves nothing."""
-    unknown = torch.full((layer.channels,), layer.non_finite_gradients > 0)
+    touched = torch.full((layer.channels,), layer.non_finite_gradients > 0)
     for values in (layer.norms, layer.gradient, layer.activation_mean):
         if values is not None:
-            unknown |= ~values.isfinite()
-    return unknown
-
-
-def _hold(codes: Tensor, layer: LayerWindow, past: LayerPast | None) -> Tensor:
-    """NaN neither revives nor kills: a channel it has touched stays what it was, unless it was seen to fire."""
-    unknown = _unknown(layer)
-    active = codes == STATES.index("active")
-    before = torch.zeros_like(codes) if past is None or past.codes.numel() != codes.numel() else past.codes & STATE_BITS
-    fires = layer.fired if layer.fired is not None else torch.zeros_like(unknown)
-    return torch.where(unknown & ~(active & fires) & (codes != before), before, codes)
+            touched |= ~values.isfinite()
+    return touched
 
 
 def _unchanged(layer: LayerWindow, window: Window) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.classify import activity, classify
+from lightning_deadkernel.diagnosis.classify import activity, classify, not_finite
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import UNDERFLOW_SHARE
 from lightning_deadkernel.diagnosis.history import History
@@ -96,17 +96,29 @@ def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
 
 def _note(layer: LayerWindow, codes: Tensor) -> str | None:
     """What the table of layers alone would not tell."""
-    unread = int(((codes & STATE_BITS) == STATES.index("zero-gradient")).sum())
+    states = codes & STATE_BITS
+    without = int((states == STATES.index("zero-gradient")).sum())
+    unknown = int((states == STATES.index("unknown")).sum())
     parts = [layer.note] if layer.note else []
-    if unread:
+    if without:
         parts.append(
-            f"{unread} of {layer.channels} kernels had no gradient in this window; no activation can be read here, so"
-            " they may be dead, or only not listened to"
+            f"{without} of {layer.channels} kernels had no gradient in this window; no activation can be read here, so"
+            " they may be dead, or nothing may listen to them"
         )
+    if unknown:
+        parts.append(f"what {unknown} of {layer.channels} kernels are is unknown: {_why_unknown(layer)}")
     share = layer.underflow_share
     if share is not None and share > UNDERFLOW_SHARE:
         parts.append(f"{100 * share:.3g} % of its float16 gradient entries were exactly zero")
     return "; ".join(parts) or None
+
+
+def _why_unknown(layer: LayerWindow) -> str:
+    if bool(not_finite(layer).any()):
+        return "values were NaN or infinite, which proves nothing"
+    if layer.gradient is None:
+        return "no gradient was looked at"
+    return "they were never seen to fire, and yet have a gradient"
 
 
 def _list(values: Tensor | None) -> list[float] | None:

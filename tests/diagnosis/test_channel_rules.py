@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, start
+from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start
 from lightning_deadkernel.observation import Consumer
 from lightning_deadkernel.report.records import Finding
 
@@ -118,7 +118,7 @@ def test_a_layer_wholly_dead_is_an_error_even_if_born_so() -> None:
 
 
 def test_half_a_layer_born_dead_is_a_warning() -> None:
-    half: dict[str, Any] = {"fired": each(False, False, True, True)}
+    half = off(0, 1)
     assert Run().next(start()).next(layer(**half)).only("dead_channels").severity == "warning"
 
 
@@ -128,7 +128,7 @@ def test_born_dead_is_not_said_of_a_run_that_was_watched_from_the_middle() -> No
 
 
 def test_two_batches_are_no_evidence_of_a_chance_death() -> None:
-    half: dict[str, Any] = {"fired": each(False, False, False, True)}
+    half = off(0, 1, 2)
     run = Run().next(start()).next(layer(**half), batches=2)
     assert run.only("dead_channels").severity == "info"
     assert run.next(layer(**half), batches=2).only("dead_channels").severity == "warning"

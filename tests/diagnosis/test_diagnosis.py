@@ -22,6 +22,8 @@ from lightning_deadkernel.thresholds import Thresholds
 NONE: dict[str, Any] = {"gradient": torch.zeros(1), "weight_gradient": torch.zeros(1)}
 SOME: dict[str, Any] = {"gradient": torch.ones(1), "weight_gradient": torch.ones(1)}
 OFF: dict[str, Any] = {"fired": each(False), "channel_firing_rate": torch.zeros(1), "activation_mean": torch.zeros(1)}
+UNREAD: dict[str, Any] = {"gradient": None, "weight_gradient": None}
+BY_NORM: dict[str, Any] = {"gradient": each(0.0), "norm_scale": torch.ones(1)}
 LEAKY: dict[str, Any] = {"activation": "leaky_relu", "gating": "leaky"}
 SMOOTH: dict[str, Any] = {"activation": "gelu", "gating": "smooth"}
 TANH: dict[str, Any] = {"activation": "tanh", "gating": "bounded", "saturated_share": torch.zeros(1)}
@@ -33,11 +35,16 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("fires and learns", {}, "active"),
     ("never fires behind a gate, no gradient", OFF | NONE, "dead"),
     ("never fires behind a gate, a penalty in the loss gives a gradient", OFF | SOME | {"penalised": True}, "dead"),
-    ("never fires behind a gate, gradients not looked at", OFF | {"gradient": None, "weight_gradient": None}, "dead"),
+    ("never fires behind a gate, gradients not looked at", OFF | UNREAD, "unknown"),
+    ("never fires behind a gate, and has a gradient: one of the two is wrong", OFF | SOME, "unknown"),
+    ("the same, though only its shift has one", OFF | SOME | {"weight_gradient": each(0.0)}, "unknown"),
+    ("the same, but only the kernel has one, by a norm", OFF | SOME | BY_NORM, "silent"),
+    ("the same by a clamp, which passes a gradient at exactly zero", OFF | SOME | {"largest": each(0.0)}, "silent"),
+    ("never fires behind a gate, NaN gradients", OFF | {"gradient": each(math.nan)}, "unknown"),
     ("never fires behind a gate, zero kernel", OFF | NONE | {"largest": each(0.0), "norms": each(0.0)}, "dead"),
     ("not seen to fire on sampled steps, no gradient", OFF | NONE | {"exact": False}, "dead"),
     ("not seen to fire on sampled steps, but has a gradient", OFF | SOME | {"exact": False}, "active"),
-    ("the same with a penalty, which may be all of it", OFF | SOME | {"exact": False, "penalised": True}, "active"),
+    ("the same with a penalty, which may be all of it", OFF | SOME | {"exact": False, "penalised": True}, "unknown"),
     ("never fires behind a smooth activation, no gradient", OFF | NONE | SMOOTH, "saturated"),
     ("never fires behind a bounded activation, no gradient", OFF | NONE | TANH, "saturated"),
     ("tanh stuck at +1: it fires, and has no gradient", NONE | TANH | {"saturated_share": each(1.0)}, "saturated"),
@@ -52,7 +59,7 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("fires, no gradient", NONE, "starved"),
     ("fires, the shift has a gradient and the kernel none", {"weight_gradient": each(0.0)}, "active"),
     ("fires, the kernel has a gradient and the shift none", {"gradient": each(0.0)}, "active"),
-    ("fires, gradients were not looked at", {"gradient": None, "weight_gradient": None}, "active"),
+    ("fires, gradients were not looked at", {"gradient": None, "weight_gradient": None}, "unknown"),
     ("fires, has a gradient, not one bit changed", HELD, "frozen"),
     ("the same, out of the optimizer", HELD | {"in_optimizer": False, "learning_rate": None}, "frozen"),
     ("the same while the schedule has the learning rate at zero", HELD | {"learning_rate": 0.0}, "active"),
@@ -62,10 +69,10 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("unchanged since its norm's scale is zero", HELD | {"weight_gradient": None, "norm_scale": each(0.0)}, "active"),
     ("no activation readable, no gradient", BLIND | NONE, "zero-gradient"),
     ("no activation readable, gradient", BLIND | SOME, "active"),
-    ("no activation readable, gradients not looked at", BLIND | {"gradient": None, "weight_gradient": None}, "active"),
+    ("no activation readable, gradients not looked at", BLIND | {"gradient": None, "weight_gradient": None}, "unknown"),
     ("an activation that was not read once, no gradient", NONE | {"fired": None}, "zero-gradient"),
     ("requires no gradient", OFF | NONE | {"excluded": "requires_grad is False"}, "excluded"),
-    ("a NaN is no zero gradient", {"gradient": each(math.nan), "weight_gradient": each(0.0)}, "active"),
+    ("a NaN is no zero gradient", {"gradient": each(math.nan), "weight_gradient": each(0.0)}, "unknown"),
 ]  # fmt: skip
 
 
@@ -76,7 +83,7 @@ def test_each_row_of_the_table_gives_its_state(what: str, evidence: dict[str, An
 
 
 def test_every_state_is_in_the_table() -> None:
-    assert {state for _, _, state in TABLE} == set(STATES) - {"unknown"}
+    assert {state for _, _, state in TABLE} == set(STATES)
 
 
 def test_at_initialisation_only_the_weights_speak() -> None:
@@ -129,11 +136,14 @@ def test_a_layer_says_what_its_states_rest_on(evidence: dict[str, Any], word: st
 )
 def test_nan_neither_kills_nor_revives(nan: dict[str, Any]) -> None:
     touched = layer(channels=1, **{**OFF, **NONE, **nan})
-    alive = Run().next(start(channels=1)).next(layer(channels=1)).next(touched)
-    assert alive.report().states == ["active"]
-    gone = Run().next(start(channels=1)).next(layer(channels=1, **OFF, **NONE)).next(touched)
-    assert gone.report().states == ["dead"]
-    assert not gone.of("revived_channels")
+    for before in ({}, OFF | NONE):
+        run = Run().next(start(channels=1)).next(layer(channels=1, **before)).next(touched)
+        assert run.report().states == ["unknown"]
+        assert (
+            run.report().note == "what 1 of 1 kernels are is unknown: values were NaN or infinite, which proves nothing"
+        )
+        assert not run.of("revived_channels")
+        assert not run.of("dead_channels")
 
 
 def test_a_channel_that_was_seen_to_fire_is_not_dead_whatever_else_was_nan() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.windows import ALL_OFF, Run, alive, begun, each, layer, start
+from helpers.windows import ALL_OFF, Run, alive, begun, layer, off, start
 
 # -- gradients -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ def test_sparse_weights_in_a_layer_that_lives_are_normal(lines: dict[str, float]
 def test_sparse_weights_by_a_mask_or_by_dead_channels_say_so() -> None:
     mask = torch.zeros(4, dtype=torch.bool)
     assert begun().next(layer(weight_sparsity=0.9, masked=mask)).only("sparse_weights").cause_word == "pruned"
-    dead: dict[str, Any] = {"fired": each(False, False, False, True), "weight_sparsity": 0.75}
+    dead: dict[str, Any] = off(0, 1, 2) | {"weight_sparsity": 0.75}
     finding = begun().next(layer(**dead)).only("sparse_weights")
     assert (finding.cause_word, finding.severity) == ("dead channels", "warning")
     assert "3 of 4 channels are dead or zero" in finding.cause

@@ -98,8 +98,14 @@ def found(report: Report, kind: str, layer: str | None = None) -> list[Finding]:
 
 
 def alarms(monitor: DeadKernelMonitor) -> list[str]:
-    """Every finding above info of any window, in a line each; a healthy run has none."""
-    return [
+    """Every finding above info of any window, and every kernel of unknown state, in a line; a healthy run has none."""
+    unknown = [
+        f"window {report.window}: {layer.name}: unknown {layer.unknown} ({layer.note})"
+        for report in monitor.reports
+        for layer in report.watched
+        if layer.unknown
+    ]
+    return unknown + [
         f"window {report.window}: {f.severity}: {f.layer}: {f.kind} ({f.cause}) {f.evidence}"
         for report in monitor.reports
         for f in report.findings

@@ -104,6 +104,15 @@ ALL_OFF: dict[str, Any] = {
     "channel_firing_rate": torch.zeros(4),
     "activation_mean": torch.zeros(4),
 }
+
+
+def off(*channels: int) -> dict[str, Any]:
+    """These of four channels neither fire nor have a gradient."""
+    values = torch.ones(4)
+    values[list(channels)] = 0.0
+    return {"fired": values > 0, "gradient": values, "weight_gradient": values.clone()}
+
+
 FIRST_OFF: dict[str, Any] = {
     "fired": each(False, True, True, True),
     "gradient": each(0.0, 1, 1, 1),
