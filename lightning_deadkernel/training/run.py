@@ -12,8 +12,10 @@ from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums
 from lightning_deadkernel.graph.layers import LayerTable, check_patterns
+from lightning_deadkernel.report.records import RunDescription
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.training.compile import Stance
+from lightning_deadkernel.training.description import describe_run
 from lightning_deadkernel.training.distributed import exchange, world_size
 from lightning_deadkernel.training.never_raise import never_raise, warn_internal
 from lightning_deadkernel.training.options import Options
@@ -61,6 +63,7 @@ class Run:
         self._warned: set[str] = set()
         self._outputs: Outputs | None = None
         self._observer: Observer
+        self._description: RunDescription
 
     # -- the start -----------------------------------------------------------------------------------------------
 
@@ -100,6 +103,7 @@ class Run:
     @never_raise
     def _begin(self, trainer: Any, half_open: dict[str, Any] | None) -> None:
         observer, window = self._observer, self._observer.window
+        self._description = describe_run(trainer, observer.model, self._world)
         watched = observer.reader.watched
         if not watched:
             reasons = (
@@ -250,6 +254,7 @@ class Run:
             trainer.global_step,
             trainer.optimizers,
             self.options,
+            self._description,
         )
         self.record.append(report, history)
         self._reopen(trainer, checksums)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -15,8 +16,9 @@ from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
 from lightning_deadkernel.evidence.summarize import summarize
 from lightning_deadkernel.observation import Window
-from lightning_deadkernel.report.records import Finding
+from lightning_deadkernel.report.records import Finding, RunDescription
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.training.description import now
 from lightning_deadkernel.training.options import OnFinding, Options
 
 
@@ -28,6 +30,7 @@ def close_window(
     global_step: int,
     optimizers: list[Any],
     options: Options,
+    run: RunDescription,
 ) -> tuple[Report, Checksums]:
     """What the open window says of the whole network. Every rank must call it; the window itself stays as it is.
 
@@ -39,6 +42,7 @@ def close_window(
         global_step: at the window's end.
         optimizers: all of the training.
         options: the monitor's.
+        run: whose training it is.
 
     Returns:
         The report, and the checksums that the next window begins with.
@@ -62,7 +66,8 @@ def close_window(
         notes=_notes(observer, seen, window) if window.index else (),
         gradient_norm=window.gradient_norm,
         skipped_steps=window.skipped_steps,
-        thresholds=thresholds,
+        thresholds=options.thresholds,
+        run=replace(run, ended=now()),
         tensors=tensors,
     )
     return report, checksums

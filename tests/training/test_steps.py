@@ -471,3 +471,19 @@ def test_the_comparison_itself_notices_one_bit():
     with pytest.raises(AssertionError, match=r"net\.conv1\.weight"):
         assert_identical(left_behind(run.trainer, run.model), before)
     assert QUIET["max_epochs"] == 2
+
+
+def test_a_report_says_whose_training_it_is():
+    class WithAdam(Tiny):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=3e-4, betas=(0.8, 0.99), weight_decay=0.02)
+
+    run = train(WithAdam, monitor_of()).report.run
+    assert (run.model, run.precision, run.ranks) == ("WithAdam", "32-true", 1)
+    (optimizer,) = run.optimizers
+    assert (optimizer.name, optimizer.groups) == ("Adam", 1)
+    assert optimizer.settings["lr"] == 3e-4
+    assert optimizer.settings["weight_decay"] == 0.02
+    assert [optimizer.settings[f"betas[{i}]"] for i in range(2)] == [0.8, 0.99]
+    assert run.versions["torch"] == torch.__version__
+    assert run.started <= run.ended
