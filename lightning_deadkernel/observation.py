@@ -125,6 +125,10 @@ class LayerWindow(LayerStatistics):
     """One layer in one window. Tensors are on the CPU; `(C,)` is one value per channel; None: not observed."""
 
     # -- by activation -------------------------------------------------------------------------------------------
+    readable: Tensor | None = None
+    """(C,) bool: channels with a readable activation on every path; None: all, where `gating` tells one."""
+    off_gradient: str | None = None
+    """Why a kernel that never fires may have a gradient all the same, in words; None where it cannot."""
     exact: bool = True
     """Activations were read on every batch until each channel had fired; False: on sampled steps only."""
     fired: Tensor | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,8 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
     if window.index > 0:
         frozen = _unchanged(layer, window)
         codes = _states(layer, frozen, thresholds)
+        if layer.readable is not None:  # the other channels have no activation of their own
+            codes = torch.where(layer.readable, codes, _states(replace(layer, gating=None), frozen, thresholds))
         codes[not_finite(layer) & (codes != STATES.index("active"))] = STATES.index("unknown")
         for flag, channels in (
             (FROZEN, frozen),
@@ -73,8 +77,9 @@ def _without_firing(layer: LayerWindow, off: Tensor, some: Tensor, none: Tensor)
 
     Two witnesses are needed for a death: a channel that was never seen to fire, behind a rectifier, is dead only if its
     own gradient was zero as well, but for what a penalty in the loss adds. Where it has a gradient, it is silent if the
-    reason is known: a norm whose statistics depend on the kernel passes the kernel a gradient and its shift none, and a
-    clamp passes one where its input is exactly zero. Otherwise the witnesses contradict each other, and it is unknown.
+    reason is known (`off_gradient`): a norm whose statistics depend on the kernel passes the kernel a gradient and its
+    shift none, and a clamp passes one where its input is exactly zero. Otherwise the witnesses contradict each other,
+    and it is unknown.
     """
     nowhere = torch.zeros_like(off)
     if layer.gating != "rectifier":
@@ -85,6 +90,8 @@ def _without_firing(layer: LayerWindow, off: Tensor, some: Tensor, none: Tensor)
     if not layer.exact:
         # sampled steps may have missed the batch on which a channel fires, which its gradient then shows
         return off & none, nowhere, nowhere if layer.penalised else off & some
+    if layer.off_gradient is not None:
+        return off & none, off & some, nowhere
     penalty = own.isfinite() if layer.penalised else nowhere
     silent = nowhere
     if layer.norm_scale is not None and layer.gradient is not None and layer.weight_gradient is not None:

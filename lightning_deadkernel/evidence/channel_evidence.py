@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.evidence.buffers import PendingChannels, StepBuffer
-from lightning_deadkernel.functional.firing import ChannelAxis, count_outside, firing
+from lightning_deadkernel.functional.firing import count_outside, firing
 from lightning_deadkernel.functional.kernels import row_max
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.sharding import is_sharded, local, shard_offset
 
 Segments = dict[tuple[str, Any], Tensor]
 """(kind, layer or activation key) -> the values of its channels."""
 
-ACTIVATION_SUMS = ("positives", "magnitudes", "zeros", "flat")
-"""Per-channel sums of an activation over the sampled steps; one more number, the entries per channel, stands after
-them."""
+ACTIVATION_SUMS = ("positives", "magnitudes", "zeros", "flat", "entries")
+"""Per-channel sums of an activation over the sampled steps; the last is the number of entries looked at."""
 
 
 class ChannelEvidence:
@@ -41,7 +41,7 @@ class ChannelEvidence:
         """Activations with channels that are not known to have fired in this window."""
         self._no_gradient: PendingChannels[str] = PendingChannels()
         """Layers with channels that are not known to have had a gradient in this window."""
-        self._entries: dict[ActivationKey, float] = {}
+        self._entries: dict[ActivationKey, Tensor] = {}
         self._places: dict[tuple[str, Any], tuple[int, int]] = {}
         self.arrange({}, {})
 
@@ -63,7 +63,7 @@ class ChannelEvidence:
         for activation, channels in self.activations.items():
             self._places["fired", activation] = (maxima, maxima + channels)
             maxima += channels
-            size = len(ACTIVATION_SUMS) * channels + 1
+            size = len(ACTIVATION_SUMS) * channels
             self._places["sums", activation] = (totals, totals + size)
             totals += size
         self.maxima = torch.zeros(maxima, dtype=self.dtype, device=self.device)
@@ -110,7 +110,7 @@ class ChannelEvidence:
         self._flush_gradients()
         self._flush_firings()
         for key, entries in self._entries.items():
-            self.segment("sums", key)[-1] = entries
+            self.segment("sums", key)[-len(entries) :] = entries
 
     def _flush_gradients(self) -> None:
         size = sum(len(zeros) for _, _, zeros in self._flat)
@@ -150,18 +150,23 @@ class ChannelEvidence:
             left = [(self.segment("fired", key) <= 0).sum(dtype=torch.int32) for key in keys]
             self.not_fired.append(keys, torch.stack(left))
 
-    def sample_activation(self, key: ActivationKey, activation: Activation, at: ChannelAxis, saved: Tensor) -> Tensor:
+    def sample_activation(
+        self, key: ActivationKey, read: ActivationRead, activation: Activation, saved: Tensor
+    ) -> Tensor:
         """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of one activation.
 
         Returns:
             (C,) float64 counts of entries > 0.
         """
+        at, channels = read.part.at, self.activations[key]
         counts = [*firing(activation.output(saved), at, activation.rectifies)]
         if activation.has_flat_ends:
             counts.append(count_outside(saved, at, activation.low, activation.high, inclusive=True))
+        counts = [read.spread(count, channels) for count in counts]
         sums = torch.cat(counts)
         self.segment("sums", key)[: len(sums)].add_(sums.to(self.device))
-        self._entries[key] = self._entries.get(key, 0) + saved.numel() / at.size
+        entries = self._entries.setdefault(key, torch.zeros(channels, dtype=torch.float64))
+        entries[read.part.first : read.part.first + read.part.count] += saved.numel() / at.size
         return counts[0]
 
     # -- gradients -----------------------------------------------------------------------------------------------
@@ -261,7 +266,7 @@ class ChannelEvidence:
             if with_sums or kind != "sums":
                 self._put((kind, key), values)
                 if kind == "sums" and key in self.activations:
-                    self._entries[key] = float(values[-1])
+                    self._entries[key] = values[-self.activations[key] :].cpu().clone()
 
 
 def kernel_max(layer: Layer) -> Tensor | None:

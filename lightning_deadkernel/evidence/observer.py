@@ -13,6 +13,7 @@ from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence
 from lightning_deadkernel.evidence.open_window import OpenWindow
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.functional.firing import channel_max
+from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical
@@ -118,25 +119,29 @@ class Observer:
             if not sampled and key not in pending:
                 continue
             try:
-                saved = read.activation.saved_tensor(nodes[read.node])
+                activation = read.live(nodes[read.node])
+                self.reader.notice(key, activation)
+                saved = activation.saved_tensor(nodes[read.node])
                 if not read.fits(saved):
                     self.reader.drop(found)
                     raise LookupError("its feature map changes shape from step to step")
-                largest = self._look(key, read, saved, sampled)
+                largest = self._look(key, read, activation, saved, sampled)
                 seen[key] = torch.fmax(seen[key], largest) if key in seen else largest
             except Exception as error:  # a surprise at one activation ends the watch over its layers alone
                 self._give_up(key, error)
         if seen:
             self.window.channels.read_activations(seen)
 
-    def _look(self, key: ActivationKey, read: ActivationRead, saved: Tensor, sampled: bool) -> Tensor:
+    def _look(
+        self, key: ActivationKey, read: ActivationRead, activation: Activation, saved: Tensor, sampled: bool
+    ) -> Tensor:
         """(C,) that is > 0 where a channel fired."""
-        activation = read.activation
         if sampled:
-            firings = self.window.channels.sample_activation(key, activation, read.at, saved)
+            firings = self.window.channels.sample_activation(key, read, activation, saved)
             if activation.rectifies:
                 return firings
-        return channel_max(activation.positive(saved) if activation.positive else saved, read.at)
+        largest = channel_max(activation.positive(saved) if activation.positive else saved, read.part.at)
+        return read.spread(largest, self.window.channels.activations[key])
 
     def _give_up(self, key: ActivationKey, error: Exception) -> None:
         for name in key:

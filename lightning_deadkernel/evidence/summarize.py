@@ -164,12 +164,18 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         entry["gating"] = None
         return
     entry["fired"] = torch.stack([seen.segments["fired", key] for key in keys]).amax(0) > 0
+    entry["off_gradient"] = facts.off_gradient
+    readable = torch.tensor([bool(facts.readable >> channel & 1) for channel in range(entry["channels"])])
+    entry["readable"] = None if bool(readable.all()) else readable
     entry["exact"] = seen.counts.unread == 0
     channels = entry["channels"]
     sums = torch.stack([seen.segments["sums", key] for key in keys]).sum(0)
-    entries = float(sums[-1])
-    if entries:
-        parts = {name: sums[i * channels : (i + 1) * channels] / entries for i, name in enumerate(ACTIVATION_SUMS)}
+    totals = dict(zip(ACTIVATION_SUMS, sums.view(len(ACTIVATION_SUMS), channels), strict=True))
+    seen_entries = totals["entries"] > 0
+    if bool(seen_entries.any()):
+        # channels without an activation of their own (the half of a gated linear unit that passes) get the others' mean
+        means = {name: total / totals["entries"] for name, total in totals.items()}
+        parts = {name: torch.where(seen_entries, mean, mean[seen_entries].mean()) for name, mean in means.items()}
         entry["channel_firing_rate"], entry["activation_mean"] = parts["positives"], parts["magnitudes"]
         entry["firing_rate"] = float(parts["positives"].mean())
         entry["activation_sparsity"] = float(parts["zeros"].mean())

@@ -19,21 +19,24 @@ from lightning_deadkernel.observation import Gating
 
 @dataclass(frozen=True)
 class Activation:
-    """How to read one activation node. `read` gives the value whose sign tells whether a channel fired."""
+    """How to read one live activation node: with the constants that it has in this step."""
 
     label: str
     kind: Gating
     saved: str
-    """Name of the saved tensor, ``"result"`` or ``"self"``."""
+    """Name of the saved tensor, ``"result"`` or ``"self"``; two names joined by ``*`` or ``/``: what they make."""
     output: Callable[[Tensor], Tensor]
     """Saved tensor -> activation h."""
     positive: Callable[[Tensor], Tensor] | None = None
-    """Saved tensor -> a tensor that is > 0 exactly where h is; None: the saved tensor itself."""
+    """Saved tensor -> a tensor that is > 0 exactly where h is, or, of a rectifier, where it is not at its off value;
+    None: the saved tensor itself."""
     low: float = -float("inf")
     """Saved values at or below are on the lower flat end; for sigmoid and tanh the image of -5."""
     high: float = float("inf")
     reports_flat_ends: bool = False
     """The share of inputs on a flat end says something of a channel's health."""
+    passes_at_zero: bool = False
+    """A rectifier that passes the gradient of an input of exactly 0."""
 
     @property
     def rectifies(self) -> bool:
@@ -45,14 +48,21 @@ class Activation:
         """Whether some finite input lies on a flat end that is counted."""
         return self.low > -float("inf") or self.high < float("inf")
 
+    @property
+    def names(self) -> list[str]:
+        """The saved tensors that are read."""
+        return self.saved.replace("/", "*").split("*")
+
     def saved_tensor(self, node: Any) -> Tensor:
         """What the node keeps for backward; the caller has made sure that no unpack hook is set on it."""
-        saved: Tensor = getattr(node, f"_saved_{self.saved}")
-        return saved.detach()
+        tensors: list[Tensor] = [getattr(node, f"_saved_{name}").detach() for name in self.names]
+        if len(tensors) == 1:
+            return tensors[0].float() if tensors[0].dtype is torch.bool else tensors[0]
+        return tensors[0] / tensors[1] if "/" in self.saved else tensors[0] * tensors[1]
 
     def unreadable(self, node: Any) -> str | None:
         """Why reading would cost or fail: an unpack hook recomputes (checkpoint) or copies (`save_on_cpu`)."""
-        hook = unpack_hook(node, self.saved)
+        hook = next((hook for name in self.names if (hook := unpack_hook(node, name)) is not None), None)
         if hook is None:
             return None
         if str(getattr(hook, "__module__", "")).startswith("torch.utils.checkpoint"):
@@ -66,11 +76,26 @@ ACTIVATIONS: dict[str, Reader] = {}
 """Node name -> its reader. A reader gives None where this use of the op is not an activation that can be read."""
 
 
+ELEMENTWISE: dict[str, Reader] = {}
+"""The same for functions that are activations where nothing but kernel ops follows them, and parts of norms elsewhere.
+"""
+
+
 def activation(*names: str) -> Callable[[Reader], Reader]:
     """Registers the decorated function as the reader of the nodes of these names (see `ops.canonical`)."""
 
     def register(reader: Reader) -> Reader:
         ACTIVATIONS.update(dict.fromkeys(names, reader))
+        return reader
+
+    return register
+
+
+def function(*names: str) -> Callable[[Reader], Reader]:
+    """Registers the reader of a function of each entry alone that has no off side."""
+
+    def register(reader: Reader) -> Reader:
+        ELEMENTWISE.update(dict.fromkeys(names, reader))
         return reader
 
     return register
@@ -104,7 +129,7 @@ def _threshold(node: Any) -> Activation:
 
 @activation("Hardtanh")
 def _hardtanh(node: Any) -> Activation | None:
-    return _clipped(float(node._saved_min_val), float(node._saved_max_val))
+    return _clipped(float(node._saved_min_val), float(node._saved_max_val), passes_at_zero=False)
 
 
 @activation("Clamp")
@@ -117,22 +142,23 @@ def _clamp_min(node: Any) -> Activation | None:
     return _clipped(_number(node._saved_min), None)
 
 
-def _clipped(low: float | None, high: float | None) -> Activation | None:
+def _clipped(low: float | None, high: float | None, passes_at_zero: bool = True) -> Activation | None:
     if low is None:
         return None
+    if low and high is None:  # off at a value that is not zero, so that it cannot go without changing the output
+        return Activation("clamp", "bounded", "self", lambda x: x.clamp(min=low), lambda x: x - low, low=low)
+    if high is None:
+        return Activation("relu", "rectifier", "self", F.relu, passes_at_zero=passes_at_zero)
     if low == 0:
-        if high is None:
-            return Activation("relu", "rectifier", "self", F.relu)
         return Activation(
             "relu6" if high == 6 else "clamp",
             "rectifier",
             "self",
-            lambda x: x.clamp(0, high),
+            lambda x: x.clamp(low, high),
             high=high,
             reports_flat_ends=high == 6,
+            passes_at_zero=passes_at_zero,
         )
-    if high is None:
-        return None
     return Activation(
         "hardtanh", "bounded", "self", lambda x: x.clamp(low, high), low=low, high=high, reports_flat_ends=True
     )
@@ -140,14 +166,56 @@ def _clipped(low: float | None, high: float | None) -> Activation | None:
 
 @activation("Maximum")
 def _maximum(node: Any) -> Activation | None:
-    """`torch.maximum(x, 0)`: a rectifier if the other side is a constant of nothing but zeros."""
+    """`torch.maximum(x, 0)`, or of any other tensor without a gradient: off where that is larger."""
     for mine, other in (("self", "other"), ("other", "self")):
         constant, value = peek(node, other), peek(node, mine)
         if constant is None or value is None or constant.requires_grad or not value.requires_grad:
             continue
-        if not bool(constant.any()):
-            return Activation("relu", "rectifier", mine, F.relu)
+        return _above(mine, constant.detach())
     return None
+
+
+def _above(saved: str, floor: Tensor) -> Activation:
+    if bool(floor.any()):
+        return Activation("maximum", "bounded", saved, lambda x: x.maximum(floor), lambda x: x - floor)
+    return Activation("relu", "rectifier", saved, F.relu, passes_at_zero=True)
+
+
+@activation("Hardshrink", "Softshrink")
+def _shrink(node: Any) -> Activation:
+    shrink = F.hardshrink if "Hard" in node.name() else F.softshrink
+    width = float(node._saved_lambd)
+    return Activation(
+        shrink.__name__, "rectifier", "self", lambda x: shrink(x, width), positive=lambda x: x.abs() - width
+    )
+
+
+def mask(saved: str, keeps: bool, label: str) -> Reader:
+    """A mask that was made without a gradient and keeps or drops entries: what it never lets through is off.
+
+    Args:
+        saved: name of the saved mask.
+        keeps: whether entries that are not 0 are kept; else they are dropped.
+        label: what to call it.
+    """
+    shown = (lambda x: (x != 0).float()) if keeps else (lambda x: (x == 0).float())
+    return lambda node: Activation(label, "rectifier", saved, shown, positive=shown)
+
+
+SELF_GATED = {"sigmoid": "silu", "softplus": "mish", "tanh": "gelu", "hardsigmoid": "hardswish", "relu6": "hardswish"}
+
+
+def self_gated(inner: str, kind: Gating) -> Reader:
+    """``x * f(x)`` by the label and kind of f: with a rectifier the product is off where f is, else it fades out."""
+    label = SELF_GATED.get(inner, f"x * {inner}")
+    if kind == "rectifier":
+        return lambda node: Activation(label, kind, "self*other", _same, positive=torch.abs)
+    return lambda node: Activation(label, "smooth", "self*other", _same)
+
+
+def consumed(saved: str, label: str) -> Reader:
+    """What an in-place op left in a tensor, as the kernel op that consumes it saved it: off where it is exactly 0."""
+    return lambda node: Activation(label, "rectifier", saved, _same, positive=torch.abs)
 
 
 # -- leaky -------------------------------------------------------------------------------------------------------
@@ -260,3 +328,50 @@ def _hardsigmoid(node: Any) -> Activation:
         high=3.0,
         reports_flat_ends=True,
     )
+
+
+@activation("LogSigmoid")
+def _log_sigmoid(node: Any) -> Activation:
+    return Activation(
+        "logsigmoid", "bounded", "self", F.logsigmoid, lambda x: F.softplus(-x), high=5.0, reports_flat_ends=True
+    )
+
+
+@activation("Glu")
+def _glu(node: Any) -> Activation:
+    """Read at the half that gates."""
+    return Activation(
+        "glu", "bounded", "self", torch.sigmoid, torch.sigmoid, low=-5.0, high=5.0, reports_flat_ends=True
+    )
+
+
+# -- functions without an off side -------------------------------------------------------------------------------
+
+
+@function("Sin", "Cos")
+def _wave(node: Any) -> Activation:
+    wave = torch.sin if "Sin" in node.name() else torch.cos
+    return Activation(wave.__name__, "leaky", "self", wave, wave)
+
+
+@function("Exp")
+def _exp(node: Any) -> Activation:
+    return Activation("exp", "leaky", "result", _same)
+
+
+@function("Abs", "Pow", "Square")
+def _magnitude(node: Any) -> Activation:
+    name = "abs" if "Abs" in node.name() else "square" if getattr(node, "_saved_exponent", 2) == 2 else "power"
+    return Activation(name, "leaky", "self", torch.abs, torch.abs)
+
+
+@function("Mul")
+def _product(node: Any) -> Activation:
+    """Of two functions of the same channel: x * x, x * sin(x)."""
+    return Activation("square", "leaky", "self*other", _same, torch.abs)
+
+
+@function("Div")
+def _softsign(node: Any) -> Activation:
+    """x / (1 + |x|) and the like."""
+    return Activation("softsign", "smooth", "self/other", _same)

@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from lightning_deadkernel.functional.firing import ChannelAxis
-from lightning_deadkernel.graph.ops import NORMS, REDUCTIONS, SAME_SHAPE, SPLITS, VIEWS, peek
+from lightning_deadkernel.graph.ops import FUNCTIONS, NORMS, PICKS, REDUCTIONS, SAME_SHAPE, SPLITS, VIEWS, peek
 
 Shape = tuple[int, ...]
 
@@ -35,10 +35,18 @@ def _at(at: ChannelAxis, axis: int) -> ChannelAxis:
     return ChannelAxis(axis, at.size, at.outer, at.inner)
 
 
-def _unwrapped(dims: Any, ndim: int) -> tuple[int, ...]:
+def unwrapped(dims: Any, ndim: int) -> tuple[int, ...]:
     """Autograd saves dimensions as they were given or as unsigned 64-bit integers; bring them to 0..ndim-1."""
     values = tuple(dims) if isinstance(dims, (tuple, list)) else (dims,)
     return tuple((d - (1 << 64) if d >= 1 << 63 else d) % max(ndim, 1) for d in values)
+
+
+def pads(node: Any, dim: int, ndim: int) -> tuple[int, int]:
+    """What a padding op adds before and after the entries of a dimension; below zero where it cuts."""
+    pad = node._saved_pad if hasattr(node, "_saved_pad") else node._saved_padding
+    signed = [p - (1 << 64) if p >= 1 << 63 else p for p in pad]
+    place = 2 * (ndim - 1 - dim)
+    return (signed[place], signed[place + 1]) if place < len(signed) else (0, 0)
 
 
 def _same_shape(at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
@@ -50,10 +58,10 @@ def _same_shape(at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | N
 
 def _permuted(node: Any, name: str, at: ChannelAxis, ndim: int) -> ChannelAxis | None:
     if name == "Permute":
-        return _at(at, _unwrapped(node._saved_dims, ndim).index(at.axis))
+        return _at(at, unwrapped(node._saved_dims, ndim).index(at.axis))
     if name == "T":
         return _at(at, ndim - 1 - at.axis)
-    a, b = _unwrapped((node._saved_dim0, node._saved_dim1), ndim)
+    a, b = unwrapped((node._saved_dim0, node._saved_dim1), ndim)
     return _at(at, {a: b, b: a}.get(at.axis, at.axis))
 
 
@@ -62,7 +70,7 @@ def _reduced(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> Channel
     dims = getattr(node, "_saved_dim", None)
     if dims is None or not after:
         return None
-    gone = _unwrapped(dims, len(before)) or tuple(range(len(before)))
+    gone = unwrapped(dims, len(before)) or tuple(range(len(before)))
     if at.axis in gone:
         return None
     if len(after) == len(before):
@@ -79,24 +87,40 @@ def _mixed_positions(node: Any, name: str, ndim: int) -> set[int]:
     if spatial is not None:
         return set(range(ndim - int(spatial[1]), ndim))
     if "Pad" in name:
-        pad = node._saved_pad if name == "ConstantPadNd" else node._saved_padding
-        signed = [p - (1 << 64) if p >= 1 << 63 else p for p in pad]
-        return {ndim - 1 - i // 2 for i, p in enumerate(signed) if p}
+        return {dim for dim in range(ndim) if any(pads(node, dim, ndim))}
     if name in ("Flip", "Roll"):
-        return set(_unwrapped(node._saved_dims, ndim)) or set(range(ndim))  # without dims everything is moved
+        return set(unwrapped(node._saved_dims, ndim)) or set(range(ndim))  # without dims everything is moved
     return set()
 
 
 def _split(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
-    (dim,) = _unwrapped(node._saved_dim, len(before))
+    (dim,) = unwrapped(node._saved_dim, len(before))
     uneven = len({output_shape(node, slot) for slot in range(len(node._input_metadata))}) > 1
     if dim == at.axis or uneven:  # what follows is worked out from one shape for all outputs
         return None
     return _at(at, at.axis - (name in ("Unbind", "Select") and dim < at.axis))
 
 
-def _is_padding_mask(mask: Any, axis: int) -> bool:
-    """Whether a mask is the same for all channels (dimension `axis` from the right): it cannot gate one of them."""
+def _indexed(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
+    """`x[..., index, ...]` with one index tensor, which may have any number of dimensions, over another axis."""
+    indices = [place for place, index in enumerate(node._saved_indices or ()) if index is not None]
+    if len(indices) != 1 or indices[0] == at.axis:
+        return None
+    return _at(at, at.axis + (len(after) - len(before) if at.axis > indices[0] else 0))
+
+
+def _is_plain_view(node: Any, before: Shape, after: Shape) -> bool:
+    """Whether a strided view is a mere reshape of a contiguous tensor."""
+    strides = tuple(prod(after[dim + 1 :]) for dim in range(len(after)))
+    return (
+        prod(before) == prod(after)
+        and not node._saved_storage_offset
+        and all(size == 1 or a == b for size, a, b in zip(after, node._saved_stride, strides, strict=True))
+    )
+
+
+def is_shared_by_channels(mask: Any, axis: int) -> bool:
+    """Whether a mask is the same for all channels (dimension `axis` from the right, below 0): it gates none of them."""
     return mask is not None and (mask.ndim < -axis or mask.shape[axis] == 1 or mask.stride(axis) == 0)
 
 
@@ -107,9 +131,9 @@ def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis
         LookupError: the node is in none of the tables of ops that pass channels on.
     """
     after = output_shape(node)
-    if name in SAME_SHAPE or name in NORMS or name in ("Flip", "Roll"):
+    if name in SAME_SHAPE or name in NORMS or name in FUNCTIONS or name in ("Flip", "Roll", "CopySlices"):
         return None if at.axis in _mixed_positions(node, name, len(before)) else _same_shape(at, before, after)
-    if name == "MaskedFill" and _is_padding_mask(peek(node, "mask"), at.axis - len(before)):
+    if name == "MaskedFill" and is_shared_by_channels(peek(node, "mask"), at.axis - len(before)):
         return _same_shape(at, before, after)
     if name in VIEWS:
         return through_view(at, before, after)
@@ -117,15 +141,19 @@ def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis
         return _permuted(node, name, at, len(before))
     if name in REDUCTIONS:
         return _reduced(node, at, before, after)
-    if name == "IndexSelect":
-        return None if at.axis in _unwrapped(node._saved_dim, len(before)) else _same_shape(at, before, after)
+    if name in PICKS:
+        return None if at.axis in unwrapped(node._saved_dim, len(before)) else _same_shape(at, before, after)
+    if name == "Index":
+        return _indexed(node, at, before, after)
+    if name == "AsStrided":
+        return through_view(at, before, after) if _is_plain_view(node, before, after) else None
     if name in SPLITS:
         return _split(node, name, at, before)
     if name == "Cat":
-        (dim,) = _unwrapped(node._saved_dim, len(before))
+        (dim,) = unwrapped(node._saved_dim, len(before))
         return None if dim == at.axis else at
     if name == "Stack":
-        (dim,) = _unwrapped(node._saved_dim, len(before) + 1)
+        (dim,) = unwrapped(node._saved_dim, len(before) + 1)
         return _at(at, at.axis + (dim <= at.axis))
     if name in (
         "PixelShuffle",
@@ -135,8 +163,6 @@ def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis
         "NativeChannelShuffle",
         "Im2Col",
         "Col2Im",
-        "Index",
-        "Gather",
     ):
         return None
     raise LookupError(name)

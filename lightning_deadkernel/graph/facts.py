@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.paths import Paths
@@ -32,6 +33,8 @@ class LayerUse:
     depth: int
     order: int
     paths: Paths
+    activations: tuple[Activation, ...]
+    """What is at `paths.reads`."""
     beside: Neighbourhood
     penalised: bool
     producers: set[int] | None
@@ -58,10 +61,20 @@ class LayerFacts:
     order: int = -1
     labels: set[str] = field(default_factory=set)
     kinds: set[Gating] = field(default_factory=set)
+    read: int = 0
+    """Channels that reach an activation that can be read; a bit mask, as in `Paths`."""
     activations: set[ActivationKey] = field(default_factory=set)
     reports_flat_ends: bool = False
-    reaches: bool = False
-    """Some path reaches a kernel op or the loss without an activation."""
+    reaches: int = 0
+    """Channels some path of which reaches a kernel op or the loss without an activation."""
+    attention: bool = False
+    """That kernel op is an attention."""
+    statistics: bool = False
+    """Other channels' values depend on it past its own activation."""
+    passes_at_zero: bool = False
+    """An activation passes the gradient of an input of exactly 0."""
+    used_otherwise: bool = False
+    """Its weight is also used in another orientation, or in a derivative that is part of the loss."""
     unknown: list[str] = field(default_factory=list)
     lost: str | None = None
     unreadable: str | None = None
@@ -82,9 +95,16 @@ class LayerFacts:
         return self.layer.excluded or self.exclusion
 
     @property
+    def readable(self) -> int:
+        """Channels with an activation that can be read on each of their paths; a bit mask."""
+        if self.unknown or self.lost or self.unreadable:
+            return 0
+        return self.read & ~self.reaches
+
+    @property
     def gating(self) -> Gating | None:
         """The weakest kind of all its activations; None where a verdict by activation is not possible."""
-        if self.reaches or self.unknown or self.lost or self.unreadable or not self.kinds:
+        if not self.readable:
             return None
         order: tuple[Gating, ...] = ("leaky", "smooth", "bounded", "rectifier")
         return next(kind for kind in order if kind in self.kinds)
@@ -94,9 +114,20 @@ class LayerFacts:
         """Label of the activation; None where none follows; ``"unknown"`` where it cannot be read."""
         if self.unknown or self.lost or self.unreadable:
             return "unknown"
-        if self.reaches or not self.labels:
-            return None
+        if not self.readable:
+            return "attention" if self.attention else None
         return "+".join(sorted(self.labels))
+
+    @property
+    def off_gradient(self) -> str | None:
+        """Why a kernel that never fires may have a gradient all the same, in words; None where it cannot."""
+        reasons = {
+            "the values of other channels depend on it, through a norm or the like": self.statistics,
+            # beside a penalty in the loss a gradient is no sign of these
+            "its activation passes the gradient of an input of exactly 0": self.passes_at_zero and not self.penalised,
+            "its weight is used in another place, too": self.used_otherwise and not self.penalised,
+        }
+        return "; ".join(reason for reason, holds in reasons.items() if holds) or None
 
     @property
     def note(self) -> str | None:
@@ -113,6 +144,13 @@ class LayerFacts:
         """Ends the watch over the layer, once."""
         self.exclusion = self.exclusion or reason
 
+    def learn_activation(self, activation: Activation) -> None:
+        """Adds what an activation is, which constants that change from step to step may alter."""
+        self.labels.add(activation.label)
+        self.kinds.add(activation.kind)
+        self.reports_flat_ends = self.reports_flat_ends or activation.reports_flat_ends
+        self.passes_at_zero = self.passes_at_zero or activation.passes_at_zero
+
     def learn(self, use: LayerUse) -> None:
         """Adds one use of the layer in one graph."""
         paths = use.paths
@@ -120,13 +158,15 @@ class LayerFacts:
         self.confirmed = True
         self.depth = max(self.depth, use.depth)
         self.order = use.order if self.order < 0 else min(self.order, use.order)
-        self.reaches = self.reaches or paths.reaches
+        self.reaches |= paths.reaches
+        self.attention = self.attention or paths.attention
+        self.statistics = self.statistics or paths.statistics
         self.unknown += [name for name in paths.unknown if name not in self.unknown]
         self.lost = self.lost or paths.lost
         self.penalised = self.penalised or use.penalised
-        self.labels.update(read.activation.label for read in paths.reads)
-        self.kinds.update(read.activation.kind for read in paths.reads)
-        self.reports_flat_ends = self.reports_flat_ends or any(r.activation.reports_flat_ends for r in paths.reads)
+        for read, activation in zip(paths.reads, use.activations, strict=True):
+            self.read |= read.part.channels
+            self.learn_activation(activation)
         source = use.source
         if self.source is None:
             self.source, self.scale = source, use.beside.scale

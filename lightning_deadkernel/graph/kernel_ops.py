@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
 
 from torch import nn
 
 from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import ACTIVATIONS
-from lightning_deadkernel.graph.channel_axis import carried, output_shape
+from lightning_deadkernel.graph.channel_axis import Shape, carried, output_shape
 from lightning_deadkernel.graph.layers import Layer
-from lightning_deadkernel.graph.ops import CONVOLUTIONS, MATMULS, MIXERS, NORMS, REDUCTIONS
+from lightning_deadkernel.graph.ops import CONVOLUTIONS, FUNCTIONS, MATMULS, MIXERS, NORMS, REDUCTIONS
+from lightning_deadkernel.graph.parts import Part
 from lightning_deadkernel.graph.topology import Topology, Value
 
 FUSED_LINEAR = ("Linear", "MkldnnLinear")
+
+ROW_BY_ROW = frozenset({"WeightNormInterface", "WeightNorm", "Mul"})
+"""What a parametrization does to each row alone: weight norm, a pruning mask."""
+
+FAR = 500
+"""Nodes that are looked through for the activations before a kernel op: a recurrence has them all before each."""
 
 
 @dataclass(frozen=True)
@@ -74,52 +83,102 @@ class KernelOps:
                 feeds[index] = feeds[index] or feeds[reader] or kernel
         return depth, feeds
 
+    def weight_axis(self, index: int) -> int | None:
+        """Which axis of its layer's weight becomes the channels of an op's output; None where that is unclear."""
+        op, graph = self.ops[index], self.graph
+        layer, value = op.layer, graph.inputs[index][op.weight]
+        assert layer is not None
+        assert value is not None
+        if graph.names[index] in CONVOLUTIONS:
+            return int(getattr(graph.nodes[index], "_saved_transposed", layer.transposed))
+        on_the_left = op.weight == MATMULS[graph.names[index]][0]
+        operand = output_shape(graph.nodes[value[0]], value[1])
+        wanted = 0 if graph.names[index] in FUSED_LINEAR else len(operand) - (2 if on_the_left else 1)
+        chain = self._chain(layer, value)
+        return next((dim for dim in range(layer.main.ndim) if self._axis_along(layer, dim, chain) == wanted), None)
+
     def output_axis(self, index: int) -> tuple[Layer, ChannelAxis] | None:
         """The layer as this op shows it, and where its channels are in the op's output; None where that is unclear."""
         op, graph = self.ops[index], self.graph
-        layer = op.layer
+        layer, dim = op.layer, self.weight_axis(index)
         assert layer is not None
-        out = output_shape(graph.nodes[index])
+        out, sizes = output_shape(graph.nodes[index]), layer.main.shape
+        if dim is None or dim >= len(sizes):
+            return None
         if graph.names[index] in CONVOLUTIONS:
             groups = int(getattr(graph.nodes[index], "_saved_groups", layer.groups))
-            transposed = bool(getattr(graph.nodes[index], "_saved_transposed", layer.transposed))
-            if layer.main.ndim <= transposed or layer.main.shape[transposed] * (groups if transposed else 1) != out[1]:
+            if sizes[dim] * (groups if dim else 1) != out[1]:
                 return None
-            layer = replace(layer, groups=groups, transposed=transposed, channel_dim=int(transposed), channels=out[1])
+            layer = replace(layer, groups=groups, transposed=bool(dim), channel_dim=dim, channels=out[1])
             return layer, ChannelAxis(1, out[1])
-        if len(out) not in (1, 2, 3) or (len(out) == 3 and out[0] != 1 and layer.main.ndim > 2):
+        if len(out) not in (1, 2, 3) or (len(out) == 3 and out[0] != 1 and len(sizes) > 2):
             return None
         on_the_left = op.weight == MATMULS[graph.names[index]][0]
         axis = len(out) - (2 if on_the_left and len(out) > 1 else 1)
-        value = graph.inputs[index][op.weight]
-        assert value is not None
-        operand = output_shape(graph.nodes[value[0]], value[1])
-        wanted = 0 if graph.names[index] in FUSED_LINEAR else len(operand) - (2 if on_the_left else 1)
-        for dim in range(layer.main.ndim):
-            if self._axis_from_leaf(layer, dim, value) == wanted:
-                layer = replace(layer, channel_dim=dim, channels=layer.main.shape[dim])
-                return (layer, ChannelAxis(axis, out[axis])) if out[axis] == layer.channels else None
-        return None
+        layer = replace(layer, channel_dim=dim, channels=sizes[dim])
+        return (layer, ChannelAxis(axis, out[axis])) if out[axis] == layer.channels else None
 
-    def _axis_from_leaf(self, layer: Layer, dim: int, operand: Value) -> int | None:
-        """Follows the weight's own axis `dim` from its parameter to the operand of the op."""
-        graph = self.graph
-        index, shape = graph.leaves.get(id(layer.main)), tuple(layer.main.shape)
-        if index is None or len(shape) < 2:
+    def _chain(self, layer: Layer, operand: Value) -> list[int] | None:
+        """The nodes from the weight's parameter to an operand; None where the parameter does not lead there."""
+        graph, parameter = self.graph, id(layer.main)
+        leaf, index, chain = graph.leaves.get(parameter), operand[0], []
+        if leaf is None:
+            return None
+        while index != leaf:
+            chain.append(index)
+            inputs = [
+                value for value in graph.inputs[index] if value and parameter in (graph.parameters[value[0]] or ())
+            ]
+            if not inputs:
+                return None
+            # of W / norm(W), the way of W itself
+            index = max(inputs, key=lambda value: prod(output_shape(graph.nodes[value[0]], value[1])))[0]
+        return chain[::-1]
+
+    def _axis_along(self, layer: Layer, dim: int, chain: list[int] | None) -> int | None:
+        """Where the weight's own axis `dim` is at the end of a chain that begins with its parameter."""
+        shape = tuple(layer.main.shape)
+        if chain is None or len(shape) < 2:
             return None
         at: ChannelAxis | None = ChannelAxis(dim, shape[dim])
-        while at is not None and index != operand[0]:
-            readers = [r for r, _ in graph.readers[index] if r == operand[0] or graph.parameters[r] is not None]
-            readers = [r for r in readers if graph.leads_to(r, operand[0])]
-            if not readers:
+        for index in chain:
+            if at is None:
                 return None
-            after = output_shape(graph.nodes[readers[0]])
+            node, after = self.graph.nodes[index], output_shape(self.graph.nodes[index])
             try:
-                at = carried(graph.nodes[readers[0]], graph.names[readers[0]], at, shape)
+                at = carried(node, self.graph.names[index], at, shape)
             except LookupError:
                 at = at if after == shape else None  # weight norm, masks and the like keep the weight's shape
-            index, shape = readers[0], after
+            shape = after
         return None if at is None or at.outer != 1 or at.inner != 1 else at.axis
+
+    def is_attention(self, index: int) -> bool:
+        """Whether it is a product of two values that data make."""
+        op, values = self.ops[index], self.graph.inputs[index]
+        sides = [values[op.data], values[op.weight]]
+        return op.layer is None and all(v is not None and self.graph.parameters[v[0]] is None for v in sides)
+
+    def through(self, index: int, position: int, parts: tuple[Part, ...], shape: Shape) -> tuple[Part, ...]:
+        """Where channels are behind a product over another axis with no layer's weight; empty if they are mixed.
+
+        With an adjacency matrix, say, or attention weights.
+        """
+        op, name, out = self.ops[index], self.graph.names[index], output_shape(self.graph.nodes[index])
+        if name not in MATMULS:
+            return ()
+        left, _, bias = MATMULS[name]
+        if position == bias:  # `addmm` adds it
+            moved = [(part, part.at.axis + len(out) - len(shape)) for part in parts]
+        elif op.layer is not None or name in FUSED_LINEAR or len(shape) != len(out):
+            return ()
+        else:
+            mixed = len(shape) - (1 if position == left else 2)
+            if any(part.at.axis == mixed for part in parts):
+                return ()
+            moved = [(part, part.at.axis) for part in parts]
+        if any(out[axis] != shape[part.at.axis] for part, axis in moved):
+            return ()
+        return tuple(part.moved(replace(part.at, axis=axis)) for part, axis in moved)
 
     def _single_parameter(self, value: Value | None, channels: int) -> nn.Parameter | None:
         """The (C,) parameter behind an argument, through casts, views and repeats."""
@@ -157,7 +216,7 @@ class KernelOps:
                 bias = next((p for p in (self._single_parameter(v, channels) for v in others) if p is not None), None)
                 if bias is None:
                     break
-            elif sum(value is not None for value in graph.inputs[reader]) > 1:
+            elif name in FUNCTIONS or sum(value is not None for value in graph.inputs[reader]) > 1:
                 break
             try:
                 after = carried(graph.nodes[reader], name, position, shape)
@@ -168,20 +227,27 @@ class KernelOps:
             node, position, shape = reader, after, output_shape(graph.nodes[reader])
         return Neighbourhood(bias)
 
-    def is_penalised(self, layer: Layer) -> bool:
-        """Whether the weight also reaches the loss past its own op, as an L2 term in the loss does."""
-        graph = self.graph
-        frontier = [graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in graph.leaves]
-        seen = set(frontier)
+    @cached_property
+    def _outside(self) -> set[int]:
+        """The nodes from which the loss is reached past all kernel ops."""
+        found, frontier = {0}, [0]
         while frontier:
-            current = frontier.pop()
-            if current == 0:
-                return True
-            for reader, _ in graph.readers[current]:
-                if reader not in seen and reader not in self.ops:
-                    seen.add(reader)
-                    frontier.append(reader)
-        return False
+            node = frontier.pop()
+            if node not in self.ops:
+                new = {value[0] for value in self.graph.inputs[node] if value is not None} - found
+                found |= new
+                frontier += new
+        return found
+
+    def is_penalised(self, layer: Layer) -> bool:
+        """Whether the weight also reaches the loss past its own op, as an L2 term in the loss does.
+
+        So does a row of a matrix that is divided by its norm or made orthogonal: through the other rows.
+        """
+        graph, leaf = self.graph, self.graph.leaves.get(id(layer.main))
+        if layer.reparametrized and leaf is not None and {graph.names[i] for i, _ in graph.readers[leaf]} - ROW_BY_ROW:
+            return True
+        return any(graph.leaves.get(id(leaf)) in self._outside for leaf in layer.leaves)
 
     def producers(self, index: int) -> set[int] | None:
         """Activation nodes that are the only inputs of a kernel op; None where anything else enters."""
@@ -192,6 +258,8 @@ class KernelOps:
         frontier, seen, found = [value[0]], {value[0]}, set()
         while frontier:
             node = frontier.pop()
+            if len(seen) > FAR:
+                return None
             if graph.names[node] in ACTIVATIONS:
                 found.add(node)
                 continue

@@ -156,11 +156,13 @@ class LayerTable:
     layers: list[Layer]
     by_leaf: dict[int, Layer] = field(default_factory=dict)
     """id of a leaf parameter -> the layer it belongs to."""
+    parameters: frozenset[int] = frozenset()
+    """ids of all parameters of the model."""
 
     @classmethod
     def of(cls, model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> LayerTable:
         """The layers of `model` whose names match a pattern of `include` (None: all) and none of `exclude`."""
-        table = cls([])
+        table = cls([], parameters=frozenset(map(id, model.parameters())))
         for layer in _candidates(model):
             first = next((table.by_leaf[id(leaf)] for leaf in layer.leaves if id(leaf) in table.by_leaf), None)
             if first is not None:

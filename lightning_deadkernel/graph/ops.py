@@ -39,6 +39,15 @@ MATMULS = {
 }
 """Places of (left, right, bias) among the node's arguments."""
 
+SAVED_DATA: dict[str, dict[int, str]] = {
+    "Addmm": {1: "mat1", 2: "mat2"},
+    "Mm": {0: "self", 1: "mat2"},
+    "Bmm": {0: "self", 1: "mat2"},
+    "Linear": {0: "input"},
+    **{name: {0: "input"} for name in CONVOLUTIONS},
+}
+"""Kernel op -> place of an argument -> the name under which it is saved for the weight's gradient."""
+
 SEQUENCE_OPS = frozenset(
     "ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention ScaledDotProductEfficientAttention "
     "ScaledDotProductCudnnAttention ScaledDotProductFusedAttention ScaledDotProductAttentionMath FlexAttention "
@@ -46,11 +55,13 @@ SEQUENCE_OPS = frozenset(
 )
 """Attention and recurrence: what they make is data, even where nothing but parameters enters by the graph."""
 
+ATTENTION = frozenset(name for name in SEQUENCE_OPS if "Attention" in name)
+
 MIXERS = SEQUENCE_OPS | frozenset(
     "Bilinear Trilinear Dot Cdist FftR2C FftC2R FftC2C GridSampler2D GridSampler3D Softmax SafeSoftmax "
     "MaskedSoftmax".split()
 )
-"""Ops that read every channel they are given and lead on to further layers: the kernel is heard there."""
+"""Ops that read every channel they are given and lead on to further layers: the kernel reaches them."""
 
 LOSSES = frozenset(
     "NllLoss NllLoss2D NLLLoss NLLLoss2D MseLoss L1Loss SmoothL1Loss HuberLoss BinaryCrossEntropy "
@@ -60,7 +71,7 @@ LOSSES = frozenset(
 
 SAME_SHAPE = frozenset(
     "Add Sub Rsub Mul Div Neg Clone ToCopy To Copy CopyBackwards Contiguous Alias Identity NativeDropout FusedDropout "
-    "Dropout FeatureDropout AlphaDropout Addcmul Addcdiv Lerp Expand NanToNum "
+    "Dropout FeatureDropout AlphaDropout Addcmul Addcdiv Lerp Where Expand NanToNum "
     "ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D ConstantPadNd "
     "MaxPool2DWithIndices MaxPool3DWithIndices MaxPool2D MaxPool3D MaxPool1DWithIndices MaxPool1D "
     "MkldnnMaxPool2D MkldnnMaxPool3D AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D "
@@ -78,15 +89,18 @@ NORMS = frozenset(
 )
 """Arguments (input, scale, shift); the shape stays."""
 
-AVERAGES = frozenset("AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D".split())
 REDUCTIONS = frozenset("Mean Sum Amax Amin Max Min Var Std VarMean StdMean Norm LinalgVectorNorm Prod".split())
 VIEWS = frozenset("View UnsafeView ReshapeAlias Reshape Unsqueeze Squeeze Flatten Unflatten".split())
 SPLITS = frozenset("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Chunk Unbind Select".split())
-ARITHMETIC = frozenset(
-    "Pow Square Sqrt Rsqrt Reciprocal Abs Exp Log Log1P Expm1 Sin Cos Add Sub Rsub Mul Div Neg Clone ToCopy Expand "
-    "ConstantPadNd Maximum Minimum Clamp ClampMin Addcmul Addcdiv".split()
+PICKS = frozenset(
+    "IndexSelect Gather IndexAdd IndexCopy IndexFill ScatterAdd Scatter ScatterReduce Cumsum Cumprod Sort".split()
 )
-"""Elementwise ops of which hand-written norms, gates and losses are made."""
+"""Pick, add up or sort entries along one dimension; over any other than the channels' they keep the channels apart."""
+FUNCTIONS = frozenset(
+    "Pow Square Sqrt Rsqrt Reciprocal Abs Exp Exp2 Log Log2 Log10 Log1P Expm1 Sin Cos Sinh Cosh Atan Asinh Erf Sgn "
+    "Maximum Minimum Clamp ClampMin ClampMax Fmod Remainder".split()
+)
+"""Functions of each entry alone, of which hand-written norms, gates and losses are made."""
 
 COMPILED = frozenset({"CompiledFunction"})
 CHECKPOINTS = frozenset({"CheckpointFunction"})

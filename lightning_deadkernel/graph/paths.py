@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from math import prod
+from operator import or_
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_deadkernel.functional.firing import ChannelAxis
-from lightning_deadkernel.graph.activations import ACTIVATIONS, Activation
-from lightning_deadkernel.graph.channel_axis import Shape, carried, output_shape
+from lightning_deadkernel.graph.activations import (
+    ACTIVATIONS,
+    ELEMENTWISE,
+    Activation,
+    Reader,
+    consumed,
+    mask,
+    self_gated,
+)
+from lightning_deadkernel.graph.channel_axis import Shape, is_shared_by_channels, output_shape
 from lightning_deadkernel.graph.kernel_ops import KernelOps
-from lightning_deadkernel.graph.ops import ARITHMETIC, AVERAGES, CONVOLUTIONS, LOSSES, MIXERS, REDUCTIONS, peek
+from lightning_deadkernel.graph.ops import (
+    ATTENTION,
+    CONVOLUTIONS,
+    FUNCTIONS,
+    LOSSES,
+    MIXERS,
+    NORMS,
+    REDUCTIONS,
+    SAVED_DATA,
+    peek,
+)
+from lightning_deadkernel.graph.parts import Part, follow
+from lightning_deadkernel.graph.topology import Value
 
 
 @dataclass(frozen=True)
@@ -21,30 +44,59 @@ class ActivationRead:
     """An activation that a kernel reaches: the node, and where the kernel's channels are in what it saved."""
 
     node: int
-    activation: Activation
-    at: ChannelAxis
+    reader: Reader
+    part: Part
     ndim: int
     shape: Shape | None
     """Shape the axis was worked out for, where it depends on it."""
+
+    def live(self, node: Any) -> Activation:
+        """The activation with this step's constants.
+
+        Raises:
+            LookupError: where the op is none any more.
+        """
+        activation = self.reader(node)
+        if activation is None:
+            raise LookupError("its op is no activation that can be read any more")
+        return activation
 
     def fits(self, saved: Tensor) -> bool:
         """Whether this step's tensor has its channels where the map says."""
         if self.shape is not None:
             return tuple(saved.shape) == self.shape
-        return saved.ndim == self.ndim and saved.shape[self.at.axis] == self.at.size
+        return saved.ndim == self.ndim and saved.shape[self.part.at.axis] == self.part.at.size
+
+    def spread(self, values: Tensor, channels: int) -> Tensor:
+        """(places,) values of the axis that was read as (C,) of the kernel's channels; 0 for those that are not there.
+
+        Args:
+            values: one for each place of the axis.
+            channels: of the kernel.
+        """
+        part = self.part
+        if part.count == channels == len(values):
+            return values
+        padded = values.new_zeros(channels)
+        padded[part.first : part.first + part.count] = values[part.offset : part.offset + part.count]
+        return padded
 
 
 @dataclass
 class Paths:
-    """Where a kernel's output goes, all paths to the loss counted."""
+    """Where a kernel's output goes, all paths to the loss counted. Channels are bit masks."""
 
     reads: list[ActivationRead] = field(default_factory=list)
-    reaches: bool = False
-    """Some path reaches a convolution, a linear op or the loss without an activation."""
+    reaches: int = 0
+    """Channels some path of which reaches a convolution, a linear op or the loss without an activation."""
+    attention: bool = False
+    """One of those ends is an attention."""
     unknown: list[str] = field(default_factory=list)
     """Names of ops that cannot be read."""
     lost: str | None = None
-    """The op at which channels lose their identity."""
+    """The op at which channels lost their identity before they met an activation."""
+    statistics: bool = False
+    """Other channels' values depend on it past its own activation: a norm over channels, a softmax."""
     consumers: list[tuple[int, int]] = field(default_factory=list)
     """(kernel op, weights per channel of one output) reached behind the activations."""
     shared: bool = False
@@ -56,26 +108,43 @@ class Paths:
         """These paths, and the ones that go on from where they end."""
         return Paths(
             self.reads + rest.reads,
-            self.reaches or rest.reaches,
+            self.reaches | rest.reaches,
+            self.attention or rest.attention,
             self.unknown + rest.unknown,
             self.lost or rest.lost,
+            self.statistics or rest.statistics,
             self.consumers + rest.consumers,
             self.shared or rest.shared,
             self.composed_norm or rest.composed_norm,
         )
 
 
-Cut = tuple[int, ChannelAxis, bool, bool]
-"""A node through which all that is left of the paths goes, where the channels are in it, whether it is averaged, and
-whether activations are passed."""
+@dataclass(frozen=True)
+class Trace:
+    """What a value holds of the kernel's channels."""
+
+    channels: int
+    """Channels it depends on, a bit mask."""
+    parts: tuple[Part, ...] = ()
+    """Where they are, each apart; empty where they are blended."""
+    blended: str | None = None
+    """The op that blended them."""
+    gated: bool = False
+    """The blend has met an activation."""
+    behind: tuple[int, str] | None = None
+    """The activation, node and label, that stands before all of it."""
+    function: int | None = None
+    """The last function without an off side that it has passed."""
+    averaged: bool = False
+    """It holds a mean or the like of the channels."""
+
+
+Cut = tuple[int, Trace, bool]
+"""A value that all that is left of the paths goes through, what it holds, and whether activations are passed."""
 
 
 class PathTracer:
-    """One forward pass over the part of the graph that an output reaches.
-
-    Every value is labelled as one of: *carried* (has the channels at a known axis), a *statistic* of the channels (its
-    path must join a carried one again, as in a norm made of arithmetic), or *derived* (behind an activation).
-    """
+    """One forward pass over the part of the graph that an output reaches."""
 
     def __init__(self, kernels: KernelOps, known: dict[Cut, Paths], beyond: bool = False) -> None:
         """Takes what is known of a graph.
@@ -89,25 +158,26 @@ class PathTracer:
         self.known = known
         self.beyond = beyond
         self.paths = Paths()
-        self.carry: dict[int, tuple[ChannelAxis, Shape]] = {}
-        self.statistics: dict[int, tuple[str, bool]] = {}
-        """node -> (name of its first op, whether anything was averaged on the way)."""
-        self.derived: set[int] = set()
-        self.averaged: set[int] = set()
-        """Carried nodes that hold a mean or the like of the channels."""
+        self.traces: dict[Value, Trace] = {}
+        self.functions: dict[int, list[ActivationRead]] = {}
         self.queue: list[tuple[int, int]] = []
         self.queued: set[int] = set()
+        self.live = 0
+        """Queued nodes that some value reads which is not behind an activation."""
+        self.live_nodes: set[int] = set()
         self.stretches: list[tuple[Cut, Paths]] = []
         """What was found before each cut, with the cut that ended it."""
 
     def trace(self, start: int, at: ChannelAxis) -> Paths:
         """The paths of the channels at `at` in the output of node `start`."""
-        self._carry_on(start, at)
-        while self.queue:
+        part = Part.whole(at)
+        self._put((start, 0), Trace(part.channels, (part,)))
+        while self.live:
             index = heapq.heappop(self.queue)[1]
             alone = not self.queue
+            self.live -= index in self.live_nodes
             self._visit(index)
-            if alone and index in self.carry and self._is_known_from(index):
+            if alone and (index, 0) in self.traces and self._is_known_from(index):
                 break
         # Layers of one residual stream share all of it but their own beginning: keep what follows each cut.
         for cut, before in reversed(self.stretches):
@@ -117,166 +187,331 @@ class PathTracer:
 
     def _is_known_from(self, index: int) -> bool:
         """Ends a stretch at a node that all paths go through; True where another layer went on from there before."""
-        cut = (index, self.carry[index][0], index in self.averaged, self.beyond)
+        trace = self.traces[index, 0]
+        if trace.behind is not None or trace.function is not None or len(self.graph.nodes[index]._input_metadata) > 1:
+            return False
+        cut = (index, trace, self.beyond)
         self.stretches.append((cut, self.paths))
         known = self.known.get(cut)
         self.paths = Paths() if known is None else known
         return known is not None
 
-    def _push_readers(self, node: int) -> None:
-        readers = self.graph.readers[node]
-        if not readers and node not in self.derived:
-            self.paths.reaches = True  # the loss itself
-        for reader, _ in readers:
+    # -- values --------------------------------------------------------------------------------------------------
+
+    def _put(self, value: Value, trace: Trace) -> None:
+        """Says what a value holds, and lets its readers be visited."""
+        self.traces[value] = trace
+        graph, live = self.graph, trace.behind is None
+        readers = graph.readers[value[0]]
+        if not readers and live:
+            self._reach([(value, trace)], None)  # the loss itself
+        for reader, position in readers:
+            if graph.inputs[reader][position] != value:
+                continue
             if reader not in self.queued:
                 self.queued.add(reader)
-                heapq.heappush(self.queue, (self.graph.rank[reader], reader))
+                heapq.heappush(self.queue, (graph.rank[reader], reader))
+            if live and reader not in self.live_nodes:
+                self.live_nodes.add(reader)
+                self.live += 1
+
+    def _shape(self, value: Value) -> Shape:
+        return output_shape(self.graph.nodes[value[0]], value[1])
+
+    def _reads(self, index: int, reader: Reader, parts: tuple[Part, ...], shape: Shape) -> list[ActivationRead]:
+        depends = [(part.at.outer, part.at.inner) != (1, 1) for part in parts]
+        return [
+            ActivationRead(index, reader, part, len(shape), shape if sized else None)
+            for part, sized in zip(parts, depends, strict=True)
+        ]
+
+    # -- nodes ---------------------------------------------------------------------------------------------------
 
     def _visit(self, index: int) -> None:
         name = self.graph.names[index]
-        values = [value[0] for value in self.graph.inputs[index] if value is not None]
-        carried_in = [v for v in values if v in self.carry]
-        if index in self.kernels.ops or name in MIXERS:
-            self._end_at_kernel(index, carried_in, values)
+        held = [
+            (position, value, self.traces[value])
+            for position, value in enumerate(self.graph.inputs[index])
+            if value is not None and value in self.traces
+        ]
+        live = [(value, trace) for _, value, trace in held if trace.behind is None]
+        if name.endswith("Backward"):
+            return  # a derivative of a derivative: what the forward pass made of these values is found elsewhere
+        if index in self.kernels.ops:
+            self._visit_kernel(index, held)
+        elif name in MIXERS:
+            self._reach(live, index)
         elif name in LOSSES:
-            self.paths.reaches = self.paths.reaches or not all(v in self.derived for v in values)
-        elif carried_in:
-            self._visit_carried(index, name, carried_in, values)
-        elif any(v in self.statistics for v in values):
-            self._visit_statistic(index, name, values)
-        else:
-            self.derived.add(index)
-            self._push_readers(index)
+            self._reach(live, None)
+        elif not live or not self._activates(index, name, held):
+            self._pass(index, name, held)
 
-    def _end_at_kernel(self, index: int, carried_in: list[int], values: list[int]) -> None:
-        if any(v in self.statistics for v in values):
-            self._end_statistics(index, values)
-        if not carried_in:
-            return  # what is behind an activation was found there
-        self.paths.reaches = True
-        if self.beyond and index in self.kernels.ops:
-            op = self.kernels.ops[index]
-            value = self.graph.inputs[index][op.data]
-            if op.layer is None or value is None or value[0] not in self.carry:
-                self.paths.shared = True
-                return
-            at, shape = self.carry[value[0]]
-            if at.axis == (1 if self.graph.names[index] in CONVOLUTIONS else len(shape) - 1):
-                self.paths.consumers.append((index, op.layer.main.numel() // at.size))
+    def _reach(self, live: list[tuple[Value, Trace]], index: int | None) -> None:
+        """Paths end at a node that reads all that it is given; `index` None: the loss."""
+        for _, trace in live:
+            if trace.gated:
+                self.paths.lost = self.paths.lost or trace.blended
+            elif trace.function in self.functions and trace.parts and not self.beyond:
+                self.paths.reads += self.functions[trace.function]
             else:
-                self.paths.shared = True
+                self.paths.reaches |= trace.channels
+                self.paths.attention |= index is not None and self._is_attention(index)
 
-    def _end_statistics(self, index: int, values: list[int]) -> None:
-        for name, averaged in (self.statistics[v] for v in values if v in self.statistics):
-            if averaged:
-                self.paths.lost = self.paths.lost or name
-            else:
-                self.paths.unknown.append(name)
+    def _is_attention(self, index: int) -> bool:
+        return self.kernels.is_attention(index) if index in self.kernels.ops else self.graph.names[index] in ATTENTION
 
-    def _visit_carried(self, index: int, name: str, carried_in: list[int], values: list[int]) -> None:
-        graph, node = self.graph, self.graph.nodes[index]
-        at, shape = self.carry[carried_in[0]]
-        if name in ACTIVATIONS:
-            activation = ACTIVATIONS[name](node)
-            if activation is not None:
-                if self.beyond:
-                    self._carry_on(index, at)
-                    return
-                depends = shape if (at.outer, at.inner) != (1, 1) else None
-                self.paths.reads.append(ActivationRead(index, activation, at, len(shape), depends))
-                self.derived.add(index)
-                self._push_readers(index)
-                return
-        joined = [self.statistics[v] for v in values if v in self.statistics]
-        if joined:
-            if not all(averaged for _, averaged in joined):
-                self.paths.unknown.append(joined[0][0])
-                return
-            self.paths.composed_norm = True
-        if name == "Mul" and len(values) == 2 and values[0] == values[1]:
-            self._visit_unlisted(index, "Pow")
+    def _visit_kernel(self, index: int, held: list[tuple[int, Value, Trace]]) -> None:
+        op, passing = self.kernels.ops[index], []
+        for position, value, trace in held:
+            if trace.behind is not None:
+                continue
+            parts = self.kernels.through(index, position, trace.parts, self._shape(value))
+            if parts:
+                passing.append(replace(trace, parts=parts))
+                continue
+            if position == op.data and self._reads_at_consumer(index, value, trace):
+                continue
+            self._reach([(value, trace)], index)
+            if self.beyond:
+                self._consumed(index, position, value, trace)
+        if passing:
+            channels = reduce(or_, (trace.channels for trace in passing))
+            parts = tuple(dict.fromkeys(part for trace in passing for part in trace.parts))
+            self._put((index, 0), replace(passing[0], channels=channels, parts=parts))
+
+    def _consumed(self, index: int, position: int, value: Value, trace: Trace) -> None:
+        op = self.kernels.ops[index]
+        places = {part.at.axis for part in trace.parts}
+        if (
+            op.layer is None
+            or position != op.data
+            or places != {1 if self.graph.names[index] in CONVOLUTIONS else len(self._shape(value)) - 1}
+        ):
+            self.paths.shared = True
             return
-        if name == "Mul":
-            reason = self._why_product_is_unreadable(index, at, shape, values)
-            if reason is not None:
-                self.paths.unknown.append(reason)
-                return
-        if len({v in self.averaged for v in carried_in}) > 1:
-            self.paths.composed_norm = True  # x - mean(x), over dimensions other than the channels'
-        if len(carried_in) > 1 and any(self.carry[v][0] != at for v in carried_in[1:]):
-            others = {self.carry[v][0].axis - len(self.carry[v][1]) for v in carried_in}
-            if len(others) > 1:
-                self.paths.lost = self.paths.lost or name
-                return
-            # a per-channel statistic (1, C, 1, 1) beside the map: the wider one tells the axis
-            widest = max(carried_in, key=lambda v: len(self.carry[v][1]))
-            at, shape = self.carry[widest]
-        if self.beyond and name in ("Add", "Sub", "Mul", "Div", "Cat"):
-            foreign = [v for v in values if v not in self.carry and graph.parameters[v] is None]
-            self.paths.shared = self.paths.shared or bool(foreign)
-        try:
-            after = carried(node, name, at, shape)
-        except LookupError:
-            self._visit_unlisted(index, name)
-            return
-        if after is not None:
-            if name in REDUCTIONS or all(v in self.averaged for v in carried_in):
-                self.averaged.add(index)
-            self._carry_on(index, after)
-        elif name in REDUCTIONS or not self.kernels.feeds[index]:
-            self.statistics[index] = (name, True)
-            self._push_readers(index)
-        else:
-            self.paths.lost = self.paths.lost or name
+        self.paths.consumers += [(index, op.layer.main.numel() // part.at.size) for part in trace.parts]
 
-    def _carry_on(self, index: int, at: ChannelAxis) -> None:
-        self.carry[index] = (at, output_shape(self.graph.nodes[index]))
-        self._push_readers(index)
-
-    def _visit_unlisted(self, index: int, name: str) -> None:
-        if name in ARITHMETIC:
-            self.statistics[index] = (name, False)
-            self._push_readers(index)
-        else:
-            self.paths.unknown.append(name)
-
-    def _visit_statistic(self, index: int, name: str, values: list[int]) -> None:
-        first, averaged = next(self.statistics[v] for v in values if v in self.statistics)
-        averaged = any(self.statistics[v][1] for v in values if v in self.statistics)
-        if name in REDUCTIONS or name in AVERAGES:
-            averaged = True
-        elif name not in ARITHMETIC and (name in ACTIVATIONS or not self._passes_on(index, name)):
-            if self.kernels.feeds[index]:
-                self._end_statistics(index, values)
-            else:
-                self.paths.reaches = True
-            return
-        self.statistics[index] = (first, averaged)
-        self._push_readers(index)
-
-    def _passes_on(self, index: int, name: str) -> bool:
-        try:
-            carried(self.graph.nodes[index], name, ChannelAxis(0, 1), (1,))
-        except LookupError:
+    def _reads_at_consumer(self, index: int, value: Value, trace: Trace) -> bool:
+        """An in-place op on a view hides what it does and saves: what it left is read where it is consumed."""
+        hidden = trace.function is not None and self.graph.names[trace.function] == "CopySlices"
+        saved = SAVED_DATA.get(self.graph.names[index], {}).get(self.kernels.ops[index].data)
+        if not hidden or saved is None or not trace.parts or self.beyond:
             return False
-        except (IndexError, ValueError, AttributeError):
-            return True
+        node = self.graph.nodes[index]
+        content = peek(node, saved)
+        if content is None:
+            return False
+        rectified = bool((content >= 0).all())  # once for each graph, to find a name
+        reader = consumed(saved, "relu" if rectified else "in-place op")
+        self.paths.reads += self._reads(index, reader, trace.parts, self._shape(value))
         return True
 
-    def _why_product_is_unreadable(self, index: int, at: ChannelAxis, shape: Shape, values: list[int]) -> str | None:
-        """A product gates its channels if the other side comes from the same channels: x * sigmoid(x), x * (x > 0)."""
-        if any(v in self.derived for v in values):
-            return "a product of the channels with their own activation"
+    def _pass(self, index: int, name: str, held: list[tuple[int, Value, Trace]]) -> None:
+        """A node that is no activation: each output holds what it keeps of the channels."""
+        graph, node = self.graph, self.graph.nodes[index]
+        # beside a value that has met no activation, those that are behind one change nothing
+        held = [item for item in held if item[2].behind is None] or held
+        shapes = [None if value is None else self._shape(value) for value in graph.inputs[index]]
+        for slot in range(len(node._input_metadata)):
+            channels, parts, blended = 0, [], None
+            for position, value, trace in held:
+                kept: list[Part] | None = [] if trace.blended is None else None
+                try:
+                    for part in trace.parts:
+                        moved = follow(node, name, part, self._shape(value), position, shapes, slot)
+                        kept = None if moved is None or kept is None else [*kept, *moved]
+                except LookupError:
+                    if trace.behind is None:
+                        self.paths.unknown.append(name)
+                        return
+                    kept = list(trace.parts) if name in ACTIVATIONS and name != "Glu" else None
+                if kept is None:
+                    blended = trace.blended or name
+                    channels |= trace.channels
+                else:
+                    channels |= reduce(or_, (part.channels for part in kept), 0)
+                    parts += [part for part in kept if part not in parts]
+            if channels:
+                self._hold(index, slot, name, held, channels, tuple(parts), blended)
+
+    def _hold(
+        self,
+        index: int,
+        slot: int,
+        name: str,
+        held: list[tuple[int, Value, Trace]],
+        channels: int,
+        parts: tuple[Part, ...],
+        blended: str | None,
+    ) -> None:
+        traces = [trace for _, _, trace in held]
+        live = [trace for trace in traces if trace.behind is None]
+        apart = [trace for trace in live if trace.parts]
+        if live and parts and blended is not None:  # x - mean(x) over channels
+            self.paths.statistics = self.paths.composed_norm = True
+        if live and parts and name in NORMS and self._blends(index, parts):
+            self.paths.statistics = True
+        if len({trace.averaged for trace in apart}) > 1:
+            self.paths.composed_norm = True  # x - mean(x), over dimensions other than the channels'
+        if self.beyond and name in ("Add", "Sub", "Mul", "Div", "Cat"):
+            values = [value for value in self.graph.inputs[index] if value is not None]
+            foreign = [v for v in values if v not in self.traces and self.graph.parameters[v[0]] is None]
+            self.paths.shared |= bool(foreign)
+        plain = [trace for trace in apart if not trace.averaged]
+        function = next((trace.function for trace in plain or apart if trace.function is not None), None)
+        if live and parts and len(apart) == len(traces):
+            both = name in ("Mul", "Div") and len(plain) == 2 and plain[0].parts == plain[1].parts
+            if (both or function is None) and self._is_function(index, name, both, parts):
+                function = index
+        self._put(
+            (index, slot),
+            Trace(
+                channels,
+                parts,
+                None if parts else blended,
+                not parts and any(trace.gated for trace in traces),
+                None if live else traces[0].behind,
+                function,
+                bool(apart) and (name in REDUCTIONS or all(trace.averaged for trace in apart)),
+            ),
+        )
+
+    def _is_function(self, index: int, name: str, both: bool, parts: tuple[Part, ...]) -> bool:
+        """Whether the node is a function without an off side that could be read as an activation."""
         node = self.graph.nodes[index]
-        if len(values) > 1:
+        if name == "CopySlices":
+            return True
+        if name not in ELEMENTWISE or (name in ("Mul", "Div") and not both):
+            return name in FUNCTIONS
+        reader = ELEMENTWISE[name]
+        activation = reader(node)
+        if activation is None or activation.unreadable(node) is not None:
+            return False
+        saved_shapes = {tuple(peek(node, saved).shape) for saved in activation.names if peek(node, saved) is not None}
+        if saved_shapes == {output_shape(node)}:
+            self.functions[index] = self._reads(index, reader, parts, output_shape(node))
+        return True
+
+    def _blends(self, index: int, parts: tuple[Part, ...]) -> bool:
+        """Whether a norm's statistics are taken over several of these channels."""
+        node, name = self.graph.nodes[index], self.graph.names[index]
+        shape = output_shape(node)
+        axis = parts[0].at.axis
+        if "Batch" in name or "Instance" in name:
+            return axis != 1
+        if "Group" in name:
+            statistics = peek(node, "result1")
+            return axis != 1 or statistics is None or statistics.shape[1] < shape[1]
+        mean = peek(node, "result1")
+        return mean is None or mean.ndim != len(shape) or (mean.shape[axis] == 1 and shape[axis] > 1)
+
+    # -- activations ---------------------------------------------------------------------------------------------
+
+    def _activates(self, index: int, name: str, held: list[tuple[int, Value, Trace]]) -> bool:
+        """Reads the node if it is an activation of the channels."""
+        node = self.graph.nodes[index]
+        live = [(position, value, trace) for position, value, trace in held if trace.behind is None]
+        position, value, trace = live[0]
+        if trace.blended is not None and len(held) == 1 and name in ACTIVATIONS:
+            if ACTIVATIONS[name](node) is None:
+                return False
+            self._put((index, 0), replace(trace, gated=not self.beyond))
+            return True
+        if name == "Glu":
+            return self._glu(index, value, trace)
+        reader = self._reader(index, name, held, position, value, trace)
+        activation = reader(node) if reader is not None and len(live) == 1 and trace.parts else None
+        if reader is None or activation is None:
+            return False
+        if self.beyond:
+            return self._pass_beyond(index, trace)
+        self.paths.reads += self._reads(index, reader, trace.parts, self._shape(value))
+        self._put((index, 0), Trace(trace.channels, trace.parts, behind=(index, activation.label)))
+        return True
+
+    def _pass_beyond(self, index: int, trace: Trace) -> bool:
+        self._put((index, 0), trace)
+        return True
+
+    def _reader(
+        self, index: int, name: str, held: list[tuple[int, Value, Trace]], position: int, value: Value, trace: Trace
+    ) -> Reader | None:
+        """How the node is read as an activation of the channels that its argument at `position` holds apart."""
+        node = self.graph.nodes[index]
+        if name in ACTIVATIONS:
+            return ACTIVATIONS[name]
+        if not trace.parts or output_shape(node) != self._shape(value):
             return None
-        other = next((t for t in (peek(node, "other"), peek(node, "self")) if t is not None), None)
-        if other is None or other.numel() <= 1 or other.ndim < len(shape) or other.numel() != prod(shape):
-            return None  # a constant, or one value for many entries: no gate per channel and position
-        if other.dtype is torch.bool:
-            return "a product with a mask"
-        # Dropout scales what it keeps by 1/(1-p) > 1; a hand-made gate x * (x > 0) keeps it as it is.
-        kept = other[other != 0]
-        if kept.numel() and bool((kept == 1).all()) and kept.numel() < other.numel():
-            return "a product with a mask"
+        others = [other for place, other in enumerate(self.graph.inputs[index]) if place != position]
+        foreign = not any(others)
+        if name == "Mul":
+            gates = [other for _, _, other in held if other.behind is not None and other.channels & trace.channels]
+            if gates and gates[0].parts == trace.parts:
+                return self._self_gated(index, gates[0])
+            return self._hand_made_mask(index, position, trace) if foreign else None
+        if name == "Where" and foreign:
+            return self._full_mask(index, "condition", trace, keeps=position == 0)
+        if name == "MaskedFill":
+            return self._full_mask(index, "mask", trace, keeps=False)
         return None
+
+    def _self_gated(self, index: int, gate: Trace) -> Reader | None:
+        """x * f(x): read at the product, in place of f."""
+        node = self.graph.nodes[index]
+        if peek(node, "self") is None or peek(node, "other") is None or gate.behind is None:
+            return None
+        if node._saved_self.shape != node._saved_other.shape:
+            return None
+        inner, label = gate.behind
+        read = next((read for read in self.paths.reads if read.node == inner), None)
+        if read is None:
+            return None
+        self.paths.reads = [read for read in self.paths.reads if read.node != inner]
+        return self_gated(label, read.live(self.graph.nodes[inner]).kind)
+
+    def _full_mask(self, index: int, saved: str, trace: Trace, keeps: bool) -> Reader | None:
+        held = peek(self.graph.nodes[index], saved)
+        axes = {part.at.axis - len(output_shape(self.graph.nodes[index])) for part in trace.parts}
+        if held is None or any(is_shared_by_channels(held, axis) for axis in axes):
+            return None
+        if tuple(held.shape) != output_shape(self.graph.nodes[index]):
+            return None
+        return mask(saved, keeps, self.graph.names[index].lower().replace("maskedfill", "masked_fill"))
+
+    def _hand_made_mask(self, index: int, position: int, trace: Trace) -> Reader | None:
+        """A product with a mask of nothing but 0 and 1 that was made without a gradient: x * (x > 0)."""
+        node, saved = self.graph.nodes[index], "other" if position == 0 else "self"
+        other = peek(node, saved)
+        if other is None or other.numel() <= 1 or other.numel() != prod(output_shape(node)):
+            return None  # a constant, or one value for many entries: no mask of each channel and position
+        if other.dtype is not torch.bool:
+            # Dropout scales what it keeps by 1/(1-p) > 1; a hand-made mask x * (x > 0) keeps it as it is.
+            kept = other[other != 0]
+            if not kept.numel() or kept.numel() == other.numel() or not bool((kept == 1).all()):
+                return None
+        return self._full_mask(index, saved, trace, keeps=True)
+
+    def _glu(self, index: int, value: Value, trace: Trace) -> bool:
+        """The first half of the axis passes, the second half gates it."""
+        node, shape = self.graph.nodes[index], self._shape(value)
+        dim = int(node._saved_dim) - (1 << 64 if node._saved_dim >= 1 << 63 else 0)
+        dim %= len(shape)
+        reader = ACTIVATIONS["Glu"]
+        if not trace.parts or any(part.at.axis != dim for part in trace.parts):
+            return False
+        half = shape[dim] // 2
+        passes = [part.cropped(dim, 0, half) for part in trace.parts]
+        gates = [part.cropped(dim, half, half) for part in trace.parts]
+        if None in passes or None in gates:
+            return False
+        if not self.beyond:
+            for part, halves in zip(trace.parts, gates, strict=True):
+                read = tuple(
+                    Part(part.at, gate.first, gate.count, part.offset + gate.first - part.first)
+                    for gate in halves or ()
+                )
+                self.paths.reads += self._reads(index, reader, read, shape)
+        parts = tuple(part for group in passes for part in group or ())
+        if parts:
+            self._put((index, 0), Trace(reduce(or_, (part.channels for part in parts)), parts))
+        return True

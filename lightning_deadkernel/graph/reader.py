@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layers import Layer, LayerTable
+from lightning_deadkernel.graph.parts import Part
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths, PathTracer
 from lightning_deadkernel.graph.topology import Gathered, Topology, walk
 from lightning_deadkernel.observation import Consumer
@@ -21,43 +23,70 @@ MAPS = 64
 class GraphMap:
     """What a graph of one shape means: every layer's place, norm, activations and neighbours."""
 
-    def __init__(self, nodes: list[Any], table: LayerTable, gathered: Gathered) -> None:
+    def __init__(self, nodes: list[Any], table: LayerTable, gathered: Gathered, facts: dict[str, LayerFacts]) -> None:
         self.graph = Topology(nodes, table, gathered)
         self.kernels = KernelOps(self.graph)
+        self.facts = facts
         self.paths_after: dict[Cut, Paths] = {}
+        self.axes: dict[str, int] = {}
+        self.otherwise: set[str] = set()
+        """Layers whose weight some op uses in another orientation than its module does."""
+        self.failures: dict[str, Exception] = {}
+        """Layers that could not be read -> why."""
         self.uses = self._find_uses()
-        self.graph.let_go()
 
     def _find_uses(self) -> list[LayerUse]:
         """All uses of the layers that are not excluded, in forward order."""
         kernels, rank = self.kernels, self.graph.rank
+        order = sorted(kernels.ops, key=rank.__getitem__)
+        own = [index for index in order if self._is_own(index)]
         uses = []
-        for index in sorted(kernels.ops, key=rank.__getitem__, reverse=True):  # so that the paths after are known
+        for index in reversed(own):  # so that the paths after are known
             layer = kernels.ops[index].layer
-            if layer is None or layer.excluded is not None:
-                continue
-            found = kernels.output_axis(index)
-            if found is None:
-                paths = Paths(lost=self.graph.names[index])
-                uses.append(LayerUse(layer, kernels.depth[index], rank[index], paths, Neighbourhood(), False, None))
-                continue
-            layer, at = found
-            paths = PathTracer(kernels, self.paths_after).trace(index, at)
-            beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, at)
-            paths.consumers = beyond.consumers
-            paths.shared = beyond.shared or bool(beyond.unknown) or beyond.lost is not None
-            uses.append(
-                LayerUse(
-                    layer,
-                    kernels.depth[index],
-                    rank[index],
-                    paths,
-                    kernels.neighbourhood(index, at),
-                    kernels.is_penalised(layer),
-                    kernels.producers(index),
-                )
-            )
+            assert layer is not None
+            try:
+                uses.append(self._use(index, layer))
+            except Exception as error:  # what surprises at one layer costs this layer alone
+                self.failures.setdefault(layer.name, error)
         return uses[::-1]
+
+    def _is_own(self, index: int) -> bool:
+        """Whether an op uses a watched weight as its module does: the axis of its channels has one meaning.
+
+        That of a module whose type does not tell is the one of its first use.
+        """
+        layer = self.kernels.ops[index].layer
+        if layer is None or self.facts[layer.name].excluded is not None:
+            return False
+        axis, facts = self.kernels.weight_axis(index), self.facts[layer.name]
+        if layer.standard or facts.confirmed:
+            own = facts.layer.channel_dim
+        else:
+            own = self.axes.setdefault(layer.name, axis if axis is not None else layer.channel_dim)
+        if axis is not None and axis != own:
+            self.otherwise.add(layer.name)
+            return False
+        return True
+
+    def _use(self, index: int, layer: Layer) -> LayerUse:
+        kernels, facts = self.kernels, self.facts[layer.name]
+        depth, rank = kernels.depth[index], self.graph.rank[index]
+        found = kernels.output_axis(index)
+        if found is None:
+            return LayerUse(layer, depth, rank, Paths(lost=self.graph.names[index]), (), Neighbourhood(), False, None)
+        layer, at = found
+        paths = PathTracer(kernels, self.paths_after).trace(index, at)
+        if facts.consumers is not None:
+            beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, at)
+            paths = replace(
+                paths,
+                consumers=beyond.consumers,
+                shared=beyond.shared or bool(beyond.unknown) or beyond.lost is not None,
+            )
+        producers = kernels.producers(index) if facts.producers is not None else None
+        beside = kernels.neighbourhood(index, at)
+        activations = tuple(read.live(self.graph.nodes[read.node]) for read in paths.reads)
+        return LayerUse(layer, depth, rank, paths, activations, beside, kernels.is_penalised(layer), producers)
 
 
 @dataclass
@@ -116,13 +145,19 @@ class GraphReader:
         self.maps[key] = found
         return nodes, found, True
 
+    def notice(self, key: ActivationKey, activation: Activation) -> None:
+        """Takes up what an activation is in this step, which its constants decide."""
+        for name in key:
+            if activation.kind not in self.facts[name].kinds or activation.label not in self.facts[name].labels:
+                self.facts[name].learn_activation(activation)
+
     def drop(self, found: StepMap) -> None:
         """Drops a map that no longer fits (feature maps of another size), so that the next read learns anew."""
         self.maps = {key: value for key, value in self.maps.items() if value is not found}
 
     def learn(self, nodes: list[Any], gathered: Gathered) -> StepMap:
         """Works out what a graph of new shape means."""
-        found = GraphMap(nodes, self.table, gathered)
+        found = GraphMap(nodes, self.table, gathered, self.facts)
         graph = found.graph
         self.compiled = self.compiled or graph.compiled
         for use in found.uses:
@@ -130,27 +165,32 @@ class GraphReader:
             facts.learn(use)
             for name in use.paths.unknown:
                 self.unknown_ops.setdefault(name, use.layer.name)
+        for name, error in found.failures.items():
+            self.facts[name].unreadable = f"{type(error).__name__}: {error}"
+        for name in found.otherwise:
+            self.facts[name].used_otherwise = True
         reads = self._reads(nodes, found)
         self._neighbours(found)
         present = [la for la in self.watched if any(id(leaf) in graph.leaves for leaf in la.leaves)]
         for layer in present:
-            if not self.facts[layer.name].confirmed:
+            if not self.facts[layer.name].confirmed and layer.name not in found.failures:
                 self._unconfirmed(self.facts[layer.name], graph)
         return StepMap(reads, frozenset(layer.name for layer in present), graph.compiled)
 
     def _reads(self, nodes: list[Any], found: GraphMap) -> list[tuple[ActivationKey, ActivationRead]]:
-        reached: dict[tuple[int, Any], tuple[ActivationRead, set[str]]] = {}
+        reached: dict[tuple[int, Part, int], tuple[ActivationRead, set[str]]] = {}
         for use in found.uses:
-            for read in use.paths.reads:
-                reason = read.activation.unreadable(nodes[read.node])
+            for read, activation in zip(use.paths.reads, use.activations, strict=True):
+                reason = activation.unreadable(nodes[read.node])
                 if reason is not None:
                     self.facts[use.layer.name].unreadable = reason
                 else:
-                    reached.setdefault((read.node, read.at), (read, set()))[1].add(use.layer.name)
+                    place = (read.node, read.part, use.layer.channels)
+                    reached.setdefault(place, (read, set()))[1].add(use.layer.name)
         reads = []
         for read, names in reached.values():
-            # a layer that reaches further without an activation gets no verdict from it, so it need not be read
-            names = {name for name in names if self.facts[name].gating is not None}
+            # channels that reach further without an activation get no verdict from it, so they need not be read
+            names = {name for name in names if self.facts[name].readable & read.part.channels}
             if names:
                 key = tuple(sorted(names))
                 reads.append((key, read))

@@ -6,17 +6,20 @@ Nothing is registered on the model and no tensor is read.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
+from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.layers import Layer, LayerTable
 from lightning_deadkernel.graph.ops import (
     CHECKPOINTS,
     COMPILED,
     CONVOLUTIONS,
     MATMULS,
+    NORMS,
     SEQUENCE_OPS,
     canonical,
 )
@@ -119,24 +122,36 @@ class Topology:
     def _parameters_below(self) -> list[frozenset[int] | None]:
         below: list[frozenset[int] | None] = [None] * len(self.nodes)
         for index in self.order:
-            if self.is_leaf(index):
-                below[index] = frozenset({id(self.parameter(index))})
-                continue
             name, values = self.names[index], self.inputs[index]
+            if self.is_leaf(index):
+                key = id(self.parameter(index))
+                if key in self.table.parameters:  # an input may have a gradient, too
+                    below[index] = frozenset({key})
+                continue
             if name in CONVOLUTIONS or name in SEQUENCE_OPS or "Embedding" in name:
                 continue
             parts = [below[value[0]] for value in values if value is not None]
-            if name in MATMULS and None in (values[MATMULS[name][0]], values[MATMULS[name][1]]):
-                # The side without a graph is data, unless a parametrization makes a weight so (spectral norm's W v).
-                union = frozenset().union(*(part or () for part in parts))
-                owners = [self.table.by_leaf.get(parameter) for parameter in union]
-                made = any(o is not None and o.reparametrized for o in owners) and self._is_weight_side(index)
-                below[index] = union if made else None
-                continue
-            if parts and None not in parts:
-                union = frozenset().union(*(part for part in parts if part is not None))
+            union = frozenset().union(*(part or () for part in parts))
+            if name in MATMULS:
+                sides = [values[place] for place in MATMULS[name][:2]]
+                if None not in [None if side is None else below[side[0]] for side in sides]:
+                    made = True
+                else:  # what has no gradient is data, unless a parametrization makes a weight so (spectral norm's W v)
+                    owners = [self.table.by_leaf.get(parameter) for parameter in union]
+                    made = None in sides and any(owner is not None and owner.reparametrized for owner in owners)
+                below[index] = union if made and self._is_weight_side(index) else None
+            elif parts and None not in parts and not (None in values and self._meets_data(index, name)):
                 below[index] = union if len(union) <= MOST_PARAMETERS else None
         return below
+
+    def _meets_data(self, index: int, name: str) -> bool:
+        """Whether an argument without a gradient is data and no constant: a parameter grows to the size of a batch."""
+        values = self.inputs[index]
+        if name in NORMS:
+            return values[0] is None
+        out = output_shape(self.nodes[index])
+        shapes = [output_shape(self.nodes[value[0]], value[1]) for value in values if value is not None]
+        return prod(out) > max(map(prod, shapes)) or len(out) > max(map(len, shapes))
 
     def _is_weight_side(self, index: int) -> bool:
         """Whether a product of parameters first meets another kernel op as its weight, not as its input."""
@@ -159,16 +174,3 @@ class Topology:
         if len(owners) > 1:  # e.g. a low-rank adapter added to the weight: the layer with the largest parameter
             return max(owners.values(), key=lambda layer: layer.main.numel())
         return next(iter(owners.values()), None)
-
-    def leads_to(self, start: int, goal: int) -> bool:
-        """Whether a node is an input of another, however far."""
-        frontier, seen = [start], {start}
-        while frontier:
-            node = frontier.pop()
-            if node == goal:
-                return True
-            for reader, _ in self.readers[node]:
-                if self.rank[reader] <= self.rank[goal] and reader not in seen:
-                    seen.add(reader)
-                    frontier.append(reader)
-        return False

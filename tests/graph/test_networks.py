@@ -61,14 +61,13 @@ def test_the_layers_of_a_dense_block_are_not_given_the_wide_activation_as_their_
     net = Net(
         lambda net, x: net.head(F.relu(net.norm(torch.cat([y := F.relu(net.a(x)), net.b(y)], 1)))),
         a=conv(3, 4, dead=[1]),
-        b=conv(4, 4, dead=[2]),
-        norm=nn.BatchNorm2d(8),
+        b=conv(4, 4),
+        norm=kill(nn.BatchNorm2d(8), 0, 6, level=-20.0),
         head=conv(8, 2),
     )
     report = watch(net, images())
     assert report["a"].dead == [1]
-    assert (report["b"].activation, report["b"].dead) == ("unknown", [])
-    assert "Cat" in (report["b"].note or "")
+    assert (report["b"].activation, report["b"].dead, report["b"].note) == ("relu", [2], None)
 
 
 def test_a_unet_finds_each_layers_own_gate_before_the_concatenation() -> None:
@@ -175,7 +174,7 @@ def test_attention_watches_its_projections_and_calls_none_of_them_dead(weights: 
     )
     report = watch(net, rows(8, 5, 8))
     assert {la.name: la.activation for la in report.layers} == {
-        "attention.in_proj_weight": "unknown",
+        "attention.in_proj_weight": "attention",
         "attention.out_proj": "relu",
         "fc": None,
     }
@@ -202,7 +201,7 @@ def test_recurrent_weights_are_read_or_left_out_with_a_reason_and_hide_nothing_b
     assert (report["fc"].dead, report["fc"].note, report["head"].note) == (list(DEAD), None, None)
     weights = [report[f"body.weight_{part}_l0"] for part in ("ih", "hh")]
     assert not any(layer.dead for layer in weights)
-    assert all(layer.excluded or layer.note or layer.activation == "tanh" for layer in weights)
+    assert all(layer.excluded or layer.activation in ("tanh", "sigmoid+tanh") for layer in weights)
 
 
 def test_an_lstm_is_left_out_with_its_op_as_the_reason() -> None:
