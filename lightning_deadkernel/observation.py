@@ -180,12 +180,23 @@ class LayerWindow(LayerStatistics):
     weight_decay: float = 0.0
     decoupled_decay: bool = False
     """The optimizer applies decay apart from the gradient (AdamW) and not through it (Adam's L2)."""
+    optimizer: str | None = None
+    """Class name of the optimizer that holds the weight, e.g. ``"AdamW"``; None if unknown."""
+    momentum: float = 0.0
+    """SGD's momentum; 0 under any other optimizer."""
+    groups: int = 1
+    """Of a grouped convolution; equal to the channels where each kernel reads a channel of its own (depthwise)."""
+    input_largest: Tensor | None = None
+    """(I,) max \\|w\\| over all kernels of the weights that read input i; None for grouped convolutions."""
 
     # -- by graph ------------------------------------------------------------------------------------------------
     producers: tuple[str, ...] | None = None
     """Layers whose activations are this layer's only inputs; None where anything else (images, embeddings) enters."""
     consumers: tuple[Consumer, ...] | None = None
     """Layers that read this layer's channels; None where the graph does not show them all."""
+    missed: Literal["cut off", "unreadable"] | None = None
+    """Why a layer that is trained, or meant to be, is not watched: the loss does not depend on it, or its weight cannot
+    be read. None where it is watched, or left out on purpose."""
 
 
 @dataclass
@@ -212,6 +223,12 @@ class Window:
     """What could not be watched and why, in words for the report."""
     largest_gradient_at: str | None = None
     """Parameter that had the largest rms(grad) on the last sampled step."""
+    has_norms: bool = False
+    """The graph of the loss holds a norm of any kind, wherever it is."""
+    strangers: int = 0
+    """Weights with two or more axes that reach the loss and belong to no module (a plain list, a bare tensor)."""
+    first_non_finite: tuple[str, int] | None = None
+    """Layer and global step of the first NaN or infinite gradient that was seen on a sampled step."""
 
 
 @dataclass(frozen=True)

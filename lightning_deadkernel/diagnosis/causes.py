@@ -23,7 +23,14 @@ class CauseKind:
     by_chance: bool = False
     """The draw of the initial weights or ordinary drift does it to a few channels of any healthy network."""
     elsewhere: bool = False
-    """The root lies in another layer, whose own finding is to be read first."""
+    """The root is another finding, mostly of another layer, which is to be read first."""
+    family: str = ""
+    """The word of the cause that stands for it where causes are grouped; its own where empty."""
+
+    @property
+    def group(self) -> str:
+        """What findings of one problem have in common."""
+        return self.family or self.word
 
     def because(
         self, explanation: str, advice: str, reference: str, evidence: Mapping[str, float | int | str] | None = None
@@ -52,12 +59,18 @@ PRUNED = CauseKind("pruned", on_purpose=True)
 UPSTREAM_DEAD = CauseKind("upstream dead", elsewhere=True)
 ZERO_AT_INITIALISATION = CauseKind("zero at initialisation")
 DECAYED = CauseKind("decayed")
-KNOCKED_OUT = CauseKind("knocked out")
+SCALE_COLLAPSED = CauseKind("scale collapsed")
+KNOCKED_OUT = CauseKind("knocked out", family="reckless updates")
 SHIFT_NEGATIVE = CauseKind("shift driven negative")
 BORN_DEAD = CauseKind("born dead", by_chance=True)
 FADED = CauseKind("faded", by_chance=True)
 DEAD_DOWNSTREAM = CauseKind("dead downstream", elsewhere=True)
+NO_GRADIENT_DOWNSTREAM = CauseKind("no gradient downstream", elsewhere=True)
+SATURATED_DOWNSTREAM = CauseKind("saturated downstream", elsewhere=True)
 OUTGOING_ZERO = CauseKind("outgoing zero", elsewhere=True)
+IGNORED_BY_LOSS = CauseKind("ignored by the loss")
+CUT_OFF = CauseKind("cut off")
+UNREADABLE = CauseKind("unreadable")
 FLAT_LOSS = CauseKind("flat loss")
 UNDERFLOW = CauseKind("underflow")
 NOT_IN_OPTIMIZER = CauseKind("not in the optimizer")
@@ -68,7 +81,8 @@ CONSTANT_INITIALISATION = CauseKind("constant initialisation")
 RECKLESS_UPDATES = CauseKind("reckless updates")
 SLOW_UPDATES = CauseKind("slow updates")
 OVERFLOW = CauseKind("overflow")
-DEAD_CHANNELS = CauseKind("dead channels")
+DEAD_CHANNELS = CauseKind("dead channels", elsewhere=True)
+DEAD_INPUTS = CauseKind("dead inputs")
 HEAVY_TAILS = CauseKind("heavy tails")
 LOW_ACTIVITY = CauseKind("low activity")
 RECOVERED = CauseKind("recovered")

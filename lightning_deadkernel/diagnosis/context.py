@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,12 @@ class WindowContext:
 
     @cached_property
     def layers(self) -> tuple[LayerContext, ...]:
-        """The watched layers, in forward order."""
+        """The watched layers whose evidence is finite, in forward order: of NaN nothing follows."""
+        return tuple(layer for layer in self.watched if not layer.is_lost)
+
+    @cached_property
+    def watched(self) -> tuple[LayerContext, ...]:
+        """All watched layers, in forward order."""
         return tuple(
             LayerContext(layer, self.reports[layer.name], past, self)
             for layer in self.window.layers
@@ -36,17 +42,32 @@ class WindowContext:
     @cached_property
     def by_name(self) -> Mapping[str, LayerContext]:
         """The watched layers by name."""
-        return {layer.name: layer for layer in self.layers}
+        return {layer.name: layer for layer in self.watched}
 
     @cached_property
     def loss_is_flat(self) -> bool:
         """No watched layer had any gradient, though all were looked at."""
-        return bool(self.layers) and all(bool(layer.without_gradient.all()) for layer in self.layers)
+        return bool(self.watched) and all(bool(layer.without_gradient.all()) for layer in self.watched)
 
     @cached_property
     def wholly_non_finite(self) -> bool:
         """Each of several layers had a NaN or infinite gradient."""
-        return len(self.layers) > 1 and all(layer.observed.non_finite_gradients for layer in self.layers)
+        layers = self.watched
+        return len(layers) > 1 and all(layer.is_lost or layer.observed.non_finite_gradients for layer in layers)
+
+    def when(self, windows: Tensor) -> str:
+        """The end of a window, or of the first and last of several, by the run's clock: ``"epoch 2 (step 138)"``."""
+        low, high = (int(end) for end in (windows.min(), windows.max()))
+        return self._moment(low) if low == high else f"{self._moment(low)} to {self._moment(high)}"
+
+    def _moment(self, index: int) -> str:
+        if index <= 0:
+            return "initialisation"
+        clock = self.history.clock
+        if index >= len(clock):
+            return f"window {index}"
+        epoch, step = clock[index]
+        return f"epoch {epoch:,} (step {step:,})"
 
 
 @dataclass(frozen=True)
@@ -87,6 +108,19 @@ class LayerContext:
         """(C,) bool: it was looked for a gradient, and there surely was none."""
         return self._gradient[1]
 
+    @cached_property
+    def is_lost(self) -> bool:
+        """Its weights are NaN or infinite, or its gradients were on all steps that were looked at."""
+        observed = self.observed
+        weights = observed.norms is not None and not bool(observed.norms.isfinite().all())
+        rms = observed.gradient_rms
+        return weights or (observed.non_finite_gradients > 0 and (rms is None or not math.isfinite(rms)))
+
+    @property
+    def is_output(self) -> bool:
+        """Whether nothing but the loss reads it."""
+        return self.observed.depth == 0 and not self.observed.consumers and self.window.index > 0
+
     @property
     def is_first_window(self) -> bool:
         """Whether the layer is seen for the first time."""
@@ -112,6 +146,10 @@ class LayerContext:
         """The window in which the state of these channels, (C,) bool, began; the earliest of them."""
         return {"since_window": int(self.past.since[channels].min())}
 
+    def when(self, windows: Tensor) -> str:
+        """See `WindowContext.when`."""
+        return self.network.when(windows)
+
     def wholly_dead(self, name: str) -> bool:
         """Whether every channel of that layer is dead."""
         report = self.network.reports.get(name)
@@ -128,9 +166,3 @@ def span(values: Tensor, form: str = ".3g") -> str:
     low, high = float(values.min()), float(values.max())
     first, last = format(low, form), format(high, form)
     return first if first == last else f"{first} to {last}"
-
-
-def windows(values: Tensor) -> str:
-    """``"window 3"`` or ``"windows 2 to 5"``."""
-    low, high = int(values.min()), int(values.max())
-    return f"window {low}" if low == high else f"windows {low} to {high}"

@@ -42,7 +42,7 @@ def _findings(
 ) -> tuple[Finding, ...]:
     """All findings of a window that the history has taken in."""
     context = WindowContext(window, {report.name: report for report in layers}, history, thresholds)
-    places = {layer.name: place for place, layer in enumerate(context.layers)}
+    places = {layer.name: place for place, layer in enumerate(context.watched)}
 
     def rank(found: Found) -> tuple[int, bool, int]:
         place = -1 if found.layer is None else places[found.layer.name]

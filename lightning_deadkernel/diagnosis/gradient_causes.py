@@ -1,9 +1,25 @@
-"""Causes of missing and small gradients that several rules share."""
+"""Why no gradient comes back to a kernel: each cause with its premise, mostly asked of what reads the layer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import UNDERFLOW, Cause
+from lightning_deadkernel.diagnosis.causes import (
+    DEAD_DOWNSTREAM,
+    IGNORED_BY_LOSS,
+    NO_GRADIENT_DOWNSTREAM,
+    OUTGOING_ZERO,
+    SATURATED_DOWNSTREAM,
+    UNDERFLOW,
+    UNKNOWN,
+    Cause,
+)
+from lightning_deadkernel.diagnosis.context import LayerContext
+from lightning_deadkernel.diagnosis.weight_causes import ChannelCause
 from lightning_deadkernel.observation import LayerWindow
 
 UNDERFLOW_SHARE = 0.5
@@ -26,3 +42,167 @@ def underflow(layer: LayerWindow, above: str = "") -> Cause | None:
         references.MIXED,
         {"underflow_share": layer.underflow_share},
     )
+
+
+def _consumers(layer: LayerContext) -> list[str]:
+    return [consumer.layer for consumer in layer.observed.consumers or ()]
+
+
+def _names(layer: LayerContext) -> dict[str, float | int | str]:
+    return {"consumers": ", ".join(_consumers(layer))}
+
+
+# -- dead downstream --------------------------------------------------------------------------------------------------
+
+
+def _is_dead_downstream(layer: LayerContext) -> Tensor:
+    """All that reads the channel is dead: the whole layer, or its own channel of a depthwise convolution."""
+    return _in_all_consumers(layer, _dead_in)
+
+
+def _dead_in(layer: LayerContext, consumer: LayerContext) -> Tensor:
+    channels = layer.observed.channels
+    if consumer.observed.groups == consumer.observed.channels == channels > 1:
+        return consumer.mask(consumer.report.dead)
+    return layer.everywhere(consumer.wholly_dead(consumer.name))
+
+
+def _in_all_consumers(layer: LayerContext, holds: Callable[[LayerContext, LayerContext], Tensor]) -> Tensor:
+    """(C,) bool: all that reads the layer is known, and it holds for each of them."""
+    consumers = [layer.network.by_name.get(name) for name in _consumers(layer)]
+    known = [consumer for consumer in consumers if consumer is not None]
+    if not known or len(known) < len(consumers):
+        return layer.everywhere(False)
+    return torch.stack([holds(layer, consumer) for consumer in known]).all(0)
+
+
+def _dead_downstream(layer: LayerContext, channels: Tensor) -> Cause:
+    names = ", ".join(_consumers(layer))
+    return DEAD_DOWNSTREAM.because(
+        f"all that reads them is dead ({names}), so no gradient comes back",
+        f"Revive {names}; this layer is sound and learns again as soon as something listens.",
+        references.LU,
+        _names(layer),
+    )
+
+
+# -- underflow --------------------------------------------------------------------------------------------------------
+
+
+def _underflows(layer: LayerContext) -> Tensor:
+    """Most of its float16 gradient is exactly zero."""
+    return layer.everywhere(underflow(layer.observed) is not None)
+
+
+def _underflow(layer: LayerContext, channels: Tensor) -> Cause:
+    cause = underflow(layer.observed)
+    assert cause is not None
+    return cause
+
+
+# -- zero weights downstream ------------------------------------------------------------------------------------------
+
+
+def _is_outgoing_zero(layer: LayerContext) -> Tensor:
+    """All weights that read the channel are zero, or all kernels of the layer that reads it are."""
+    return _in_all_consumers(layer, _zero_in)
+
+
+def _zero_in(layer: LayerContext, consumer: LayerContext) -> Tensor:
+    whole = layer.everywhere(consumer.wholly_zero(consumer.name))
+    largest, channels = consumer.observed.input_largest, layer.observed.channels
+    alone = consumer.observed.producers == (layer.name,)
+    if largest is None or not alone or not channels or largest.numel() % channels:
+        return whole
+    # a flattened map lays the positions of a channel side by side
+    return whole | (largest.view(channels, -1) == 0).all(1)
+
+
+def _outgoing_zero(layer: LayerContext, channels: Tensor) -> Cause:
+    names = ", ".join(_consumers(layer))
+    return OUTGOING_ZERO.because(
+        f"they fire, yet their gradient is exactly zero: the weights that read them are zero ({names}), or the norm's"
+        " scale (gamma) after those is",
+        f"Look at {names} first: give the weights for these channels small random values, or release what holds them at"
+        " zero; this layer is sound and learns again as soon as they let a gradient through.",
+        references.MEHTA,
+        _names(layer),
+    )
+
+
+# -- saturated downstream, nothing downstream -------------------------------------------------------------------------
+
+
+def _is_saturated_downstream(layer: LayerContext) -> Tensor:
+    """All channels of all that reads it are saturated."""
+    return _in_all_consumers(layer, lambda layer, consumer: layer.everywhere(_is_wholly_saturated(consumer)))
+
+
+def _is_wholly_saturated(layer: LayerContext) -> bool:
+    return layer.observed.channels > 0 and len(layer.report.saturated) == layer.observed.channels
+
+
+def _saturated_downstream(layer: LayerContext, channels: Tensor) -> Cause:
+    names = ", ".join(_consumers(layer))
+    return SATURATED_DOWNSTREAM.because(
+        f"all that reads them lies on a flat end of its activation ({names}), so nothing comes back",
+        f"Bring {names} off its flat end; this layer is sound and learns again then.",
+        references.GLOROT,
+        _names(layer),
+    )
+
+
+def _has_no_gradient_downstream(layer: LayerContext) -> Tensor:
+    """All that reads it got no gradient itself."""
+    return _in_all_consumers(layer, lambda layer, other: layer.everywhere(bool(other.without_gradient.all())))
+
+
+def _no_gradient_downstream(layer: LayerContext, channels: Tensor) -> Cause:
+    names = ", ".join(_consumers(layer))
+    return NO_GRADIENT_DOWNSTREAM.because(
+        f"what reads them got no gradient itself ({names}): the fault lies between it and the loss",
+        f"Look at {names} and at its part of the loss first (a weight of zero, a detach(), a loss that is clamped);"
+        " this layer is sound.",
+        references.AUTOGRAD_DOCS,
+        _names(layer),
+    )
+
+
+def _is_ignored_by_loss(layer: LayerContext) -> Tensor:
+    """Only the loss reads the layer, and not one of its channels got a gradient."""
+    return layer.everywhere(layer.is_output and bool(layer.without_gradient.all()))
+
+
+def _ignored_by_loss(layer: LayerContext, channels: Tensor) -> Cause:
+    return IGNORED_BY_LOSS.because(
+        "only the loss reads this layer, and it sends back exactly zero: its part of the loss has a weight of zero, is"
+        " clamped, or is on a plateau",
+        f"Check the term of the loss that {layer.name} enters: its weight, its mask and its margin.",
+        references.AUTOGRAD_DOCS,
+    )
+
+
+NO_GRADIENT_CAUSES = (
+    ChannelCause(DEAD_DOWNSTREAM, _is_dead_downstream, _dead_downstream),
+    ChannelCause(UNDERFLOW, _underflows, _underflow),
+    ChannelCause(OUTGOING_ZERO, _is_outgoing_zero, _outgoing_zero),
+    ChannelCause(SATURATED_DOWNSTREAM, _is_saturated_downstream, _saturated_downstream),
+    ChannelCause(IGNORED_BY_LOSS, _is_ignored_by_loss, _ignored_by_loss),
+    ChannelCause(NO_GRADIENT_DOWNSTREAM, _has_no_gradient_downstream, _no_gradient_downstream),
+)
+"""In the order in which they are tried."""
+
+
+def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
+    """No premise holds: what was ruled out."""
+    names = ", ".join(_consumers(layer))
+    if names:
+        text = (
+            f"ruled out: {names} is dead or saturated, its weights for these channels are zero, it has no gradient"
+            " itself; what is left is that what reads them is off whenever they fire"
+        )
+        advice = f"Look at which inputs {names} fires for; where these channels fire seldom, this is normal."
+    else:
+        text = "the graph does not show what reads them; ruled out: a flat loss, since other layers have gradients"
+        advice = "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss."
+    return UNKNOWN.because(text, advice, references.AUTOGRAD_DOCS, _names(layer) if names else {})

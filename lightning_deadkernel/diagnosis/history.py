@@ -65,6 +65,12 @@ class LayerPast:
     learning_rate: float = math.nan
     previous_learning_rate: float = math.nan
     largest_learning_rate: float = 0.0
+    decay: float = 0.0
+    """Sum of -log(1 - lr * weight decay) over the steps since it was first seen, with the largest learning rate of each
+    window: decoupled decay alone can have shrunk a weight by exp(-decay) at most."""
+    travel: float = 0.0
+    """Sum of the learning rates over the same steps: an optimizer that normalises its steps moves a weight about as far
+    at most by decay alone."""
 
 
 TENSORS = tuple(field.name for field in fields(LayerPast) if field.type == "Tensor")
@@ -128,6 +134,8 @@ class History:
 
     def __init__(self) -> None:
         self._layers: dict[str, LayerPast] = {}
+        self.clock: list[tuple[int, int]] = []
+        """Epoch and global step at the end of each window, by index."""
         self.gradient_norms: list[float] = []
         """Finite gradient norms of the last windows, oldest first; the last entry is the last window's."""
 
@@ -151,6 +159,7 @@ class History:
             window: what was observed.
             layers: the verdicts, one for each of `window.layers` (by name). Excluded layers leave their past untouched.
         """
+        self.clock = [*self.clock[: window.index], (window.epoch, window.global_step)]
         reports = {report.name: report for report in layers}
         ratios = {layer.name: self._ratio(layer, window) for layer in window.layers}
         for layer in window.layers:
@@ -207,7 +216,10 @@ class History:
             past.previous_update_ratio, past.previous_learning_rate = past.update_ratio, past.learning_rate
             past.update_ratio = math.nan if layer.update_ratio is None else float(layer.update_ratio)
             past.learning_rate = math.nan if layer.learning_rate is None else float(layer.learning_rate)
-            past.largest_learning_rate = max(past.largest_learning_rate, layer.learning_rate or 0.0)
+            rate = layer.learning_rate or 0.0
+            past.largest_learning_rate = max(past.largest_learning_rate, rate)
+            past.decay -= window.optimizer_steps * math.log1p(-min(rate * layer.weight_decay, 0.999))
+            past.travel += window.optimizer_steps * rate
 
     @staticmethod
     def _reckless(past: LayerPast, window: Window, ratio: float) -> None:
@@ -224,7 +236,8 @@ class History:
             }
             for name, past in self._layers.items()
         }
-        return {"version": VERSION, "gradient_norms": list(self.gradient_norms), "layers": layers}
+        clock = [moment for pair in self.clock for moment in pair]
+        return {"version": VERSION, "gradient_norms": list(self.gradient_norms), "clock": clock, "layers": layers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace this history by a saved one.
@@ -235,10 +248,11 @@ class History:
         if state.get("version") != VERSION:
             raise ValueError(f"Expected a history of version {VERSION}, but got version {state.get('version')!r}.")
         names = {field.name for field in fields(LayerPast)}
+        later = {"decay", "travel"}
         layers: dict[str, LayerPast] = {}
         for name, saved in state["layers"].items():
-            if set(saved) != names:
-                odd = ", ".join(sorted(names ^ set(saved)))
+            if set(saved) | later != names:
+                odd = ", ".join(sorted(names ^ (set(saved) | later)))
                 raise ValueError(f"Expected the history of layer {name!r} to be complete, but these differ: {odd}.")
             lengths = {saved[field].numel() for field in TENSORS}
             if len(lengths) != 1:
@@ -248,6 +262,8 @@ class History:
             values: dict[str, Any] = dict(saved)
             layers[name] = LayerPast(**(values | {field: values[field].cpu().clone() for field in TENSORS}))
         self._layers = layers
+        clock = [int(moment) for moment in state.get("clock", ())]
+        self.clock = list(zip(clock[::2], clock[1::2], strict=True))
         self.gradient_norms = [float(norm) for norm in state["gradient_norms"]]
 
     def restrict(self, channels: Mapping[str, int]) -> list[str]:

@@ -12,15 +12,16 @@ from lightning_deadkernel.observation import LayerWindow, Window
 from lightning_deadkernel.report.records import LayerReport, Savings
 
 
-def _removable(layer: LayerWindow, report: LayerReport) -> Tensor:
+def _removable(layer: LayerWindow, report: LayerReport, seen: bool) -> Tensor:
     """(C,) bool: what leaves the channel is zero for every input seen, so that nothing changes when it goes.
 
-    A zero kernel alone is not enough: with a positive shift it hands on a constant, which must be folded into the
-    consumer first, and as long as a gradient reaches it, it may yet learn.
+    `seen` says whether a graph was: before, the depth of a layer is not known. A zero kernel alone is not enough: with
+    a positive shift it hands on a constant, which must be folded into the consumer first, and as long as a gradient
+    reaches it, it may yet learn.
     """
     removable = torch.zeros(layer.channels, dtype=torch.bool)
-    if layer.excluded is not None:
-        return removable
+    if layer.excluded is not None or (seen and layer.depth == 0 and not layer.consumers):
+        return removable  # an output unit stands for something, whatever its value
     removable[report.dead] = True
     nothing = torch.zeros(layer.channels, dtype=torch.bool)
     if layer.largest is not None and layer.norm_scale is None:
@@ -41,7 +42,7 @@ def savings(window: Window, layers: Sequence[LayerReport]) -> Savings:
     """
     reports = {report.name: report for report in layers}
     observed = {layer.name: layer for layer in window.layers}
-    removable = {layer.name: _removable(layer, reports[layer.name]) for layer in window.layers}
+    removable = {layer.name: _removable(layer, reports[layer.name], window.index > 0) for layer in window.layers}
     parameters, bytes_, unknown = 0.0, 0.0, []
     slices: dict[str, float] = {}
     for layer in window.layers:

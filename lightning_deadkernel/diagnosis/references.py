@@ -32,3 +32,4 @@ OPTIM_DOCS = (
 PRUNE_DOCS = (
     "PyTorch documentation, torch.nn.utils.prune, https://pytorch.org/docs/stable/generated/torch.nn.utils.prune.html"
 )
+AUTOGRAD_DOCS = "PyTorch documentation, Autograd mechanics, https://pytorch.org/docs/stable/notes/autograd.html"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import DECAYED, PRUNED, ZERO_AT_INITIALISATION, Cause, CauseKind
+from lightning_deadkernel.diagnosis.causes import (
+    DECAYED,
+    PRUNED,
+    SCALE_COLLAPSED,
+    ZERO_AT_INITIALISATION,
+    Cause,
+    CauseKind,
+)
 from lightning_deadkernel.diagnosis.classify import SHRUNK
-from lightning_deadkernel.diagnosis.context import LayerContext, span, windows
+from lightning_deadkernel.diagnosis.context import LayerContext, span
 from lightning_deadkernel.report.states import ZERO_KERNEL
 
 
@@ -105,6 +113,9 @@ def _largest(values: Tensor) -> float:
 
 # -- decayed ----------------------------------------------------------------------------------------------------------
 
+SLACK = 2.0
+"""Learning rates are seen on sampled steps: what decay can have done is known within this factor."""
+
 
 def has_scale_shrunk(layer: LayerContext) -> Tensor:
     """The norm's scale has lain near zero for two windows and has fallen to a tenth: it does not just pass through."""
@@ -114,15 +125,44 @@ def has_scale_shrunk(layer: LayerContext) -> Tensor:
 
 def has_shrunk(layer: LayerContext) -> Tensor:
     """Kernel or scale is zero now, was not at first, and is smaller than then."""
-    less = has_scale_shrunk(layer)
-    if layer.observed.norms is not None:
-        less = less | (layer.observed.norms < layer.past.first_norm)
-    return is_zero(layer) & ~layer.past.first_zero & less
+    return is_zero(layer) & ~layer.past.first_zero & (has_scale_shrunk(layer) | _is_kernel_smaller(layer))
+
+
+def _is_kernel_smaller(layer: LayerContext) -> Tensor:
+    norms = layer.observed.norms
+    return layer.everywhere(False) if norms is None else norms < layer.past.first_norm
 
 
 def has_decayed(layer: LayerContext) -> Tensor:
-    """It has shrunk to zero, and its parameter group has weight decay."""
-    return has_shrunk(layer) & (layer.observed.weight_decay > 0)
+    """It has shrunk to zero, and the weight decay that was applied can have taken it so far."""
+    if layer.observed.weight_decay <= 0:
+        return layer.everywhere(False)
+    past, norms = layer.past, layer.observed.norms
+    within = has_scale_shrunk(layer) & _is_within_reach(layer, past.first_scale, past.scale, entries=1)
+    if norms is not None:
+        entries = max(1, layer.observed.parameters // max(1, layer.observed.channels))
+        within = within | (_is_kernel_smaller(layer) & _is_within_reach(layer, past.first_norm, norms, entries))
+    return has_shrunk(layer) & within
+
+
+def _is_within_reach(layer: LayerContext, first: Tensor, now: Tensor, entries: int) -> Tensor:
+    """(C,) bool: decay alone can have taken a norm over so many entries from what it was to what it is.
+
+    Apart from the gradient, decay leaves a factor of prod(1 - lr wd) at least; through the gradient of SGD, one of
+    exp(-sum(lr wd) / (1 - momentum)); through that of an optimizer that normalises its steps, each entry moves by about
+    the learning rate a step at most, however small the decay.
+    """
+    observed, past = layer.observed, layer.past
+    if observed.decoupled_decay or observed.optimizer in PLAIN:
+        exponent = past.decay / (1.0 if observed.decoupled_decay else max(1e-3, 1.0 - observed.momentum))
+        reached: Tensor = now >= first * math.exp(-min(SLACK * exponent, 700.0))
+        return reached
+    near: Tensor = (first - now) / entries**0.5 <= SLACK * past.travel
+    return near
+
+
+PLAIN = ("SGD", "ASGD")
+"""Optimizers whose steps are as large as the gradient; all others are taken to normalise."""
 
 
 def has_decayed_first(layer: LayerContext) -> Tensor:
@@ -140,7 +180,7 @@ def _decayed(layer: LayerContext, channels: Tensor) -> Cause:
     elif still:
         when = "a gradient still reaches some of them, too weak to hold against the decay"
     else:
-        when = f"the last gradient was seen in {windows(seen)}"
+        when = f"the last gradient was seen in {layer.when(seen)}"
     what = _what_is_zero(layer, channels)
     kernel = what == KERNEL and observed.norms is not None
     now = observed.norms[channels] if kernel and observed.norms is not None else past.scale[channels]
@@ -150,10 +190,8 @@ def _decayed(layer: LayerContext, channels: Tensor) -> Cause:
     return DECAYED.because(
         f"{when}, and weight decay {observed.weight_decay:g} applied {shape} has worn the {what}"
         f" down ({'norm ' * kernel}{span(first)} at the start, {span(now)} now)",
-        "Use AdamW in place of Adam with weight_decay, or set weight_decay to 0 for norm parameters and lower it for"
-        " kernels. What is already gone can be pruned; fold a constant output into what reads it first."
-        if coupled
-        else "Lower weight_decay, and set it to 0 for norm parameters and biases. What is already gone can be pruned.",
+        f"{_against_decay(layer, what)}. What is already gone can be pruned; fold a constant output into what reads it"
+        " first.",
         f"{references.MEHTA}; {references.ADAMW}",
         {
             "weight_decay": observed.weight_decay,
@@ -164,7 +202,50 @@ def _decayed(layer: LayerContext, channels: Tensor) -> Cause:
     )
 
 
+def _against_decay(layer: LayerContext, what: str) -> str:
+    """What to change, in the user's own setting."""
+    observed = layer.observed
+    setting = f"weight_decay={observed.weight_decay:g}"
+    own = f"{setting} of {observed.optimizer}" if observed.optimizer else setting
+    where = f"{layer.name}.weight" if what == KERNEL else f"the norm after {layer.name}"
+    if observed.decoupled_decay or observed.optimizer in PLAIN:
+        return f"Lower {own}, or set it to 0 for {where} by a parameter group of its own"
+    other = "AdamW" if observed.optimizer in (None, "Adam", "NAdam", "RAdam") else "an optimizer with decoupled decay"
+    return f"Use {other} in place of {own}, or set weight_decay=0 for {where}"
+
+
+# -- scale collapsed --------------------------------------------------------------------------------------------------
+
+
+def has_scale_collapsed(layer: LayerContext) -> Tensor:
+    """The norm's scale was a good deal larger, and weight decay cannot have taken it to what it is."""
+    past = layer.past
+    if layer.observed.norm_scale is None:
+        return layer.everywhere(False)
+    return (past.scale < SHRUNK * past.first_scale) & (past.first_scale > layer.thresholds.norm_scale)
+
+
+def _scale_collapsed(layer: LayerContext, channels: Tensor) -> Cause:
+    past, observed = layer.past, layer.observed
+    ruled_out = (
+        f"weight decay {observed.weight_decay:g}, which leaves more of it in so many steps"
+        if observed.weight_decay > 0
+        else "weight decay, which is 0 here"
+    )
+    return SCALE_COLLAPSED.because(
+        f"the scale (gamma) of the norm after it fell from {span(past.first_scale[channels])} to"
+        f" {span(past.scale[channels])}, so that the channel passes on next to nothing of its input; ruled out:"
+        f" {ruled_out}",
+        f"Look for an L1 term or another penalty on the norm after {layer.name}, and lower it (network slimming puts"
+        " one there on purpose: then prune these channels). To revive a channel set its scale back to 1; its shift"
+        " alone does nothing.",
+        references.MEHTA,
+        {"first_scale": _largest(past.first_scale[channels]), "scale": _largest(past.scale[channels])},
+    )
+
+
 BY_MASK = ChannelCause(PRUNED, is_pruned, _pruned)
 FROM_THE_START = ChannelCause(ZERO_AT_INITIALISATION, is_zero_since_initialisation, _zero_at_initialisation)
 BY_DECAY = ChannelCause(DECAYED, has_decayed, _decayed)
 BY_DECAY_FIRST = ChannelCause(DECAYED, has_decayed_first, _decayed)
+BY_SCALE = ChannelCause(SCALE_COLLAPSED, has_scale_collapsed, _scale_collapsed)

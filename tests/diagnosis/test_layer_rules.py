@@ -39,15 +39,20 @@ def test_it_takes_the_share_of_steps_to_call_a_gradient_weak() -> None:
     assert run.only("weak_gradient").evidence["share_of_steps"] == 0.4
 
 
-def test_small_gradients_are_blamed_on_sigmoids_depth_or_neither() -> None:
+def test_small_gradients_are_blamed_on_flat_ends_depth_or_neither() -> None:
     vanishing = small(1e-9, 1.0, 1.0, depth=12)
     sigmoid: dict[str, Any] = {"activation": "sigmoid", "gating": "bounded"}
-    assert begun().next(layer(**vanishing | sigmoid), layer("b", **sigmoid)).only("vanishing_gradient").cause_word == (
-        "saturated"
-    )
-    assert begun().next(layer(**vanishing), alive("b")).only("vanishing_gradient").cause_word == "depth"
-    normed = layer("b", norm_scale=torch.ones(4))
-    assert begun().next(layer(**vanishing), normed).only("vanishing_gradient").cause_word == "unknown"
+    flat: dict[str, Any] = sigmoid | {"saturated_share": torch.full((4,), 0.9)}
+
+    def cause(first: dict[str, Any], second: dict[str, Any], **network: Any) -> str:
+        run = begun().next(layer(**vanishing | first), layer("b", **second), **network)
+        return run.only("vanishing_gradient").cause_word
+
+    assert cause(flat, flat) == "saturated"
+    assert cause(sigmoid, sigmoid) == "depth"  # in the middle of a sigmoid the slope is at most 0.25
+    assert cause({}, {}) == "depth"
+    assert cause({}, {"norm_scale": torch.ones(4)}) == "unknown"
+    assert cause({}, {}, has_norms=True) == "unknown"
 
 
 def test_a_small_gradient_held_in_float16_is_blamed_on_underflow_when_most_of_it_is_zero() -> None:

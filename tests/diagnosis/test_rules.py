@@ -38,6 +38,14 @@ CASES: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
         lambda: begun().next(layer(**TANH, saturated_share=torch.full((4,), 0.9))),
         lambda: begun().next(layer(**TANH, saturated_share=torch.full((4,), 0.4))),
     ),
+    "no_gradient": (
+        lambda: begun().next(layer(**NO_GRADIENT, gating=None), alive()),
+        lambda: begun().next(layer(gradient=None, weight_gradient=None, gating=None), alive()),
+    ),
+    "unwatched_layers": (
+        lambda: begun().next(alive(), layer(excluded="not in the graph of the loss", missed="cut off")),
+        lambda: begun().next(alive(), layer(excluded="requires_grad is False")),
+    ),
     "starved_channels": (
         lambda: begun().next(layer(**STARVING), alive()),
         lambda: begun().next(layer(**FIRST_OFF), alive()),

@@ -9,6 +9,7 @@ from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
     DEPTH,
     SATURATED,
+    SATURATED_DOWNSTREAM,
     UNDERFLOW,
     UNKNOWN,
     ZERO_AT_INITIALISATION,
@@ -17,13 +18,16 @@ from lightning_deadkernel.diagnosis.causes import (
 )
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
+from lightning_deadkernel.diagnosis.weight_causes import PLAIN
 
 SMALL_SCALE = 0.1
 """Scales of norms are initialised to one; a branch whose scale is below a tenth is all but shut."""
 BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
 DEEP = 5
+HEALTHY_STEP = 1e-4
+"""||dW|| / ||W|| of a step from which on a layer learns well enough: a tenth of the healthy landmark."""
 
-CAUSES = (ZERO_AT_INITIALISATION, UNDERFLOW, SATURATED, DEPTH, UNKNOWN)
+CAUSES = (ZERO_AT_INITIALISATION, UNDERFLOW, SATURATED_DOWNSTREAM, SATURATED, DEPTH, UNKNOWN)
 
 
 def is_vanishing(layer: LayerContext) -> bool:
@@ -64,22 +68,51 @@ def is_scale_growing(layer: LayerContext) -> bool:
     )
 
 
+def is_harmless(layer: LayerContext) -> bool:
+    """Whether the layer learns as fast as any all the same: its optimizer normalises its steps, and they are healthy.
+
+    Adam and its kin divide by the size of the gradient, so a small gradient makes no small step.
+    """
+    ratio = layer.observed.update_ratio
+    optimizer = layer.observed.optimizer
+    return optimizer is not None and optimizer not in PLAIN and ratio is not None and ratio >= HEALTHY_STEP
+
+
 class Explainer:
     """Tells why a gradient is small. What lies nearer to the loss is counted once for all layers of the window."""
 
     def __init__(self, context: WindowContext) -> None:
-        layers = sorted((layer.observed for layer in context.layers), key=lambda layer: layer.depth)
-        self.depths = [layer.depth for layer in layers]
-        self.bounded = list(accumulate(layer.activation in BOUNDED_ACTIVATIONS for layer in layers))
-        self.normed = list(accumulate(layer.norm_scale is not None for layer in layers))
+        layers = sorted(context.layers, key=lambda layer: layer.observed.depth)
+        self.depths = [layer.observed.depth for layer in layers]
+        bounded = [layer.observed.activation in BOUNDED_ACTIVATIONS for layer in layers]
+        self.bounded = list(accumulate(bounded))
+        self.flat = list(accumulate(b and _is_mostly_flat(la) for b, la in zip(bounded, layers, strict=True)))
+        self.normed = context.window.has_norms or any(layer.observed.norm_scale is not None for layer in layers)
+        self.blocking: dict[str, frozenset[str]] = {}
+        """Layer -> wholly saturated layers of which every path from it to the loss passes one."""
+        for layer in layers:
+            self.blocking[layer.name] = self._blocked_by(layer)
+
+    def _blocked_by(self, layer: LayerContext) -> frozenset[str]:
+        found: set[str] = set()
+        for consumer in layer.observed.consumers or ():
+            other = layer.network.by_name.get(consumer.layer)
+            if other is None:
+                return frozenset()
+            behind = {other.name} if _is_wholly_flat(other) else self.blocking.get(other.name)
+            if not behind:
+                return frozenset()
+            found |= behind
+        return frozenset(found)
 
     def cause(self, layer: LayerContext) -> Cause:
         """The first cause whose premise holds."""
-        ratio, depth = layer.observed.gradient_ratio or 0.0, layer.observed.depth
+        observed = layer.observed
+        ratio, depth = observed.gradient_ratio or 0.0, observed.depth
         text = f"its gradient is {ratio:.1e} of the network's largest"
         if is_scale_growing(layer):
-            assert layer.observed.norm_scale is not None
-            scale = float(layer.observed.norm_scale.median())
+            assert observed.norm_scale is not None
+            scale = float(observed.norm_scale.median())
             return ZERO_AT_INITIALISATION.because(
                 f"{text}, as it passes a norm whose scale (gamma) has a median of {scale:.1e} and moves",
                 "Nothing to fix where the scale was set to zero on purpose (residual branches): the gradient grows with"
@@ -87,29 +120,57 @@ class Explainer:
                 references.WARMUP,
                 {"scale": scale},
             )
-        cause = underflow(layer.observed, above=f"{text}, and ")
+        cause = underflow(observed, above=f"{text}, and ")
         if cause is not None:
             return cause
+        if self.blocking[layer.name]:
+            names = ", ".join(sorted(self.blocking[layer.name]))
+            return SATURATED_DOWNSTREAM.because(
+                f"{text}: every path from it to the loss passes {names}, all of whose channels lie on a flat end",
+                f"Bring {names} off its flat end first; this layer is sound.",
+                references.GLOROT,
+                {"consumers": names},
+            )
         count = bisect_right(self.depths, depth)
-        bounded, normed = self.bounded[count - 1], self.normed[count - 1]
-        if 2 * bounded > count:
+        bounded = self.bounded[count - 1]
+        if 2 * self.flat[count - 1] > count:
             return SATURATED.because(
+                f"{text}: {self.flat[count - 1]} sigmoid or tanh layers between it and the loss have most of their"
+                " inputs on a flat end",
+                "Put a norm before each activation, scale the initial weights down (Xavier initialisation), or use ReLU"
+                " or GELU in hidden layers.",
+                references.GLOROT,
+                {"bounded_layers": bounded},
+            )
+        if 2 * bounded > count:
+            return DEPTH.because(
                 f"{text}: {bounded} sigmoid or tanh layers lie between it and the loss, and each multiplies by its"
                 " slope (at most 0.25 for sigmoid)",
                 "Use ReLU or GELU in hidden layers, put a norm before each activation, or add skip connections.",
                 references.GLOROT,
                 {"bounded_layers": bounded},
             )
-        if depth >= DEEP and not normed:
+        if depth >= DEEP and not self.normed:
             return DEPTH.because(
-                f"{text}: it shrinks over the {depth} layers to the loss, none of which is followed by a norm",
+                f"{text}: it shrinks over the {depth} layers to the loss, and the network has no norm",
                 "Use He initialisation (kaiming_normal_ with nonlinearity='relu'; torch's default is smaller), add"
                 " norms or skip connections.",
                 references.HE,
             )
+        ruled_out = ["a chain of sigmoid or tanh layers", "a saturated layer on every path to the loss"]
+        ruled_out += ["depth without norms" if self.normed else f"depth (it is {depth} layers from the loss)"]
         return UNKNOWN.because(
-            f"{text}; ruled out: a chain of sigmoid or tanh layers, depth without norms",
+            f"{text}; ruled out: {', '.join(ruled_out)}",
             "Compare the rms of the weights and activations of this layer with its neighbours': one of them is off"
             " scale.",
             references.GLOROT,
         )
+
+
+def _is_mostly_flat(layer: LayerContext) -> bool:
+    share = layer.observed.saturated_share
+    return share is not None and share.numel() > 0 and float(share.mean()) > layer.thresholds.saturated_share
+
+
+def _is_wholly_flat(layer: LayerContext) -> bool:
+    return layer.observed.channels > 0 and len(layer.report.saturated) == layer.observed.channels

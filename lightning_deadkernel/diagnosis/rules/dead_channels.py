@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from lightning_deadkernel.diagnosis import references
@@ -35,6 +36,7 @@ from lightning_deadkernel.diagnosis.causes import (
     FADED,
     KNOCKED_OUT,
     PRUNED,
+    SCALE_COLLAPSED,
     SHIFT_NEGATIVE,
     UNKNOWN,
     UPSTREAM_DEAD,
@@ -43,16 +45,18 @@ from lightning_deadkernel.diagnosis.causes import (
     CauseKind,
     Evidence,
 )
-from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext, span, windows
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext, span
 from lightning_deadkernel.diagnosis.history import NEVER
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import (
     BY_DECAY,
     BY_DECAY_FIRST,
     BY_MASK,
+    BY_SCALE,
     FROM_THE_START,
     ChannelCause,
     assign,
+    has_scale_collapsed,
     is_zero,
 )
 from lightning_deadkernel.report.records import Severity
@@ -81,6 +85,7 @@ SURE = 3.0
         ZERO_AT_INITIALISATION,
         DECAYED,
         KNOCKED_OUT,
+        SCALE_COLLAPSED,
         SHIFT_NEGATIVE,
         BORN_DEAD,
         FADED,
@@ -148,7 +153,7 @@ def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
     past = layer.past
     ratio = past.reckless[channels]
     return KNOCKED_OUT.because(
-        f"fired until {windows(past.last_fired[channels])}, when one optimizer step changed the weights by"
+        f"fired until {layer.when(past.last_fired[channels])}, when one optimizer step changed the weights by"
         f" {span(ratio)} of their own norm (above {layer.thresholds.update_large:g} is reckless)",
         "Lower the learning rate three- to tenfold, or warm it up over the first few hundred steps; clip the gradient"
         " norm if the jump came late in training.",
@@ -163,7 +168,9 @@ def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
     if observed.shift is None:
         return layer.everywhere(False)
     if observed.norm_scale is not None:
-        return (observed.shift < 0) & (observed.shift < -SHIFT_REACH * observed.norm_scale)
+        # beside a scale that has collapsed any shift looks large: then it is the scale that is to blame
+        scale = torch.where(has_scale_collapsed(layer), layer.past.first_scale, observed.norm_scale)
+        return (observed.shift < 0) & (observed.shift < -SHIFT_REACH * scale)
     if observed.norms is None:
         return layer.everywhere(False)
     return (observed.shift < 0) & (observed.shift < -BARE_SHIFT_REACH * observed.norms)
@@ -209,7 +216,7 @@ def _faded(layer: LayerContext, channels: Tensor) -> Cause:
     past = layer.past
     return FADED.because(
         f"fired on {span(past.rate[channels] * 100, '.2g')} % of samples and positions in"
-        f" {windows(past.last_fired[channels])} and then on none, with no reckless step seen: the drift of ordinary"
+        f" {layer.when(past.last_fired[channels])} and then on none, with no reckless step seen: the drift of ordinary"
         " training",
         "A few of these are normal, and some come back. If their number grows from window to window, put a norm before"
         " the activation, lower the learning rate, or use LeakyReLU or GELU.",
@@ -225,7 +232,7 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
     past, fired = layer.past, layer.past.last_fired[channels]
     once = bool((fired > 0).any())
     if once:
-        text = f"fired until {windows(fired[fired > 0])} and then stopped"
+        text = f"fired until {layer.when(fired[fired > 0])} and then stopped"
         rate = past.rate[channels][fired > 0]
         rate = rate[rate.isfinite()]
         if rate.numel():
@@ -255,6 +262,7 @@ CAUSES = (
     ChannelCause(KNOCKED_OUT, _was_knocked_out, _knocked_out),
     ChannelCause(SHIFT_NEGATIVE, _is_shift_out_of_reach, _shift_negative),
     BY_DECAY,
+    BY_SCALE,
     ChannelCause(BORN_DEAD, _was_born_dead, _born_dead),
     ChannelCause(FADED, _has_faded, _faded),
 )

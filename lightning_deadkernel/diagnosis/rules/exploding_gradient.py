@@ -35,7 +35,7 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 def exploding_gradient(context: WindowContext) -> Iterator[Found]:
     """The network's gradient norm against its own past."""
     norm = context.window.gradient_norm
-    if norm is None or not math.isfinite(norm):
+    if norm is None or not math.isfinite(norm) or any(layer.is_lost for layer in context.watched):
         return
     earlier = context.history.gradient_norms[:-1]  # the last entry is this window's
     if not earlier or median(earlier) <= 0 or norm <= context.thresholds.exploding_growth * median(earlier):

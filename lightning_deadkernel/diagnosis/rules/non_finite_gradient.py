@@ -34,30 +34,35 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 @rule("gradients are NaN or infinite", causes=(OVERFLOW,))
 def non_finite_gradient(context: WindowContext) -> Iterator[Found]:
     """Layers with non-finite gradients, or the network where all have."""
-    layers = [layer for layer in context.layers if layer.observed.non_finite_gradients]
+    layers = [layer for layer in context.watched if layer.is_lost or layer.observed.non_finite_gradients]
     groups = [layers] if context.wholly_non_finite else [[layer] for layer in layers]
     for group in groups:
-        lost = any(_is_lost(layer) for layer in group)
-        most = any(
-            layer.observed.gradient_rms is not None and not math.isfinite(layer.observed.gradient_rms)
-            for layer in group
-        )
+        lost = any(_holds_nan(layer) for layer in group)
         evidence: Evidence = {"entries": sum(layer.observed.non_finite_gradients for layer in group)}
         if context.wholly_non_finite:
             evidence["layers"] = len(group)
         where = None if context.wholly_non_finite else group[0]
-        yield Found(where, "error" if lost or most else "warning", _overflow(lost), evidence)
+        yield Found(
+            where, "error" if any(layer.is_lost for layer in group) else "warning", _overflow(context, lost), evidence
+        )
 
 
-def _is_lost(layer: LayerContext) -> bool:
+def _holds_nan(layer: LayerContext) -> bool:
     return layer.observed.norms is not None and not bool(layer.observed.norms.isfinite().all())
 
 
-def _overflow(lost: bool) -> Cause:
+def _overflow(context: WindowContext, lost: bool) -> Cause:
+    first = context.window.first_non_finite
+    where = f", first seen in {first[0]} at step {first[1]:,}" if first is not None else ""
+    line = context.thresholds.update_large
+    ratios = [layer.observed.update_ratio_max or 0.0 for layer in context.watched]
+    largest = max((ratio for ratio in ratios if math.isfinite(ratio)), default=0.0)
     return OVERFLOW.because(
-        "the gradient held NaN or infinity"
-        + (", and the weights hold it too: nothing they compute is a number any more" if lost else ""),
+        f"the gradient held NaN or infinity{where}"
+        + (f", and a step before had changed weights by {largest:.2g} of their norm" if largest > line else "")
+        + ("; the weights hold it too: nothing they compute is a number any more" if lost else ""),
         "Go back to the last checkpoint with finite weights and lower the learning rate or clip the gradient norm;"
         " torch.autograd.set_detect_anomaly(True) names the operation that made the first NaN.",
         f"{references.CLIPPING}; {references.MIXED}",
+        {} if first is None else {"first_layer": first[0], "first_step": first[1]},
     )

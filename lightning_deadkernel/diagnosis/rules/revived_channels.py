@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import RECOVERED
-from lightning_deadkernel.diagnosis.context import WindowContext, windows
+from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.report.states import STATE_BITS, STATES, State
 
@@ -47,8 +47,9 @@ def revived_channels(context: WindowContext) -> Iterator[Found]:
             continue
         since = past.before_since[channels]
         states = sorted({STATES[int(number)] for number in (past.before & STATE_BITS)[channels]})
+        now = context.when(torch.tensor(context.window.index))
         cause = RECOVERED.because(
-            f"{' or '.join(states)} since {windows(since)}, back in window {context.window.index}",
+            f"{' or '.join(states)} since {layer.when(since)}, back in {now}",
             "Nothing to fix"
             + (
                 "; channels that come and go point to a learning rate at the high end."

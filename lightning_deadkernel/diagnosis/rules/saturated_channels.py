@@ -3,7 +3,8 @@
 ## What it finds
 
 Kernels behind a sigmoid, tanh or another bounded activation most of whose inputs lie on a flat end (beyond ±5, or at
-the bound), and kernels behind a smooth activation (GELU, SiLU) that never fired and got no gradient.
+the bound), and kernels behind a smooth activation (GELU, SiLU) that never fired, got no gradient, and whose output is
+where that activation is flat.
 
 ## Why it matters
 
@@ -24,40 +25,70 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import SATURATED
-from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.causes import SATURATED, UNKNOWN, Cause
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, unknown_absence
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.weight_causes import ChannelCause, assign
 from lightning_deadkernel.report.records import Severity
 
 NEARLY_ALL = 0.9
+FLAT_OUTPUT = {"elu": 0.95, "celu": 0.95, "selu": 1.67}
+"""Mean |h| above which an activation that tends to a constant is flat: its slope there is a twentieth."""
+FADED_OUTPUT = 0.05
+"""Mean |h| below which one that tends to zero (GELU, SiLU, Mish) is flat, as far as it never fired."""
 
 
-@rule("{of} saturated", causes=(SATURATED,))
+@rule("{of} saturated", causes=(SATURATED, *(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN))
 def saturated_channels(context: WindowContext) -> Iterator[Found]:
-    """Channels in the state "saturated"."""
+    """Channels in the state "saturated"; where they do not lie on a flat end, why else they have no gradient."""
     for layer in context.layers:
-        observed = layer.observed
-        channels = layer.mask(layer.report.saturated)
-        if not bool(channels.any()):
+        saturated = layer.mask(layer.report.saturated)
+        if not bool(saturated.any()):
             continue
-        share = None if observed.saturated_share is None else float(observed.saturated_share[channels].mean())
-        stopped = int((layer.without_gradient & channels).sum())
-        text = (
-            f"{share:.0%} of their inputs lie on the flat end of {observed.activation}"
-            if share is not None
-            else f"they never fired and lie on the flat end of {observed.activation}"
-        )
-        cause = SATURATED.because(
-            f"{text}, where the slope is next to zero"
-            + (f"; {stopped} of them have no gradient at all" if stopped else ""),
-            "Put a norm before the activation, scale the initial weights down (Xavier initialisation) or lower the"
-            " learning rate.",
-            references.GLOROT,
-            ({} if share is None else {"saturated_share": share}) | {"without_gradient": stopped},
-        )
-        stuck = stopped == int(channels.sum()) or (share is not None and share >= NEARLY_ALL)
-        severity: Severity = "error" if bool(channels.all()) and stuck else "warning"
-        if observed.depth == 0 and not stopped:  # an output that has made up its mind is meant to saturate
-            severity = "info"
-        yield Found(layer, severity, cause, layer.since(channels), channels)
+        causes = (ChannelCause(SATURATED, _is_flat, _saturated), *NO_GRADIENT_CAUSES)
+        for channels, cause in assign(layer, saturated, causes, unknown_absence):
+            yield Found(layer, _severity(layer, channels), cause, layer.since(channels), channels)
+
+
+def _severity(layer: LayerContext, channels: Tensor) -> Severity:
+    share = layer.observed.saturated_share
+    stopped = int((layer.without_gradient & channels).sum())
+    if layer.observed.depth == 0 and not stopped:  # an output that has made up its mind is meant to saturate
+        return "info"
+    stuck = stopped == int(channels.sum()) or (share is not None and float(share[channels].mean()) >= NEARLY_ALL)
+    return "error" if bool(channels.all()) and stuck else "warning"
+
+
+def _is_flat(layer: LayerContext) -> Tensor:
+    """Its inputs were seen to lie on a flat end."""
+    observed = layer.observed
+    if observed.saturated_share is not None:
+        return observed.saturated_share > layer.thresholds.saturated_share
+    if observed.activation_mean is None or observed.activation is None:
+        return layer.everywhere(False)
+    if observed.activation in FLAT_OUTPUT:
+        return observed.activation_mean > FLAT_OUTPUT[observed.activation]
+    return observed.activation_mean < FADED_OUTPUT
+
+
+def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
+    observed = layer.observed
+    stopped = int((layer.without_gradient & channels).sum())
+    share = None if observed.saturated_share is None else float(observed.saturated_share[channels].mean())
+    text = (
+        f"{share:.0%} of their inputs lie on the flat end of {observed.activation}"
+        if share is not None
+        else f"they never fired, and their outputs lie on the flat end of {observed.activation}"
+    )
+    return SATURATED.because(
+        f"{text}, where the slope is next to zero"
+        + (f"; {stopped} of them have no gradient at all" if stopped else ""),
+        "Put a norm before the activation, scale the initial weights down (Xavier initialisation) or lower the"
+        " learning rate.",
+        references.GLOROT,
+        ({} if share is None else {"saturated_share": share}) | {"without_gradient": stopped},
+    )

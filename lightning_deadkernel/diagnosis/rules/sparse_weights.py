@@ -24,15 +24,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import DEAD_CHANNELS, HEAVY_TAILS, PRUNED, CauseKind, Evidence
-from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.causes import DEAD_CHANNELS, DEAD_INPUTS, HEAVY_TAILS, PRUNED, CauseKind, Evidence
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.report.records import Severity
 
 GAUSSIAN_NEAR_ZERO, GAUSSIAN_GINI = 0.0080, 0.414
 
 
-@rule("most weights are near zero", causes=(PRUNED, DEAD_CHANNELS, HEAVY_TAILS))
+@rule("most weights are near zero", causes=(PRUNED, DEAD_CHANNELS, DEAD_INPUTS, HEAVY_TAILS))
 def sparse_weights(context: WindowContext) -> Iterator[Found]:
     """Layers above one of the three lines of sparsity."""
     lines = context.thresholds
@@ -52,6 +52,11 @@ def sparse_weights(context: WindowContext) -> Iterator[Found]:
             severity, kind = "warning" if zeros > lines.zero_share else "info", DEAD_CHANNELS
             verdict = f"{gone} of {observed.channels} channels are dead or zero and take their weights with them"
             advice = "See to those channels first; what they held is capacity lost and can be pruned."
+        elif 2 * (columns := _dead_inputs(layer)) > near and columns > 0:
+            kind = DEAD_INPUTS
+            verdict = f"{columns:.0%} of its inputs are read by no weight of any size, in no kernel: inputs that are"
+            verdict += " always off (pixels of a border, dead channels of the layer before) leave nothing to learn"
+            advice = "Nothing to fix in this layer. If its inputs are kernels, see whether those are dead."
         else:
             kind = HEAVY_TAILS
             verdict = "dead or zero channels do not explain it" if gone else "no channel is dead"
@@ -68,3 +73,17 @@ def sparse_weights(context: WindowContext) -> Iterator[Found]:
             {"dead_or_zero": gone},
         )
         yield Found(layer, severity, cause, evidence)
+
+
+NEAR_ZERO = 1e-2
+"""Of the rms of the weights."""
+
+
+def _dead_inputs(layer: LayerContext) -> float:
+    """Share of inputs all of whose weights are next to zero; 0.0 where it is not known."""
+    observed = layer.observed
+    if observed.input_largest is None or observed.norms is None or not observed.input_largest.numel():
+        return 0.0
+    entries = max(1, observed.parameters // max(1, observed.channels))
+    rms = float(observed.norms.square().mean().sqrt()) / entries**0.5
+    return float((observed.input_largest < NEAR_ZERO * rms).float().mean())

@@ -8,7 +8,8 @@ not depend on the loss scale, the batch size or the learning rate, so it can be 
 ## Why it matters
 
 float32 holds about seven digits: one learning rate cannot serve both ends of such a network, and the far end does not
-learn while the loss falls by what the near end does alone.
+learn while the loss falls by what the near end does alone. An optimizer that normalises its steps (Adam and its kin)
+makes up for it: where its updates are healthy, a small gradient is no more than worth knowing.
 
 ## What to do
 
@@ -32,6 +33,7 @@ from lightning_deadkernel.diagnosis.rules._small_gradient import (
     CAUSES,
     Explainer,
     evidence,
+    is_harmless,
     is_scale_growing,
     is_vanishing,
 )
@@ -47,5 +49,6 @@ def vanishing_gradient(context: WindowContext) -> Iterator[Found]:
     many = len(concerned) >= MANY_LAYERS or 2 * len(concerned) >= len(context.layers)
     explain = Explainer(context)
     for layer in concerned:
-        severity: Severity = "info" if is_scale_growing(layer) else "error" if many else "warning"
+        harm = not is_scale_growing(layer) and not is_harmless(layer)
+        severity: Severity = "info" if not harm else "error" if many else "warning"
         yield Found(layer, severity, explain.cause(layer), evidence(layer, layer.observed.vanishing_share))

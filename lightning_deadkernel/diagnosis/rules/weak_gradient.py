@@ -7,7 +7,8 @@ steps.
 
 ## Why it matters
 
-Under plain SGD such a layer learns a thousand times slower than the fastest one. It is the early form of a vanishing
+Under plain SGD such a layer learns a thousand times slower than the fastest one; an optimizer that normalises its steps
+(Adam and its kin) makes up for it, and then it is no more than worth knowing. It is the early form of a vanishing
 gradient.
 
 ## What to do
@@ -30,6 +31,7 @@ from lightning_deadkernel.diagnosis.rules._small_gradient import (
     CAUSES,
     Explainer,
     evidence,
+    is_harmless,
     is_scale_growing,
     is_weak,
 )
@@ -46,6 +48,7 @@ def weak_gradient(context: WindowContext) -> Iterator[Found]:
     for layer in context.layers:
         if is_weak(layer):
             ratio = layer.observed.gradient_ratio or 0.0
-            clear = ratio < MARGIN * layer.thresholds.weak_gradient and not is_scale_growing(layer)
-            severity: Severity = "warning" if clear else "info"
+            clear = ratio < MARGIN * layer.thresholds.weak_gradient
+            harm = clear and not is_scale_growing(layer) and not is_harmless(layer)
+            severity: Severity = "warning" if harm else "info"
             yield Found(layer, severity, explain.cause(layer), evidence(layer, layer.observed.weak_share))

@@ -22,6 +22,7 @@ random values. What stays zero can be pruned.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -31,6 +32,7 @@ from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
     DECAYED,
     PRUNED,
+    SCALE_COLLAPSED,
     UNKNOWN,
     ZERO_AT_INITIALISATION,
     Cause,
@@ -42,6 +44,7 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import (
     BY_DECAY,
     BY_MASK,
+    BY_SCALE,
     FROM_THE_START,
     assign,
     has_scale_shrunk,
@@ -49,7 +52,11 @@ from lightning_deadkernel.diagnosis.weight_causes import (
 from lightning_deadkernel.report.records import Severity
 
 
-@rule("{of} zero, or next to it", causes=(PRUNED, ZERO_AT_INITIALISATION, DECAYED, UNKNOWN), at_initialisation=True)
+@rule(
+    "{of} zero, or next to it",
+    causes=(PRUNED, ZERO_AT_INITIALISATION, DECAYED, SCALE_COLLAPSED, UNKNOWN),
+    at_initialisation=True,
+)
 def zero_kernels(context: WindowContext) -> Iterator[Found]:
     """Channels flagged as zero kernels, grouped by cause."""
     for layer in context.layers:
@@ -57,7 +64,7 @@ def zero_kernels(context: WindowContext) -> Iterator[Found]:
         if not bool(zero.any()):
             continue
         shift = layer.observed.shift
-        for channels, cause in assign(layer, zero, (BY_MASK, FROM_THE_START, BY_DECAY), _unknown):
+        for channels, cause in assign(layer, zero, (BY_MASK, FROM_THE_START, BY_DECAY, BY_SCALE), _unknown):
             evidence: Evidence = {}
             if shift is not None:
                 evidence["constant_output"] = int((channels & (shift > 0)).sum())
@@ -91,19 +98,21 @@ def _severity(layer: LayerContext, channels: Tensor, cause: CauseKind, learning:
     whole = bool(channels.all())
     if cause.on_purpose:
         return "info"
-    if layer.is_first_window:  # an output layer of zeros is a usual initialisation, a few kernels are not
-        return "info" if whole else "warning"
+    if layer.is_first_window:  # many a start at zero is on purpose (adapters, padding): what counts is whether it stays
+        return "info"
     if cause is ZERO_AT_INITIALISATION and bool((learning == channels).all()):
         return "info"
     return "error" if whole and not bool(learning.any()) else "warning"
 
 
 def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
-    decay = layer.observed.weight_decay
+    decay, weakest = layer.observed.weight_decay, math.exp(-layer.past.decay)
     ruled_out = (
         "it was not zero at initialisation" if layer.past.first_window == 0 else "its initialisation was not seen"
     )
-    ruled_out += f", its parameter group has weight decay {decay:g}" + (" but it did not shrink" if decay else "")
+    ruled_out += f", its parameter group has weight decay {decay:g}" + (
+        f", which leaves a factor of {weakest:.3g} at least in so many steps" if decay else ""
+    )
     return UNKNOWN.because(
         f"ruled out: {ruled_out}, no mask holds it",
         "Look for code that writes to the weights, an L1 or group penalty in the loss, or a reckless step.",

@@ -1,0 +1,60 @@
+"""Kernels that got no gradient at all, and whose activation cannot tell why.
+
+## What it finds
+
+Layers some or all of whose kernels had a gradient of exactly zero in the whole window, and that have no activation from
+which one could tell whether they fire. Where no watched layer had any gradient, the loss is flat, and it is told once,
+of the network.
+
+## Why it matters
+
+What gets no gradient does not learn, though it is trained, costs time and memory, and looks healthy in a summary of the
+weights.
+
+## What to do
+
+Look at the part of the loss that the layer enters: a weight of zero, a `detach()` or `no_grad()` on the way, a margin
+or a mask that leaves nothing, float16 without loss scaling. Single outputs that no target asks for are normal.
+
+## Reference
+
+- PyTorch documentation, Autograd mechanics, https://pytorch.org/docs/stable/notes/autograd.html
+- Micikevicius et al. 2018, Mixed Precision Training, https://arxiv.org/abs/1710.03740
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.causes import FLAT_LOSS, UNKNOWN, Cause
+from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, unknown_absence
+from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.weight_causes import assign
+
+
+@rule("no gradient arrives", causes=(FLAT_LOSS, *(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN))
+def no_gradient(context: WindowContext) -> Iterator[Found]:
+    """Channels in the state "zero-gradient", and a flat loss."""
+    if context.loss_is_flat:
+        yield Found(None, "error", _flat_loss(context))
+        return
+    for layer in context.layers:
+        without = layer.mask(layer.report.zero_gradient)
+        if not bool(without.any()):
+            continue
+        whole = bool(without.all())
+        for channels, cause in assign(layer, without, NO_GRADIENT_CAUSES, unknown_absence):
+            yield Found(layer, "warning" if whole else "info", cause, layer.since(channels), channels)
+
+
+def _flat_loss(context: WindowContext) -> Cause:
+    return FLAT_LOSS.because(
+        "no gradient reached any watched layer in this window: the loss does not depend on the weights, or it is on a"
+        " plateau of exactly zero slope",
+        "Look for a detach() or no_grad() before the loss, a loss that a margin has clamped to zero, or float16"
+        " gradients without loss scaling.",
+        references.MIXED,
+        {"layers": len(context.watched)},
+    )

@@ -1,0 +1,73 @@
+"""Weights that are trained, or meant to be, and of which nothing can be said.
+
+## What it finds
+
+Layers that are trained by someone's wish and cannot be watched: they are not in the graph of the loss (never used, or
+cut off by `detach()` or `no_grad()`), no op that is known consumes their weight, or reading them failed. And weights
+that reach the loss but belong to no module: a layer in a plain Python list, a bare tensor.
+
+## Why it matters
+
+A report that finds nothing where nothing was seen is no good news. What is cut off does not train at all; what is in no
+module is neither saved in a checkpoint nor moved to the GPU.
+
+## What to do
+
+Use the layer in the forward pass, remove the `detach()`, register layers in an `nn.ModuleList`; or set
+`requires_grad=False` or the monitor's `exclude`, if it is so on purpose.
+
+## Reference
+
+- PyTorch documentation, Autograd mechanics, https://pytorch.org/docs/stable/notes/autograd.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.causes import CUT_OFF, UNREADABLE, CauseKind
+from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.observation import LayerWindow
+from lightning_deadkernel.report.records import Severity
+
+MUCH = 0.1
+"""A share of all kernels from which on it is more than worth knowing that they are not watched."""
+SHOWN = 4
+
+
+@rule("not everything that is trained can be watched", causes=(CUT_OFF, UNREADABLE))
+def unwatched_layers(context: WindowContext) -> Iterator[Found]:
+    """Excluded layers that nobody excluded, by whether the loss reaches them, and weights in no module."""
+    window = context.window
+    total = sum(layer.channels for layer in window.layers)
+    for kind in (CUT_OFF, UNREADABLE):
+        layers = [layer for layer in window.layers if layer.missed == kind.word]
+        strangers = window.strangers if kind is UNREADABLE else 0
+        if layers or strangers:
+            share = sum(layer.channels for layer in layers) / max(1, total)
+            severity: Severity = "warning" if share >= MUCH or strangers else "info"
+            yield _found(kind, layers, strangers, share, severity)
+
+
+def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: float, severity: Severity) -> Found:
+    names = ", ".join(layer.name for layer in layers[:SHOWN]) + (", ..." if len(layers) > SHOWN else "")
+    reasons = "; ".join(dict.fromkeys(str(layer.excluded) for layer in layers))
+    parts = [f"{len(layers)} layers with {share:.0%} of the kernels ({names}): {reasons}"] if layers else []
+    if strangers:
+        parts.append(
+            f"{strangers} weights reach the loss and belong to no module, so that they are neither saved nor moved to"
+            " a device"
+        )
+    advice = []
+    if kind is CUT_OFF:
+        advice.append("Look for a detach() or no_grad() after these layers, or a branch of the forward pass that is")
+        advice.append("never taken; set requires_grad=False if it is so on purpose.")
+    elif layers:
+        advice.append("Judge these layers by other means; where they are no kernels, leave them out by `exclude`.")
+    if strangers:
+        advice.append("Register the layers in an nn.ModuleList, and bare weights as nn.Parameter of a module.")
+    evidence = {"layers": len(layers), "share_of_kernels": share, "in_no_module": strangers}
+    cause = kind.because("; ".join(parts), " ".join(advice), references.AUTOGRAD_DOCS, evidence)
+    return Found(None, severity, cause)

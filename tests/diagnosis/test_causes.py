@@ -1,0 +1,231 @@
+"""A cause is a claim with a premise: for each, a case in which it looks so and is not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, Run, alive, begun, each, layer, off, start, window
+from lightning_deadkernel.diagnosis.pruning import savings
+from lightning_deadkernel.observation import Consumer
+from lightning_deadkernel.report.records import Finding
+
+READ: dict[str, Any] = {"consumers": (Consumer("next", 4),)}
+STARVING: dict[str, Any] = {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)}
+
+
+def shrunken(norm: float, steps: int = 60, **settings: Any) -> Finding:
+    """A kernel that has shrunk from norm 1 to `norm` (of ten entries) and is zero beside its layer."""
+    run = Run().next(start(norms=torch.ones(4)))
+    run.next(layer(norms=each(norm, 1, 1, 1), **FIRST_OFF, **settings), optimizer_steps=steps)
+    return run.only("zero_kernels")
+
+
+# -- decayed ---------------------------------------------------------------------------------------------------------
+
+
+def test_adamw_at_1e_3_and_decay_of_a_hundredth_cannot_have_emptied_a_kernel_in_60_steps() -> None:
+    adamw: dict[str, Any] = {"optimizer": "AdamW", "decoupled_decay": True, "learning_rate": 1e-3, "weight_decay": 1e-2}
+    finding = shrunken(1e-5, 60, **adamw)
+    assert finding.cause_word == "unknown"
+    assert "weight decay 0.01, which leaves a factor of 0.999 at least" in finding.cause
+    assert shrunken(1e-5, 2_000_000, **adamw).cause_word == "decayed"
+
+
+def test_decay_through_the_gradient_of_sgd_is_bounded_by_rate_decay_and_momentum() -> None:
+    sgd: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.1, "weight_decay": 5e-4}
+    needed = math.log(1e5) / (0.1 * 5e-4)
+    assert shrunken(1e-5, int(0.2 * needed), **sgd).cause_word == "unknown"
+    assert shrunken(1e-5, int(0.2 * needed), momentum=0.9, **sgd).cause_word == "decayed"
+    assert shrunken(1e-5, int(1.1 * needed), **sgd).cause_word == "decayed"
+
+
+def test_decay_through_the_gradient_of_adam_is_bounded_by_the_rate_alone() -> None:
+    adam: dict[str, Any] = {"optimizer": "Adam", "learning_rate": 1e-3, "weight_decay": 1e-5}
+    assert shrunken(1e-5, 60, **adam).cause_word == "unknown"  # ten entries of .32 cannot walk so far
+    finding = shrunken(1e-5, 600, **adam)
+    assert finding.cause_word == "decayed"
+    assert "AdamW in place of weight_decay=1e-05 of Adam" in finding.advice
+    assert "conv.weight" in finding.advice
+
+
+def test_a_scale_that_began_next_to_zero_was_not_worn_down() -> None:
+    """The zero-initialised gamma of a residual branch, after a first window in which it hardly moved."""
+    run = Run().next(start()).next(layer(norm_scale=each(8e-4, 1, 1, 1)))
+    for scale in (6e-4, 7e-4, 5e-5):
+        run.next(layer(norm_scale=each(scale, 1, 1, 1), weight_decay=1e-4, optimizer="SGD"))
+    assert "decayed" not in {finding.cause_word for finding in run.findings}
+
+
+# -- scale collapsed, shift driven negative --------------------------------------------------------------------------
+
+
+def _collapsing(weight_decay: float, rate: float = 1e-3) -> Run:
+    run = Run().next(start()).next(layer(norm_scale=torch.ones(4)))
+    for scale in (1e-2, 1e-5):
+        shift, norm = each(-0.05, 0, 0, 0), each(scale, 1, 1, 1)
+        decay: dict[str, Any] = {"weight_decay": weight_decay, "decoupled_decay": True, "optimizer": "AdamW"}
+        run.next(layer(norm_scale=norm, shift=shift, learning_rate=rate, **decay, **FIRST_OFF))
+    return run
+
+
+def test_a_scale_that_a_penalty_took_to_zero_is_not_a_shift_driven_negative() -> None:
+    finding = _collapsing(0.0).only("dead_channels")
+    assert finding.cause_word == "scale collapsed"
+    assert "from 1 to 1e-05" in finding.cause
+    assert "weight decay, which is 0 here" in finding.cause
+    assert "its shift alone does nothing" in finding.advice
+    assert _collapsing(0.0).next(layer(norm_scale=each(1e-5, 1, 1, 1), **FIRST_OFF)).only(
+        "zero_kernels"
+    ).cause_word == ("scale collapsed")
+
+
+def test_a_shift_below_the_reach_of_a_scale_that_has_not_moved_is_no_collapse() -> None:
+    norm: dict[str, Any] = {"norm_scale": torch.full((4,), 0.05), "shift": each(-1.0, 0, 0, 0)}
+    run = Run().next(start()).next(layer(**norm)).next(layer(**norm, **FIRST_OFF))
+    assert run.only("dead_channels").cause_word == "shift driven negative"
+
+
+# -- what reads the layer --------------------------------------------------------------------------------------------
+
+
+def starved(of_next: dict[str, Any], **changes: Any) -> Finding:
+    run = Run().next(start(), start("next"), start("far")).next(layer(), layer("next"), layer("far"))
+    run.next(layer(**STARVING | READ | changes), layer("next", **of_next), alive("far"))
+    return run.only("starved_channels")
+
+
+def test_weights_that_are_not_zero_are_not_said_to_be() -> None:
+    read: dict[str, Any] = {"producers": ("conv",)}
+    assert starved({"input_largest": each(0.0, 0.5, 0.5, 0.5), **read}).cause_word == "outgoing zero"
+    finding = starved({"input_largest": each(0.1, 0.5, 0.5, 0.5), **read})
+    assert finding.cause_word == "unknown"
+    assert "its weights for these channels are zero" in finding.cause
+    flattened = torch.tensor([0.0, 0.0, 0.1, 0.0, 0.1, 0.1, 0.1, 0.1])
+    assert starved({"input_largest": flattened, **read}).cause_word == "outgoing zero"
+    assert starved({"input_largest": flattened.flip(0), **read}).cause_word == "unknown"
+
+
+def test_a_head_whose_loss_has_no_weight_is_to_blame_for_itself_and_for_what_feeds_it() -> None:
+    head: dict[str, Any] = {"gating": None, "depth": 0, "consumers": None, **NO_GRADIENT}
+    run = Run().next(start(), start("head"), start("other")).next(layer(), layer("head"), alive())
+    run.next(layer(**NO_GRADIENT, consumers=(Consumer("head", 4),)), layer("head", **head), alive())
+    assert run.only("no_gradient", "head").cause_word == "ignored by the loss"
+    assert run.only("starved_channels").cause_word == "no gradient downstream"
+    assert "zero" not in run.only("starved_channels").cause.split(":")[0]
+
+
+def test_a_channel_whose_depthwise_reader_is_dead_is_told_from_its_neighbours() -> None:
+    depthwise: dict[str, Any] = {"groups": 4, **off(0)}
+    assert starved(depthwise).cause_word == "dead downstream"
+    assert starved({**off(0)}).cause_word == "unknown"  # a full convolution: other kernels read the channel as well
+    assert starved({"groups": 4, **off(1)}).cause_word == "unknown"
+
+
+def test_what_a_saturated_critic_starves_is_told_as_that() -> None:
+    flat: dict[str, Any] = {"gating": "bounded", "activation": "tanh", "saturated_share": torch.ones(4)}
+    assert starved({**flat, **NO_GRADIENT}).cause_word == "saturated downstream"
+    half = flat | {"saturated_share": each(1, 1, 0.2, 1)}
+    assert starved(half).cause_word == "unknown"
+    small: dict[str, Any] = {"gradient_ratio": 1e-9, "weak_share": 1.0, "vanishing_share": 1.0, "depth": 3}
+    run = Run().next(start(), start("next"), start("far")).next(layer(), layer("next"), alive("far"))
+    run.next(layer(**small, consumers=(Consumer("next", 4),)), layer("next", **flat, depth=1), alive("far"))
+    finding = run.only("vanishing_gradient")
+    assert (finding.cause_word, finding.evidence["consumers"]) == ("saturated downstream", "next")
+
+
+# -- saturated -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("activation", "mean", "cause"),
+    [("gelu", 0.0, "saturated"), ("gelu", 0.15, "unknown"), ("elu", 0.99, "saturated"), ("elu", 0.4, "unknown")],
+)
+def test_saturated_takes_outputs_where_the_activation_is_flat(activation: str, mean: float, cause: str) -> None:
+    smooth: dict[str, Any] = {"activation": activation, "gating": "smooth", "activation_mean": each(mean, 1, 1, 1)}
+    assert begun().next(layer(**FIRST_OFF | smooth)).only("saturated_channels").cause_word == cause
+
+
+def test_a_softplus_that_works_in_its_tail_is_no_fault() -> None:
+    tail: dict[str, Any] = {"activation": "softplus", "gating": "bounded", "saturated_share": torch.full((4,), 0.95)}
+    assert not begun().next(layer(**tail)).findings
+    gone = tail | NO_GRADIENT | {"saturated_share": torch.ones(4)}
+    assert begun().next(layer(**gone), alive()).only("saturated_channels").cause_word == "saturated"
+
+
+# -- vanishing that matters ------------------------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {"gradient_ratio": 1e-9, "weak_share": 1.0, "vanishing_share": 1.0}
+
+
+def test_a_small_gradient_beside_healthy_updates_of_a_normalising_optimizer_is_worth_knowing_alone() -> None:
+    def severity(**changes: Any) -> str:
+        return begun().next(layer(**SMALL | changes), alive()).only("vanishing_gradient").severity
+
+    assert severity(optimizer="AdamW", update_ratio=1e-3) == "info"
+    assert severity(optimizer="AdamW", update_ratio=1e-7) == "error"
+    assert severity(optimizer="SGD", update_ratio=1e-3) == "error"
+
+
+# -- sparse, identical -----------------------------------------------------------------------------------------------
+
+
+def test_near_zero_weights_of_inputs_that_are_always_off_are_not_heavy_tails() -> None:
+    sparse: dict[str, Any] = {"weight_near_zeros": 0.5}
+    columns = torch.tensor([0.0, 1e-5, 0.4, 0.3])
+    finding = begun().next(layer(**sparse, input_largest=columns)).only("sparse_weights")
+    assert (finding.cause_word, finding.severity) == ("dead inputs", "info")
+    spread = begun().next(layer(**sparse, input_largest=torch.full((4,), 0.3)))
+    assert spread.only("sparse_weights").cause_word == "heavy tails"
+
+
+# -- NaN proves nothing ----------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_has_become_nan_has_one_finding_and_no_other_made_of_it() -> None:
+    nan = torch.full((4,), math.nan)
+    lost: dict[str, Any] = {
+        "non_finite_gradients": 4,
+        "norms": nan,
+        "largest": nan,
+        "gradient": nan,
+        "gradient_rms": None,
+    }
+    lost |= {"weight_gradient": nan, "activation_mean": nan, "update_ratio": math.nan, "update_ratio_max": 0.9}
+    run = Run().next(start(), start("b")).next(layer(), layer("b"), gradient_norm=1.0)
+    fired = {"fired": torch.zeros(4, dtype=torch.bool)}
+    run.next(layer(**lost | fired), layer("b", **lost), gradient_norm=1e9, first_non_finite=("b", 27))
+    (finding,) = run.findings
+    assert (finding.kind, finding.layer, finding.severity) == ("non_finite_gradient", None, "error")
+    assert "first seen in b at step 27" in finding.cause
+    assert "changed weights by 0.9 of their norm" in finding.cause
+    assert {state for name in ("conv", "b") for state in run.report(name).states} == {"unknown"}
+
+
+def test_gradients_that_are_nan_are_no_flat_loss() -> None:
+    nan = torch.full((4,), math.nan)
+    run = begun().next(layer(gradient=nan, weight_gradient=nan, non_finite_gradients=4))
+    assert "no_gradient" not in {finding.kind for finding in run.findings}
+
+
+# -- not watched -----------------------------------------------------------------------------------------------------
+
+
+def test_a_backbone_that_is_cut_off_is_a_warning_and_an_unused_corner_worth_knowing() -> None:
+    cut: dict[str, Any] = {"excluded": "not in the graph of the loss", "missed": "cut off"}
+    run = begun().next(alive(), layer("backbone", **cut))
+    finding = run.only("unwatched_layers", None)
+    assert (finding.severity, finding.cause_word, finding.evidence["share_of_kernels"]) == ("warning", "cut off", 0.5)
+    assert "backbone" in finding.cause
+    assert begun().next(layer("a", 96), layer("b", **cut)).only("unwatched_layers", None).severity == "info"
+    assert begun().next(alive(), strangers=3).only("unwatched_layers", None).severity == "warning"
+
+
+def test_an_output_that_is_dead_behind_a_rectifier_is_not_offered_for_pruning() -> None:
+    output = layer("out", depth=0, consumers=None, **ALL_OFF)
+    run = Run().next(start("out")).next(output)
+    assert run.report("out").dead == [0, 1, 2, 3]
+    assert savings(window(1, output), tuple(run.layers.values())).channels == 0
