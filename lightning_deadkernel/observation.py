@@ -75,9 +75,11 @@ class LayerStatistics:
     """What is known of one layer in one window, in numbers that a report keeps as they are."""
 
     name: str
+    """Qualified name of the module, e.g. ``"features.0"``."""
     kind: str
-    """Class name of the module, e.g. ``"Conv2d"``."""
+    """Class name of the module, e.g. ``"Conv2d"``; the weight's shape where a file is all that is known."""
     channels: int
+    """Number of kernels."""
     depth: int = 0
     """Kernel ops on the longest path from this layer to the loss; 0 for the layer next to the loss."""
     activation: str | None = None

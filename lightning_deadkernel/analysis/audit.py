@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lightning_deadkernel.functional.kernels import row_norms
 from lightning_deadkernel.functional.sparsity import weight_summary
-from lightning_deadkernel.report import describe as wording
 from lightning_deadkernel.report import markdown
+from lightning_deadkernel.report.document import Bullets, Document, Section, Table
+from lightning_deadkernel.report.text import count, number, percent, ranges
 from lightning_deadkernel.thresholds import Thresholds
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -102,20 +103,27 @@ class Audit:
         record = {"format": FORMAT, "version": VERSION, "summary": self.summary(), **asdict(self)}
         return json.dumps(_without_nan(record), indent=2, allow_nan=False) + "\n"
 
-    def to_markdown(self) -> str:
+    def document(self) -> Document:
         """Verdict first, then what is worth saying, then all layers."""
-        blocks = [f"# Audit of {markdown.name(self.source)}", f"**{markdown.escape(self.verdict())}**"]
-        if remarks := [f"- {markdown.escape(remark)}" for remark in self.remarks()]:
-            blocks.append("\n".join(remarks))
-        blocks += ["## Layers", markdown.table(self.table())] if self.layers else []
-        if self.skipped:
-            blocks += ["## Not read", "\n".join(f"- {markdown.escape(text)}" for text in self.skipped)]
-        return "\n\n".join(blocks) + "\n"
+        remarks = tuple(self.remarks())
+        return Document(
+            f"Audit of {self.source}",
+            self.verdict(),
+            (
+                *([Bullets(remarks)] if remarks else []),
+                Section("Layers", (self.table(),)),
+                *([Section("Not read", (Bullets(self.skipped),))] if self.skipped else []),
+            ),
+        )
+
+    def to_markdown(self) -> str:
+        """The audit as Markdown."""
+        return markdown.to_markdown(self.document())
 
     def verdict(self) -> str:
         """One sentence."""
         kernels = sum(layer.kernels for layer in self.layers)
-        seen = f"{wording.count(kernels, 'kernel')} in {wording.count(len(self.layers), 'layer')}"
+        seen = f"{count(kernels, 'kernel')} in {count(len(self.layers), 'layer')}"
         constant = sum(len(layer.constant) for layer in self.layers)
         if constant:
             return f"{constant:,} of {seen} give a constant: they are zero, or the scale of their norm is."
@@ -127,7 +135,7 @@ class Audit:
         """A line for each thing found in a layer."""
         return [f"{layer.name}: {text}" for layer in self.layers for text in _remarks(layer)]
 
-    def table(self) -> wording.Table:
+    def table(self) -> Table:
         """All layers."""
         headings = ("layer", "shape", "zero kernels", "collapsed scales", "zero weights", "near-zero weights", "gini")
         rows = tuple(
@@ -136,32 +144,32 @@ class Audit:
                 "x".join(map(str, layer.shape)),
                 f"{len(layer.zero_kernels):,}",
                 "-" if layer.norm is None else f"{len(layer.collapsed_scales):,}",
-                wording.percent(layer.zeros),
-                wording.percent(layer.near_zeros),
-                wording.number(layer.gini),
+                percent(layer.zeros),
+                percent(layer.near_zeros),
+                number(layer.gini),
             )
             for layer in self.layers
         )
-        return wording.Table(headings, rows, (False, False, True, True, True, True, True))
+        return Table(headings, rows, (False, False, True, True, True, True, True))
 
 
 def _remarks(layer: LayerAudit) -> Iterator[str]:
-    of = f"of {wording.count(layer.kernels, 'kernel')}"
+    of = f"of {count(layer.kernels, 'kernel')}"
     if layer.non_finite:
-        yield f"{wording.count(layer.non_finite, 'weight')} NaN or infinite"
+        yield f"{count(layer.non_finite, 'weight')} NaN or infinite"
     if layer.zero_kernels:
-        yield f"{len(layer.zero_kernels)} {of} zero or next to it: {wording.ranges(layer.zero_kernels)}"
+        yield f"{len(layer.zero_kernels)} {of} zero or next to it: {ranges(layer.zero_kernels)}"
     if layer.collapsed_scales:
         yield (
             f"the scale of {layer.norm}, its norm by the file, is next to zero for {len(layer.collapsed_scales)}"
-            f" {of}: {wording.ranges(layer.collapsed_scales)}"
+            f" {of}: {ranges(layer.collapsed_scales)}"
         )
     if layer.identical:
         yield f"all {layer.kernels} kernels are equal: constant initialisation, they cannot learn different things"
     lines = Thresholds()
     if layer.zeros > lines.zero_share or layer.near_zeros > lines.near_zero_share or layer.gini > lines.gini:
         yield (
-            f"sparse weights: {wording.percent(layer.zeros)} exactly zero, {wording.percent(layer.near_zeros)} near"
+            f"sparse weights: {percent(layer.zeros)} exactly zero, {percent(layer.near_zeros)} near"
             f" zero (a Gaussian has 0.8 %), Gini {layer.gini:.2f} (a Gaussian has 0.41)"
         )
 

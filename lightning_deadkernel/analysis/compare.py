@@ -10,9 +10,11 @@ from itertools import combinations, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from lightning_deadkernel.report import describe as wording
-from lightning_deadkernel.report.records import Finding, LayerReport
-from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.document import Block, Bullets, Document, Name, Paragraph, Section, Table
+from lightning_deadkernel.report.markdown import to_markdown
+from lightning_deadkernel.report.records import Finding, LayerReport, ReportRecord
+from lightning_deadkernel.report.sentences import by_severity
+from lightning_deadkernel.report.text import NOT_OBSERVED, count, number
 
 DRAWS = 2000
 """Random draws behind a p-value: its smallest value is 1 / (DRAWS + 1)."""
@@ -93,23 +95,45 @@ class Comparison:
             "The same kernels die more often than chance would have it" if same else "No more overlap than by chance"
         )
         return (
-            f"{answer}: {always:,} of {wording.count(ever, 'kernel')} that died in any run died in every run "
-            f"(p = {wording.number(self.p_value)})."
+            f"{answer}: {always:,} of {count(ever, 'kernel')} that died in any run died in every run "
+            f"(p = {number(self.p_value)})."
         )
 
     def reading(self) -> str:
         """How to read the numbers; empty where there are none."""
         return _READING if any(layer.ever for layer in self.layers) else ""
 
-    def layer_table(self) -> wording.Table:
+    def document(self) -> Document:
+        """The answer, the dead kernels of each layer, and the findings of each run."""
+        left_out = tuple((Name(layer), f": {why}") for layer, why in self.left_out)
+        sections: tuple[tuple[str, Block | None], ...] = (
+            ("Dead kernels", self._layer_table() if any(layer.ever for layer in self.layers) else None),
+            ("Findings", self._finding_table() if self.findings else None),
+            ("Not compared", Bullets(left_out) if left_out else None),
+        )
+        reading = self.reading()
+        return Document(
+            title=f"Dead kernels compared: {', '.join(self.runs)}",
+            verdict=self.verdict(),
+            blocks=(
+                *([Paragraph(reading)] if reading else []),
+                *(Section(title, (block,)) for title, block in sections if block is not None),
+            ),
+        )
+
+    def to_markdown(self) -> str:
+        """The comparison as Markdown, the answer first."""
+        return to_markdown(self.document())
+
+    def _layer_table(self) -> Table:
         """One row per layer that has a dead channel in some run."""
         rows = [
             (
                 layer.name,
                 f"{layer.channels:,}",
-                wording.number(layer.jaccard),
-                wording.number(layer.chance),
-                wording.number(layer.p_value),
+                number(layer.jaccard),
+                number(layer.chance),
+                number(layer.p_value),
                 f"{len(layer.always):,}",
                 *(f"{n:,}" for n in layer.dead),
             )
@@ -117,36 +141,19 @@ class Comparison:
             if layer.ever
         ]
         headings = ("layer", "kernels", "Jaccard", "by chance", "p", "dead in all", *(f"in {run}" for run in self.runs))
-        return wording.Table(headings, tuple(rows), (False, *[True] * (len(headings) - 1)))
+        return Table(headings, tuple(rows), (False, *[True] * (len(headings) - 1)))
 
-    def finding_table(self) -> wording.Table:
+    def _finding_table(self) -> Table:
         """One row per finding, with its severity in each run."""
         rows = [
-            (
-                found.layer or "the network",
-                found.kind,
-                *(s or wording.NOT_OBSERVED for s in found.severities),
-                found.change,
-            )
+            (found.layer or "the network", found.kind, *(s or NOT_OBSERVED for s in found.severities), found.change)
             for found in self.findings
         ]
         headings = ("layer", "finding", *self.runs, "over the runs")
-        return wording.Table(headings, tuple(rows), tuple([False] * len(headings)))
-
-    def to_markdown(self) -> str:
-        """The comparison as Markdown, the answer first."""
-        from lightning_deadkernel.report.markdown import comparison_to_markdown
-
-        return comparison_to_markdown(self)
-
-    def render(self, width: int, rich: bool) -> str:
-        """The comparison as text for a terminal of `width` columns, with or without rich."""
-        from lightning_deadkernel.report.console import render_comparison
-
-        return render_comparison(self, width, rich)
+        return Table(headings, tuple(rows), tuple([False] * len(headings)))
 
 
-def compare(reports: Sequence[Report], names: Sequence[str] | None = None) -> Comparison:
+def compare(reports: Sequence[ReportRecord], names: Sequence[str] | None = None) -> Comparison:
     """Compare the dead channels and the findings of several runs, in the order given.
 
     Args:
@@ -245,9 +252,9 @@ def _draw_shared(channels: int, sizes: Sequence[int], random: np.random.Generato
     for size in sizes:
         wanted, others = np.full(DRAWS, size), np.full(DRAWS, channels)
         taken = np.empty_like(counts)
-        for times, count in enumerate(counts):
-            others = others - count
-            taken[times] = random.hypergeometric(count, others, wanted)
+        for times, available in enumerate(counts):
+            others = others - available
+            taken[times] = random.hypergeometric(available, others, wanted)
             wanted = wanted - taken[times]
         counts -= taken
         counts[1:] += taken[:-1]
@@ -275,11 +282,11 @@ def _incomparable(layers: Sequence[LayerReport | None], runs: Sequence[str]) -> 
     return None if len(widths) == 1 else f"of different widths: {', '.join(str(layer.channels) for layer in known)}"
 
 
-def _presence(reports: Sequence[Report]) -> tuple[FindingPresence, ...]:
+def _presence(reports: Sequence[ReportRecord]) -> tuple[FindingPresence, ...]:
     worst: list[dict[tuple[str, str | None], Finding]] = []
     for report in reports:
         found: dict[tuple[str, str | None], Finding] = {}
-        for finding in wording.by_severity(report.findings):
+        for finding in by_severity(report.findings):
             found.setdefault((finding.kind, finding.layer), finding)
         worst.append(found)
     keys = list(dict.fromkeys(key for found in worst for key in found))

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import pydoc
-import shutil
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -20,9 +19,9 @@ from lightning_deadkernel.analysis.audit import AuditError, audit
 from lightning_deadkernel.analysis.compare import compare
 from lightning_deadkernel.demo import DatasetNotFoundError
 from lightning_deadkernel.errors import DeadKernelError
-from lightning_deadkernel.report import describe as wording
 from lightning_deadkernel.report.codec import to_json
-from lightning_deadkernel.report.console import has_rich, plain_table, print_report, printable, rich_table, write
+from lightning_deadkernel.report.console import print_document
+from lightning_deadkernel.report.describe import describe, describe_briefly
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -219,22 +218,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     elif arguments.format == "markdown":
         print(result.to_markdown(), end="")
     else:
-        write(f"{PROGRAM}: audit of {printable(result.source)}\n{result.verdict()}\n\n", sys.stdout)
-        print_table(result.table())
-        lines = [*result.remarks(), *(f"not read: {text}" for text in result.skipped)]
-        write("".join(f"\n{printable(line)}" for line in lines) + "\n" * bool(lines), sys.stdout)
+        print_document(result.document())
     return EXIT_FOUND if passed else 0
-
-
-def print_table(table: wording.Table) -> None:
-    """A table on standard output, through rich where it is installed."""
-    if not has_rich():
-        write("\n".join(plain_table(table, shutil.get_terminal_size().columns)) + "\n", sys.stdout)
-        return
-    from rich.console import Console, Group
-
-    console = Console(highlight=False)
-    console.print(Group(*rich_table(table, console.width)))
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -245,7 +230,7 @@ def _show(arguments: argparse.Namespace) -> int:
     elif arguments.format == "markdown":
         print(report.to_markdown(), end="")
     else:
-        print_report(report, full=arguments.full)
+        print_document(describe(report) if arguments.full else describe_briefly(report))
     return EXIT_FOUND if passed else 0
 
 
@@ -254,7 +239,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.format == "markdown":
         print(comparison.to_markdown(), end="")
     else:
-        write(comparison.render(shutil.get_terminal_size().columns, has_rich()), sys.stdout)
+        print_document(comparison.document())
     return 0
 
 

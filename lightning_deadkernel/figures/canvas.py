@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from lightning_deadkernel.report.describe import shortened
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import COLOURS, WORDS
+from lightning_deadkernel.report.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

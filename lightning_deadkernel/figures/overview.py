@@ -28,9 +28,9 @@ from lightning_deadkernel.figures.kernel_map import draw_kernel_map, map_height,
 from lightning_deadkernel.figures.life_lines import draw_life_lines, life_headline, life_note, life_of, most_changed
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.figures.update_ratios import draw_update_ratios, update_headline, updated
-from lightning_deadkernel.report.describe import by_severity, verdict, watched_and_not
 from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.sentences import by_severity, verdict, watched_and_not
 from lightning_deadkernel.report.states import COLOURS
 
 if TYPE_CHECKING:

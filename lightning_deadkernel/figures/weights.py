@@ -24,9 +24,9 @@ from lightning_deadkernel.figures.canvas import (
 )
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.functional.histograms import to_edges
-from lightning_deadkernel.report.describe import percent
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,224 +1,136 @@
-"""How a report speaks: its sentences and numbers, shared by Markdown, console and HTML. Plain text, nothing escaped."""
+"""From a report to the document that says it: in full for files and pages, in brief for the end of a training."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lightning_deadkernel.observation import STATISTICS
-from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, ReportRecord, Savings
-from lightning_deadkernel.report.states import COUNTED, Word
+from lightning_deadkernel.report import sentences
+from lightning_deadkernel.report.document import (
+    Block,
+    Bullets,
+    Document,
+    KernelMap,
+    LegendEntry,
+    Name,
+    Paragraph,
+    Pictures,
+    Section,
+    Statement,
+    Statements,
+    Strip,
+    Table,
+    Text,
+)
+from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, ReportRecord
+from lightning_deadkernel.report.states import (
+    COUNTED,
+    SHOWN,
+    STATE_BITS,
+    WORD_OF_CODE,
+    ZERO_KERNEL_FLAG,
+    Word,
+)
+from lightning_deadkernel.report.text import NOT_OBSERVED, count, number, percent, ranges
 
-NOT_OBSERVED = "-"
-_LEAST_NAME = 12
-_IN_HEADLINE = {"channels", "of"}
-_SHARES = ("share", "share_of_steps", "fraction", "firing_rate", "rate_bound", "sparsity", "weight_zeros", "near_zeros")
-"""Endings of the names of what is shown in percent."""
-
-
-def ranges(channels: Sequence[int], limit: int = 8) -> str:
-    """Ascending channel indices as ranges: ``"0-3, 7, 9-12"``; beyond `limit` of them, the rest is counted."""
-    runs = []
-    for _, group in groupby(enumerate(channels), lambda pair: pair[1] - pair[0]):
-        run = [channel for _, channel in group]
-        runs.append(run)
-    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:limit]]
-    rest = sum(len(run) for run in runs[limit:])
-    return ", ".join(shown) + (f" and {rest:,} more" if rest else "")
-
-
-def count(number: int, noun: str) -> str:
-    """``"1 layer"``, ``"12,000 samples"``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def number(value: float | int | str | None) -> str:
-    """A number for people: three significant digits, thousands apart, a dash for what was not observed."""
-    if value is None:
-        return NOT_OBSERVED
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value != value:
-        return NOT_OBSERVED
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+PROGRAM = "lightning-deadkernel"
+MOST_ROWS = 20
+"""Layers in the brief table; the rest is counted and is in the full document."""
 
 
-def percent(share: float | None) -> str:
-    """A share as a percentage, never rounded to nothing or to all of it."""
-    if share is None or share != share:
-        return NOT_OBSERVED
-    if 0 < share < 1e-4:
-        return "<0.01%"
-    if 0.999 < share < 1:
-        return ">99.9%"
-    return f"{100 * share:.2g}%" if share < 0.01 else f"{100 * share:.3g}%"
+def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) -> Document:
+    """All that the report says: verdict, findings, kernels, layers, and what was not watched.
 
-
-def evidence(finding: Finding) -> str:
-    """The numbers a finding rests on: ``"gradient ratio 2.1e-09, sampled steps 5"``."""
-    parts = []
-    for name, value in finding.evidence.items():
-        if finding.channels and name in _IN_HEADLINE:
-            continue
-        share = isinstance(value, float) and 0 <= value <= 1 and name.endswith(_SHARES)
-        parts.append(f"{name.replace('_', ' ')} {percent(float(value)) if share else number(value)}")
-    return ", ".join(parts)
-
-
-def rests_on(finding: Finding) -> str:
-    """When it was seen, and over how much."""
-    if finding.window == 0:
-        return "seen at initialisation"
-    over = "" if finding.samples is None else f" over {count(finding.samples, 'sample')}"
-    return f"seen in window {finding.window:,}{over}"
-
-
-def by_severity(findings: Sequence[Finding]) -> list[Finding]:
-    """Worst first, otherwise as they come."""
-    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
-
-
-def tally(findings: Sequence[Finding]) -> str:
-    """``"1 error, 2 warnings, 1 info"``."""
-    counts = Counter(finding.severity for finding in findings)
-    return ", ".join(
-        f"{counts[severity]} {severity}{'s' if counts[severity] > 1 and severity != 'info' else ''}"
-        for severity in reversed(SEVERITIES)
-        if counts[severity]
+    Args:
+        report: what to describe.
+        pictures: title -> PNG, in the order in which to show them.
+    """
+    blocks: list[Block | None] = [
+        Paragraph(sentences.watched_and_not(report)),
+        _section("Findings", _statements(report, sentences.by_severity(report.findings))),
+        _section("What pruning would save", *_savings(report)),
+        _section("Every kernel", _kernel_map(report)),
+        _section("Pictures", Pictures(tuple(pictures.items())) if pictures else None),
+        _section("Layers", layer_table(report.watched), _bullets(_notes_on_layers(report))),
+        _section("Not watched", _bullets(_not_watched(report))),
+        _section("Notes", _bullets(report.notes)),
+        _section("Run", _bullets(_run(report))),
+    ]
+    return Document(
+        title=f"Dead kernels: {sentences.moment(report)}",
+        verdict=sentences.verdict(report),
+        blocks=tuple(block for block in blocks if block is not None),
     )
 
 
-def watched(report: ReportRecord) -> str:
-    """How much was looked at: ``"26 kernels in 4 layers watched over 1,437 samples"``."""
-    what = f"{count(report.channels, 'kernel')} in {count(len(report.watched), 'layer')}"
-    if report.audited is not None:
-        return f"{what} looked at by their weights alone"
-    if report.window == 0:
-        return f"{what} looked at before the first step"
-    if report.samples is None:
-        return f"{what} watched over {report.batches:,} batch{'es' * (report.batches != 1)} of untold size"
-    return f"{what} watched over {count(report.samples, 'sample')}"
-
-
-def moment(report: ReportRecord) -> str:
-    """What the report speaks about: ``"window 3 (epoch 2, global step 469)"``."""
-    if report.audited is not None:
-        return f"the weights in {report.audited}; nothing was run"
-    if report.window == 0:
-        return "window 0, the state at initialisation, before the first optimizer step"
-    return f"window {report.window:,} (epoch {report.epoch:,}, global step {report.global_step:,})"
-
-
-def verdict(report: ReportRecord) -> str:
-    """The whole report in one line: the worst finding, or that there is none."""
-    if not report.watched:
-        return "Nothing could be watched, so nothing can be said."
-    findings = by_severity(report.findings)
-    if not findings:
-        return f"Nothing found: {watched(report)}."
-    worst = findings[0]
-    if worst.severity == "info":
-        return f"Nothing wrong: {watched(report)}. {count(len(findings), 'remark')}, none of them a problem by itself."
-    same = [f for f in findings if (f.kind, f.layer) == (worst.kind, worst.layer) and f is not worst]
-    others = {f.layer for f in findings if (f.kind, f.severity) == (worst.kind, worst.severity)} - {worst.layer}
-    rest = f" In all: {tally(findings)}." if len(findings) > 1 else ""
-    more = sum(len(finding.channels) for finding in same)
-    also = f", and {more:,} more for other reasons" if more else ""
-    also += f", as in {count(len(others), 'other layer')}" if others and worst.layer is not None else ""
-    line = f"{worst.headline}{also}.{rest}"
-    return line[0].upper() + line[1:] if worst.layer is None else line
-
-
-def watched_and_not(report: ReportRecord) -> str:
-    """What is watched and what is not, in one line."""
-    parts = [f"{watched(report)[0].upper()}{watched(report)[1:]}"]
-    weaker = Counter(layer.evidence for layer in report.watched if layer.evidence != "activation")
-    if report.audited is None and report.window:
-        words = {
-            "sampled activation": "by their activations on sampled steps only",
-            "gradient": "by gradients only (no activation to read), so none of their kernels is called dead",
-            "weight": "by their weights only",
-        }
-        parts += [f"{n:,} of these layers {words[kind]}" for kind, n in weaker.items()]
-    for state, meaning in (
-        ("zero_gradient", "without any gradient"),
-        ("silent", "silent (never fired, but a gradient passes and may revive them)"),
-    ):
-        some = sum(len(getattr(layer, state)) for layer in report.watched)
-        if some:
-            parts.append(f"{count(some, 'kernel')} {meaning}")
-    not_watched = len(report.layers) - len(report.watched)
-    parts.append(f"{count(not_watched, 'layer')} not watched" if not_watched else "no layer left out")
-    return "; ".join(parts) + "."
-
-
-def savings(saved: Savings) -> str:
-    """What pruning would save, in a sentence."""
-    size = float(saved.bytes)
-    unit = next(u for i, u in enumerate(("bytes", "kB", "MB", "GB")) if size < 1000 ** (i + 1) or u == "GB")
-    size /= 1000 ** ("bytes", "kB", "MB", "GB").index(unit)
-    text = (
-        f"Removing {count(saved.channels, 'dead or zero kernel')} would save {count(saved.parameters, 'parameter')} "
-        f"({number(size) if unit != 'bytes' else f'{saved.bytes}'} {unit})"
+def describe_briefly(report: ReportRecord) -> Document:
+    """What one wants to see when a training ends: the layers with something to say, and the worst finding."""
+    findings = sentences.by_severity(report.findings)
+    rest = f"Further: {sentences.tally(findings[1:])}, in the report." if findings[1:] else ""
+    healthy = not findings and bool(report.watched)
+    opening = sentences.verdict(report) if not findings else sentences.watched_and_not(report)
+    blocks = [
+        Paragraph(opening, "good" if healthy else "plain"),
+        _brief_table(report),
+        _statements(report, findings[:1]),
+        Paragraph(rest) if rest else None,
+        *_savings(report),
+    ]
+    return Document(
+        title=f"{PROGRAM}: {sentences.moment(report)}",
+        verdict="",
+        blocks=tuple(block for block in blocks if block is not None),
     )
-    if saved.unknown_consumers:
-        text += f", and more where the graph does not show what reads them: {', '.join(saved.unknown_consumers)}"
-    return text + "."
 
 
-def not_watched(report: ReportRecord) -> list[tuple[str, list[LayerReport]]]:
-    """Reason -> the layers excluded for it, in order of appearance."""
-    groups: dict[str, list[LayerReport]] = {}
-    for layer in report.layers:
-        if layer.excluded is not None:
-            groups.setdefault(layer.excluded, []).append(layer)
-    return list(groups.items())
+def _section(title: str, *blocks: Block | None) -> Section | None:
+    """A section of what there is; None where there is nothing."""
+    there = tuple(block for block in blocks if block is not None)
+    return Section(title, there) if there else None
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under headings; the first column holds names, numbers stand right."""
-
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: tuple[bool, ...]
-    """Which columns stand right."""
-
-    def fitted(self, width: int, gap: int) -> tuple[Table, int]:
-        """At most `width` wide with `gap` between columns: names are cut first, then columns from the right.
-
-        Returns:
-            The table, and how many columns were left out.
-        """
-        widths = [max(map(len, column)) for column in zip(self.headings, *self.rows, strict=True)]
-        kept = len(widths)
-        least = min(widths[0], _LEAST_NAME)
-        while kept > 1 and least + sum(gap + w for w in widths[1:kept]) > width:
-            kept -= 1
-        room = min(widths[0], width - sum(gap + w for w in widths[1:kept]))
-        rows = tuple((shortened(row[0], room), *row[1:kept]) for row in self.rows)
-        return Table(self.headings[:kept], rows, self.right[:kept]), len(widths) - kept
+def _bullets(items: Sequence[Text]) -> Bullets | None:
+    return Bullets(tuple(items)) if items else None
 
 
-def shortened(name: str, width: int) -> str:
-    """A name cut in its middle, since both its ends tell layers apart."""
-    if len(name) <= width:
-        return name
-    head = (width - 2) // 2
-    return f"{name[:head]}..{name[len(name) - (width - 2 - head) :]}" if width > 4 else name[:width]
+# -- findings ----------------------------------------------------------------------------------------------------------
 
 
-_FORMS: dict[str, Callable[[float | None], str]] = {"number": number, "share": percent}
+def _statements(report: ReportRecord, findings: Sequence[Finding]) -> Statements | None:
+    return Statements(tuple(_statement(report, finding) for finding in findings)) if findings else None
 
 
-def layer_table(layers: Sequence[LayerReport], brief: bool = False) -> Table:
-    """Layers, with those columns only that have something to say about one of them; `brief`: counts and ratios only."""
+def _statement(report: ReportRecord, finding: Finding) -> Statement:
+    where: str | Name = "the network" if finding.layer is None else Name(finding.layer)
+    facts = (
+        ("Channels", ranges(finding.channels)),
+        ("Evidence", sentences.evidence(finding, audited=report.audited is not None)),
+        ("Cause", finding.cause),
+        ("Advice", finding.advice),
+        ("Reference", finding.reference),
+    )
+    title = (where, f": {finding.title}")
+    return Statement(finding.severity, finding.kind, title, tuple((label, text) for label, text in facts if text))
+
+
+def _savings(report: ReportRecord) -> Iterator[Paragraph]:
+    if report.savings is not None and report.savings.channels:
+        yield Paragraph(sentences.savings(report.savings))
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def layer_table(layers: Sequence[LayerReport], brief: bool = False, rest: str = "") -> Table | None:
+    """Layers, with those columns only that have something to say about one of them; None without layers.
+
+    Args:
+        layers: one a row.
+        brief: counts and ratios only.
+        rest: what was left out.
+    """
+    if not layers:
+        return None
     columns = [("layer", [layer.name for layer in layers], False)]
     if not brief:
         columns.append(("kind", [layer.kind for layer in layers], False))
@@ -239,10 +151,94 @@ def layer_table(layers: Sequence[LayerReport], brief: bool = False) -> Table:
         ):
             columns.append((shown.title, [_FORMS[shown.form](value) for value in values], True))
     headings, columns_of_text, right = zip(*columns, strict=True)
-    return Table(headings, tuple(zip(*columns_of_text, strict=True)), right)
+    return Table(headings, tuple(zip(*columns_of_text, strict=True)), right, rest)
+
+
+_FORMS: dict[str, Callable[[float | None], str]] = {"number": number, "share": percent}
 
 
 def _counted(number_of: int, layer: LayerReport, word: Word) -> str:
     """A count, or a dash where the layer's evidence cannot tell."""
     blind = layer.evidence in ("gradient", "weight") and word.needs_activation
     return NOT_OBSERVED if blind and not number_of else f"{number_of:,}"
+
+
+def _brief_table(report: ReportRecord) -> Table | None:
+    """The layers that have something to say in forward order, of too many the worst."""
+    severities = {finding.layer: finding.severity for finding in reversed(sentences.by_severity(report.findings))}
+    speaking = [
+        layer for layer in report.watched if layer.name in severities or any(c & STATE_BITS for c in layer.codes)
+    ]
+
+    def rank(layer: LayerReport) -> tuple[int, float]:
+        severity = severities.get(layer.name)
+        return 1 if severity is None else -SEVERITIES.index(severity), -len(layer.dead) / layer.channels
+
+    worst = sorted(speaking, key=rank)[:MOST_ROWS]
+    kept = {layer.name for layer in worst}
+    left_out = len(speaking) - len(worst)
+    rest = f"... and {count(left_out, 'layer')} more with something to say, in the report." if left_out else ""
+    return layer_table([layer for layer in speaking if layer.name in kept], brief=True, rest=rest)
+
+
+def _notes_on_layers(report: ReportRecord) -> list[Text]:
+    return [(Name(layer.name), f": {layer.note}") for layer in report.watched if layer.note]
+
+
+def _not_watched(report: ReportRecord) -> list[Text]:
+    items: list[Text] = []
+    for why, layers in sentences.not_watched(report):
+        names: list[str | Name] = [part for layer in layers for part in (Name(layer.name), ", ")]
+        items.append((*names[:-1], f": {why}"))
+    return items
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def _kernel_map(report: ReportRecord) -> KernelMap | None:
+    layers = [layer for layer in report.watched if layer.channels]
+    if not layers:
+        return None
+    words = [layer.codes.translate(WORD_OF_CODE) for layer in layers]
+    shown = [place for place in range(len(SHOWN)) if any(place in cells for cells in words)]
+    place_in_legend = bytes(shown.index(word) if word in shown else 0 for word in range(256))
+    return KernelMap(
+        legend=tuple(LegendEntry(SHOWN[word].name, SHOWN[word].meaning, SHOWN[word].colour) for word in shown),
+        mark=ZERO_KERNEL_FLAG.meaning if any(layer.zero_kernels for layer in layers) else "",
+        strips=tuple(
+            Strip(layer.name, cells.translate(place_in_legend), tuple(layer.zero_kernels), kernels_in_words(layer))
+            for layer, cells in zip(layers, words, strict=True)
+        ),
+    )
+
+
+def kernels_in_words(layer: LayerReport) -> str:
+    """``"16 kernels: 2 dead (3, 11), 1 rare (7)"``; ``"16 kernels, all active"`` where there is nothing to say."""
+    groups = [(word.heading, getattr(layer, word.attribute)) for word in COUNTED]
+    said = [f"{len(where):,} {word} ({ranges(where)})" for word, where in groups if where]
+    return f"{count(layer.channels, 'kernel')}{': ' + ', '.join(said) if said else ', all active'}"
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+def _run(report: ReportRecord) -> list[Text]:
+    """Whose training it is, and which lines were drawn elsewhere than usual."""
+    items = []
+    run = report.run
+    if run is not None:
+        optimizers = [
+            f"{optimizer.name} ({', '.join(f'{name} {number(value)}' for name, value in optimizer.settings.items())}"
+            f"{f'; {optimizer.groups} parameter groups' if optimizer.groups > 1 else ''})"
+            for optimizer in run.optimizers
+        ]
+        items = [
+            f"Model: {run.model}",
+            *(f"Optimizer: {optimizer}" for optimizer in optimizers),
+            f"Precision {run.precision} on {count(run.ranks, 'rank')}",
+            f"Begun {run.started}" + (f", ended {run.ended}" if run.ended else ""),
+            ", ".join(f"{package} {version}" for package, version in run.versions.items()),
+        ]
+    moved = sentences.own_thresholds(report.thresholds)
+    return [item for item in (*items, f"Thresholds: {moved}" if moved else "") if item]

@@ -1,15 +1,23 @@
-"""A report as Markdown: for the file beside the JSON, TensorBoard's text tab and artifacts of other loggers."""
+"""A document as Markdown: for the file beside the JSON, TensorBoard's text tab and artifacts of other loggers."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-from lightning_deadkernel.report import describe as wording
-from lightning_deadkernel.report.records import Finding, ReportRecord
-
-if TYPE_CHECKING:
-    from lightning_deadkernel.analysis.compare import Comparison
+from lightning_deadkernel.report.document import (
+    Block,
+    Bullets,
+    Document,
+    Name,
+    Paragraph,
+    Section,
+    Statement,
+    Statements,
+    Table,
+    Text,
+    parts,
+    printable,
+)
 
 _URL = re.compile(r"(https?://[^\s<>|`]*[^\s<>|`.,;:)\]])")
 _ACTIVE = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
@@ -18,48 +26,58 @@ _ENTITY = re.compile(r"&(?=#?\w+;)")
 _PLAIN_NAME = re.compile(r"[\w./:-]+")
 
 
-def to_markdown(report: ReportRecord) -> str:
-    """The report as CommonMark with tables and without raw HTML, ending in a newline."""
-    blocks = [
-        f"# Dead kernels: {escape(wording.moment(report))}",
-        f"**{escape(wording.verdict(report))}**",
-        escape(wording.watched_and_not(report)),
-    ]
-    findings = wording.by_severity(report.findings)
-    if findings:
-        blocks.append("## Findings")
-        blocks += [_finding(report, place, finding) for place, finding in enumerate(findings, start=1)]
-    if report.savings is not None and report.savings.channels:
-        blocks += ["## What pruning would save", escape(wording.savings(report.savings))]
-    if report.watched:
-        blocks += ["## Layers", table(wording.layer_table(report.watched))]
-        blocks += [_list([f"{name(layer.name)}: {escape(layer.note)}" for layer in report.watched if layer.note])]
-    groups = wording.not_watched(report)
-    if groups:
-        blocks.append("## Not watched")
-        blocks.append(
-            _list([f"{', '.join(name(layer.name) for layer in layers)}: {escape(why)}" for why, layers in groups])
-        )
-    if report.notes:
-        blocks += ["## Notes", _list([escape(note) for note in report.notes])]
+def to_markdown(document: Document) -> str:
+    """The document as CommonMark with tables and without raw HTML, ending in a newline; pictures are left out."""
+    top = [f"# {escape(document.title)}", f"**{escape(document.verdict)}**" if document.verdict else ""]
+    blocks = [*top, *(_block(block, level=2) for block in document.blocks)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def comparison_to_markdown(comparison: Comparison) -> str:
-    """A comparison of several runs as CommonMark with tables, the answer first."""
-    overlaps, findings = comparison.layer_table(), comparison.finding_table()
-    blocks = [
-        f"# Dead kernels compared: {escape(', '.join(comparison.runs))}",
-        f"**{escape(comparison.verdict())}**",
-        escape(comparison.reading()),
+def _block(block: Block, level: int) -> str:
+    if isinstance(block, Section):
+        inner = [text for text in (_block(part, level + 1) for part in block.blocks) if text]
+        return "\n\n".join([f"{'#' * level} {escape(block.title)}", *inner]) if inner else ""
+    if isinstance(block, Paragraph):
+        return _BLOCK_START.sub(_BACKSLASH, _line(block.text))
+    if isinstance(block, Bullets):
+        return _list([_line(item) for item in block.items])
+    if isinstance(block, Table):
+        return "\n\n".join([_table(block), *([escape(block.rest)] if block.rest else [])])
+    if isinstance(block, Statements):
+        return "\n\n".join(_statement(place, item, level) for place, item in enumerate(block.items, start=1))
+    return ""
+
+
+def _statement(place: int, statement: Statement, level: int) -> str:
+    facts = (("Severity", f"{statement.severity} ({statement.kind})"), *statement.facts)
+    return f"{'#' * level} {place}. {_line(statement.title)}\n\n" + _list(
+        [f"**{label}:** {escape(text)}" for label, text in facts]
+    )
+
+
+def _table(content: Table) -> str:
+    lines = [
+        [escape(heading) for heading in content.headings],
+        ["---:" if right else "---" for right in content.right],
+        *([name(first), *map(escape, rest)] for first, *rest in content.rows),
     ]
-    if overlaps.rows:
-        blocks += ["## Dead kernels", table(overlaps)]
-    if findings.rows:
-        blocks += ["## Findings", table(findings)]
-    if comparison.left_out:
-        blocks += ["## Not compared", _list([f"{name(layer)}: {escape(why)}" for layer, why in comparison.left_out])]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _list(items: list[str]) -> str:
+    # The start of an item may open a heading, a quotation or another list.
+    return "\n".join(f"- {_BLOCK_START.sub(_BACKSLASH, item)}" for item in items)
+
+
+def _line(text: Text) -> str:
+    return "".join(name(part.text) if isinstance(part, Name) else _words(part) for part in parts(text))
+
+
+def _words(text: str) -> str:
+    """Escaped, with the blanks that part it from the names beside it."""
+    inner = text.strip()
+    before, after = text.partition(inner)[::2] if inner else (text, "")
+    return f"{before}{escape(inner) if inner else ''}{after}"
 
 
 def escape(text: str) -> str:
@@ -69,8 +87,8 @@ def escape(text: str) -> str:
     and what only some dialects know by entities. Underscores within a word mean nothing to
     either: they stay readable.
     """
-    parts = _URL.split(_one_line(text))
-    return "".join(f"<{part}>" if place % 2 else _escaped(part) for place, part in enumerate(parts))
+    found = _URL.split(_one_line(text))
+    return "".join(f"<{part}>" if place % 2 else _escaped(part) for place, part in enumerate(found))
 
 
 def name(text: str) -> str:
@@ -79,42 +97,9 @@ def name(text: str) -> str:
     return f"`{text}`" if _PLAIN_NAME.fullmatch(text) else _escaped(_one_line(text))
 
 
-def table(content: wording.Table) -> str:
-    """A table; the first column holds names."""
-    lines = [
-        [escape(heading) for heading in content.headings],
-        ["---:" if right else "---" for right in content.right],
-        *([name(first), *map(escape, rest)] for first, *rest in content.rows),
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _finding(report: ReportRecord, place: int, finding: Finding) -> str:
-    where = "The network" if finding.layer is None else name(finding.layer)
-    title = f"### {place}. {where}: {escape(finding.title)}"
-    numbers = wording.evidence(finding)
-    said = [
-        ("Severity", f"{finding.severity} ({finding.kind})"),
-        ("Channels", wording.ranges(finding.channels)),
-        ("Evidence", f"{numbers}{'; ' if numbers else ''}{wording.rests_on(finding)}"),
-        ("Cause", finding.cause),
-        ("Advice", finding.advice),
-        ("Reference", finding.reference),
-    ]
-    return f"{title}\n\n" + _list([f"**{label}:** {escape(text)}" for label, text in said if text])
-
-
-def _list(items: list[str]) -> str:
-    # The start of an item may open a heading, a quotation or another list.
-    return "\n".join(f"- {_BLOCK_START.sub(_BACKSLASH, item)}" for item in items)
-
-
 def _one_line(text: str) -> str:
-    """Line breaks and other control characters made visible, so that none ends a line or a table cell."""
-    shown = text
-    if not text.isprintable():
-        shown = "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
-    return re.sub(" +", " ", shown).strip() or "(blank)"
+    """Blanks made even, as Markdown would show them."""
+    return re.sub(" +", " ", printable(text)).strip() or "(blank)"
 
 
 def _escaped(text: str) -> str:

@@ -25,7 +25,9 @@ class Finding:
     kind: str
     """One of the kinds of `lightning_deadkernel.diagnosis.rules.KINDS`, e.g. ``"dead_channels"``."""
     severity: Severity
+    """How bad it is."""
     layer: str | None
+    """The layer it is about; None: the whole network."""
     channels: tuple[int, ...]
     """Channel indices, ascending; empty where the finding is about the whole layer."""
     evidence: dict[str, float | int | str]
@@ -33,9 +35,13 @@ class Finding:
     cause: str
     """``"<word>: <explanation>"``; the word is one of `lightning_deadkernel.diagnosis.rules.CAUSES`."""
     advice: str
+    """What to do."""
     reference: str
+    """Where this is written up."""
     window: int
+    """The window it was found in."""
     samples: int | None
+    """Samples it rests on."""
     title: str = ""
     """What was found, in a few words: ``"6 of 16 kernels are dead (decayed)"``; where none is given, the kind."""
 
@@ -59,8 +65,11 @@ class Savings:
     """What removing dead and zero-kernel channels would save."""
 
     channels: int
+    """How many would go."""
     parameters: int
+    """Weights and biases that would go, those of what reads the channels among them."""
     bytes: int
+    """Size of these parameters."""
     unknown_consumers: tuple[str, ...] = ()
     """Layers with removable channels whose consumers the graph does not show: slices of those are not counted."""
 
@@ -70,9 +79,13 @@ class ChannelValues:
     """Per-channel numbers of the last window. Kept for the latest report only; lists have one value per channel."""
 
     firing_rate: list[float] | None = None
+    """Share of samples and positions with a positive activation, over the sampled steps."""
     gradient: list[float] | None = None
+    """Largest absolute gradient seen in the window."""
     dormant_score: list[float] | None = None
+    """ReDo's score, mean activation over the layer's mean of it (Sokar et al. 2023, arXiv 2302.12902)."""
     norms: list[float] | None = None
+    """L2 norm of each kernel at the window's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +97,7 @@ class LayerReport(LayerStatistics):
     evidence: Literal["activation", "sampled activation", "gradient", "weight"] = "activation"
     """What the states rest on."""
     values: ChannelValues | None = None
+    """Numbers per channel, in the latest report only."""
 
     def _where(self, state: State) -> list[int]:
         return channels_with(self.codes, STATE_BITS, STATES.index(state))
@@ -166,9 +180,11 @@ class RunDescription:
     model: str
     """Class name of the LightningModule."""
     optimizers: tuple[OptimizerDescription, ...] = ()
+    """In the order in which the training has them."""
     precision: str = "32-true"
     """As Lightning names it."""
     ranks: int = 1
+    """Processes that trained together."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version, of Python, torch, lightning and this package."""
     started: str = ""
@@ -184,21 +200,29 @@ class ReportRecord:
     window: int
     """0: the state at initialisation, before the first optimizer step. Windows count from 1."""
     epoch: int
+    """Epoch in which the window ended."""
     global_step: int
+    """Optimizer steps of the whole training so far."""
     samples: int | None
     """Samples the verdicts rest on, over all ranks; None where a batch's size cannot be told."""
     batches: int
+    """Batches in the window."""
     optimizer_steps: int
+    """Optimizer steps in the window."""
     sampled_steps: int
+    """Steps on which the costlier statistics were taken."""
     layers: tuple[LayerReport, ...]
     """In forward order; excluded layers last."""
     findings: tuple[Finding, ...] = ()
     """Errors first, then warnings, then infos; forward order within."""
     savings: Savings | None = None
+    """What removing dead and zero kernels would save."""
     notes: tuple[str, ...] = ()
     """What could not be watched, and why."""
     gradient_norm: float | None = None
+    """L2 norm of all gradients, median over the sampled steps."""
     skipped_steps: int = 0
+    """Sampled optimizer steps skipped for overflow in mixed precision."""
     audited: str | None = None
     """Name of the file whose weights alone were looked at; None for a window of training."""
     thresholds: Thresholds = field(default_factory=Thresholds)

@@ -1,26 +1,86 @@
-"""The report: the records of one window with their formats."""
+"""The report: the records of one window, with the forms in which to look at them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from lightning_deadkernel.observation import STATISTICS
+from lightning_deadkernel.report import sentences
 from lightning_deadkernel.report.codec import from_json, to_json
-from lightning_deadkernel.report.html import to_html
+from lightning_deadkernel.report.console import renderable
+from lightning_deadkernel.report.describe import describe, describe_briefly
+from lightning_deadkernel.report.html import to_html, to_notebook
 from lightning_deadkernel.report.markdown import to_markdown
-from lightning_deadkernel.report.records import ReportRecord
+from lightning_deadkernel.report.records import ChannelValues, ReportRecord
+from lightning_deadkernel.report.states import COUNTED, FLAGS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.console import RenderableType
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(ReportRecord):
     """What one window says of the whole network; it reads back from its own JSON."""
 
+    @property
+    def verdict(self) -> str:
+        """The report in one line: the worst finding, or that nothing was found and on how many kernels."""
+        return sentences.verdict(self)
+
     def to_markdown(self) -> str:
         """The report as Markdown: the verdict, what was watched, the findings, the layers, what was not watched."""
-        return to_markdown(self)
+        return to_markdown(describe(self))
+
+    def to_dataframe(self) -> DataFrame:
+        """One row a layer: its name and kind, a count for each state and flag, and every statistic.
+
+        Raises:
+            ImportError: where pandas is not installed.
+        """
+        return _frame(
+            [
+                {
+                    "layer": layer.name,
+                    "kind": layer.kind,
+                    "channels": layer.channels,
+                    "depth": layer.depth,
+                    "activation": layer.activation,
+                    "evidence": layer.evidence,
+                    "excluded": layer.excluded,
+                    **{word.attribute: len(getattr(layer, word.attribute)) for word in COUNTED},
+                    **{shown.name: getattr(layer, shown.name) for shown in STATISTICS},
+                }
+                for layer in self.layers
+            ]
+        )
+
+    def channels_dataframe(self) -> DataFrame:
+        """One row a channel: its layer, index, state and flags, and what was measured of it in the latest window.
+
+        Raises:
+            ImportError: where pandas is not installed.
+        """
+        measures = [measure.name for measure in fields(ChannelValues)]
+        rows: list[dict[str, object]] = []
+        for layer in self.layers:
+            values = {name: getattr(layer.values, name, None) for name in measures}
+            for channel, (state, code) in enumerate(zip(layer.states, layer.codes, strict=True)):
+                rows.append(
+                    {
+                        "layer": layer.name,
+                        "channel": channel,
+                        "state": state,
+                        **{flag: bool(code & bit) for flag, bit in FLAGS.items()},
+                        **{name: known[channel] if known is not None else None for name, known in values.items()},
+                    }
+                )
+        return _frame(rows)
 
     def save(self, path: str | os.PathLike[str], pictures: Mapping[str, bytes] | None = None) -> None:
         """Write the report to `path`, in the format its ending names: `.json`, `.md` or `.html`.
@@ -34,7 +94,6 @@ class Report(ReportRecord):
 
         Raises:
             ValueError: for any other ending.
-            ImportError: for `.html` where jinja2 is not installed.
         """
         target = Path(path)
         ending = target.suffix.lower()
@@ -43,7 +102,7 @@ class Report(ReportRecord):
         elif ending == ".md":
             text = self.to_markdown()
         elif ending == ".html":
-            text = to_html(self, pictures or {})
+            text = to_html(describe(self, pictures))
         else:
             raise ValueError(f"Expected a path that ends in .json, .md or .html, but got {str(path)!r}.")
         write_atomically(target, text)
@@ -58,6 +117,24 @@ class Report(ReportRecord):
                 file and the place in it.
         """
         return from_json(Report, Path(path).read_bytes(), source=str(path))
+
+    def __str__(self) -> str:
+        return "\n".join([sentences.moment(self), self.verdict, sentences.watched_and_not(self)])
+
+    def __repr__(self) -> str:
+        return f"<Report of {sentences.moment(self)}: {self.verdict}>"
+
+    def __rich__(self) -> RenderableType:
+        return renderable(describe_briefly(self))
+
+    def _repr_html_(self) -> str:
+        return to_notebook(describe(self))
+
+
+def _frame(rows: list[dict[str, object]]) -> DataFrame:
+    from pandas import DataFrame
+
+    return DataFrame(rows)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

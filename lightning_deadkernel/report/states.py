@@ -115,7 +115,7 @@ COUNTED: tuple[Word, ...] = (
     *(word for word in _FLAGS if word.bit != FROZEN),
 )
 """All that is counted a layer, in the order of columns."""
-FROZEN_FLAG = _FLAGS[-1]
+ZERO_KERNEL_FLAG, FROZEN_FLAG = _FLAGS[0], _FLAGS[-1]
 WORDS: tuple[str, ...] = tuple(word.name for word in SHOWN)
 COLOURS: dict[str, str] = {word.name: word.colour for word in SHOWN}
 """Name -> colour. Apart by 13 or more in CIEDE2000 to every eye, with any kind of colour blindness, and from white."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_deadkernel import figures
 from lightning_deadkernel.loggers import RunLog, report_folder
-from lightning_deadkernel.report.console import print_report
+from lightning_deadkernel.report.console import print_document
+from lightning_deadkernel.report.describe import describe_briefly
 from lightning_deadkernel.report.report import Report, write_atomically
 from lightning_deadkernel.training.options import Options
 
@@ -78,10 +78,9 @@ class Outputs:
         if self.with_figures and self._drawn_window < report.window:
             self.log.pictures(self._draw(reports), self._step)
         if self.folder is not None:
-            if importlib.util.find_spec("jinja2") is not None:
-                report.save(self.folder / "report.html", self._pictures)
+            report.save(self.folder / "report.html", self._pictures)
             self.log.files(self.folder)
-        print_report(report)
+        print_document(describe_briefly(report))
         if self.folder is not None:
             rank_zero_info(f"DeadKernelMonitor: the report is in {self.folder}")
 

@@ -14,9 +14,11 @@ from tensorboard.plugin_util import markdown_to_safe_html
 
 from helpers.example_reports import MALICIOUS, healthy_report, malicious_report, sick_report
 from helpers.reports import codes
-from lightning_deadkernel.report import describe as wording
+from lightning_deadkernel.report.describe import layer_table
 from lightning_deadkernel.report.markdown import escape, name
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.sentences import verdict
+from lightning_deadkernel.report.text import number, percent, ranges
 
 COMMONMARK = MarkdownIt("commonmark").enable("table")
 
@@ -45,25 +47,26 @@ def test_the_note_is_the_golden_one(kind: str, golden: Callable[[str, str], None
 def test_the_verdict_comes_before_findings_layers_and_what_was_not_watched() -> None:
     text = sick_report().to_markdown()
     headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
-    assert headings == ["Findings", "What pruning would save", "Layers", "Not watched", "Notes"]
-    assert text.index("**attention.mix: the gradient vanishes. In all: 1 error") < text.index("## Findings")
+    assert headings == ["Findings", "What pruning would save", "Layers", "Not watched", "Notes", "Run"]
+    verdict = "**head: all kernels are identical (constant initialisation). In all: 1 error"
+    assert text.index(verdict) < text.index("## Findings")
 
 
 def test_a_healthy_report_says_so_with_its_counts() -> None:
-    assert wording.verdict(healthy_report()) == "Nothing found: 42 kernels in 2 layers watched over 12,000 samples."
+    assert verdict(healthy_report()) == "Nothing found: 42 kernels in 2 layers watched over 12,000 samples."
 
 
 def test_a_report_that_watched_nothing_is_not_called_healthy() -> None:
     nothing = replace(healthy_report(), layers=())
-    assert wording.verdict(nothing) == "Nothing could be watched, so nothing can be said."
+    assert verdict(nothing) == "Nothing could be watched, so nothing can be said."
     assert "Nothing found" not in nothing.to_markdown()
 
 
 def test_causes_of_one_finding_are_counted_together_in_the_verdict() -> None:
     report = sick_report()
-    dead = report.findings[1]
+    (dead,) = [found for found in report.findings if found.kind == "dead_channels" and found.layer == "features.3"]
     other = replace(dead, channels=(9,), cause="born dead: never fired")
-    said = wording.verdict(replace(report, findings=(dead, other)))
+    said = verdict(replace(report, findings=(dead, other)))
     assert said.startswith("features.3: 6 of 32 kernels are dead (knocked out), and 1 more for other reasons.")
 
 
@@ -80,23 +83,23 @@ def test_an_audit_says_that_nothing_was_run() -> None:
 
 
 def test_the_number_of_batches_stands_in_where_samples_cannot_be_counted() -> None:
-    assert "watched over 100 batches of untold size" in wording.verdict(replace(healthy_report(), samples=None))
+    assert "watched over 100 batches of untold size" in verdict(replace(healthy_report(), samples=None))
 
 
 def test_columns_without_content_are_left_out() -> None:
-    headings = wording.layer_table(healthy_report().watched).headings
+    headings = layer_table(healthy_report().watched).headings
     assert "dead" not in headings
     assert "zero activations" not in headings
     assert "fires" in headings
 
 
 def test_what_a_layers_evidence_cannot_tell_is_a_dash_and_not_a_zero() -> None:
-    table = wording.layer_table(sick_report().watched)
+    table = layer_table(sick_report().watched)
     cells = {row[0]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
     assert cells["attention.mix"]["dead"] == "-"
     assert cells["attention.mix"]["zero gradient"] == "1"
     assert cells["features.0"]["dead"] == "2"
-    assert cells["head"]["dead"] == "0"
+    assert cells["features.0"]["zero gradient"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -110,13 +113,13 @@ def test_what_a_layers_evidence_cannot_tell_is_a_dash_and_not_a_zero() -> None:
     ],
 )
 def test_channels_are_told_as_ranges(channels: tuple[int, ...], text: str) -> None:
-    assert wording.ranges(channels) == text
+    assert ranges(channels) == text
 
 
 @settings(max_examples=50)
 @given(st.sets(st.integers(0, 60)))
 def test_ranges_name_every_channel_once(channels: set[int]) -> None:
-    told = wording.ranges(sorted(channels), limit=100)
+    told = ranges(sorted(channels), limit=100)
     ends = [part.split("-") for part in told.split(", ") if part]
     assert [c for end in ends for c in range(int(end[0]), int(end[-1]) + 1)] == sorted(channels)
 
@@ -134,7 +137,7 @@ def test_ranges_name_every_channel_once(channels: set[int]) -> None:
     ],
 )
 def test_a_share_is_never_rounded_to_none_or_all_of_it(share: float | None, text: str) -> None:
-    assert wording.percent(share) == text
+    assert percent(share) == text
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def test_a_share_is_never_rounded_to_none_or_all_of_it(share: float | None, text
     ],
 )
 def test_numbers_are_rounded_for_people(value: float, text: str) -> None:
-    assert wording.number(value) == text
+    assert number(value) == text
 
 
 @pytest.mark.parametrize("render", [COMMONMARK.render, markdown_to_safe_html], ids=["commonmark", "tensorboard"])
@@ -170,9 +173,9 @@ def test_tables_lists_and_links_come_out_as_such(render: object) -> None:
     html = render(sick_report().to_markdown())  # type: ignore[operator]
     assert html.count("<table>") == 1
     assert html.count("<tr>") == 5
-    assert html.count("<h3>") == 4
+    assert html.count("<h3>") == 7
     assert '<a href="https://proceedings.mlr.press/v9/glorot10a.html"' in html
-    assert "weight_decay=0.01" in shown(html)
+    assert "weight_decay 0.01" in shown(html)
 
 
 @settings(max_examples=50)

@@ -14,23 +14,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.example_reports import healthy_report, malicious_report, sick_report
+from helpers.example_reports import malicious_report, sick_report
 from helpers.reports import codes
-from lightning_deadkernel.observation import WindowTensors
+from lightning_deadkernel.observation import STATISTICS, WindowTensors
 from lightning_deadkernel.report import codec as schema
 from lightning_deadkernel.report.records import (
     SEVERITIES,
     ChannelValues,
     Finding,
     LayerReport,
-    OptimizerDescription,
-    RunDescription,
     Savings,
 )
 from lightning_deadkernel.report.report import Report, write_atomically
-from lightning_deadkernel.report.states import FLAGS, STATES
+from lightning_deadkernel.report.states import COUNTED, FLAGS, STATES
+from lightning_deadkernel.thresholds import Thresholds
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "report_schema.md"
+VERSION_1 = Path(__file__).parent / "golden" / "version_1.json"
 
 numbers = st.floats(allow_nan=False)
 maybe = st.none() | numbers
@@ -300,30 +299,38 @@ def test_a_compact_report_keeps_all_but_values_and_tensors() -> None:
     assert compact.findings == report.findings
 
 
-def test_a_file_of_version_1_gives_each_finding_its_kind_as_title(tmp_path: Path) -> None:
-    record = json.loads(schema.to_json(sick_report())) | {"version": 1}
-    for finding in record["findings"]:
-        del finding["title"]
-    path = tmp_path / "old.json"
-    path.write_text(json.dumps(record))
-    assert [finding.title for finding in Report.load(path).findings][:2] == ["vanishing gradient", "dead channels"]
+def test_a_report_that_version_0_1_0_wrote_still_reads_and_shows_itself() -> None:
+    report = Report.load(VERSION_1)
+    assert report.dead_channels == {"conv1": [3, 5, 11]}
+    assert report["conv1"].zero_kernels == [5]
+    assert [finding.title for finding in report.findings] == ["dead channels", "dead channels", "zero kernels"]
+    assert (report.run, report.thresholds) == (None, Thresholds())
+    assert "of 16 kernels" not in report.verdict
+    assert report.verdict.startswith("conv1: dead channels")
+    assert schema.from_json(Report, schema.to_json(report)) == report
 
 
-def test_the_written_schema_names_every_key_and_word_that_is_written_and_no_other() -> None:
-    document = DOCUMENT.read_text()
-    documented = set(re.findall(r"^\| `([^`]+)` \|", document, flags=re.MULTILINE))
-    kinds = (Report, LayerReport, ChannelValues, Finding, Savings, RunDescription, OptimizerDescription)
-    written = {f.name for kind in kinds for f in fields(kind)} - {"tensors", "codes"}
-    assert documented == written | {"schema", "version", "summary", "states", "flags"}
-    for word in [*STATES[1:], *FLAGS, *healthy_report().summary()]:
-        assert f"`{word}`" in document
-    assert f"version {schema.VERSION}" in document
+def test_a_report_in_text_is_a_few_lines() -> None:
+    lines = str(sick_report()).splitlines()
+    assert lines[:2] == ["window 3 (epoch 2, global step 60)", sick_report().verdict]
+    assert len(lines) == 3
+    assert repr(sick_report()) == f"<Report of {lines[0]}: {lines[1]}>"
 
 
-def test_the_example_in_the_written_schema_is_a_report() -> None:
-    example = re.search(r"```json\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
-    assert example is not None
-    assert schema.from_json(Report, example.group(1))["conv1"].dead == [3, 11]
+def test_a_dataframe_has_a_row_a_layer_and_one_a_channel() -> None:
+    pytest.importorskip("pandas")
+    report = sick_report()
+    layers = report.to_dataframe().set_index("layer")
+    assert list(layers.index) == [layer.name for layer in report.layers]
+    assert (layers.loc["features.0", "dead"], layers.loc["features.0", "zero_kernels"]) == (2, 2)
+    assert layers.loc["attention.mix", "gradient_ratio"] == 3.1e-9
+    assert {shown.name for shown in STATISTICS} | {word.attribute for word in COUNTED} <= set(layers.columns)
+    channels = report.channels_dataframe()
+    assert len(channels) == sum(layer.channels for layer in report.layers)
+    dead = channels[channels.state == "dead"]
+    assert dead.groupby("layer").channel.apply(list).to_dict() == report.dead_channels
+    assert list(dead.firing_rate) == [0.0] * 8
+    assert channels[channels.zero_kernel].channel.to_list() == [3, 11]
 
 
 def test_an_unknown_layer_is_told_with_near_names() -> None:

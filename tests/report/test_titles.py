@@ -7,7 +7,8 @@ import warnings
 import pytest
 
 from helpers.windows import FIRST_OFF, Run, layer, start
-from lightning_deadkernel.report import console, describe
+from lightning_deadkernel.report.console import to_text
+from lightning_deadkernel.report.describe import describe, describe_briefly
 from lightning_deadkernel.report.html import to_html
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.training.window_end import speak
@@ -28,8 +29,8 @@ def test_the_warning_and_every_document_say_the_same_of_a_finding(report: Report
         warnings.simplefilter("always")
         speak(report, set(), "warn")
     assert str(caught[0].message).startswith(HEADLINE)
-    assert describe.verdict(report).startswith(HEADLINE)
+    assert report.verdict.startswith(HEADLINE)
     assert f"conv`: {TITLE}" in report.to_markdown()
-    assert TITLE in to_html(report, {})
-    for rich in (True, False):
-        assert HEADLINE in " ".join(console.render(report, 200, rich, full=True).split())
+    assert TITLE in to_html(describe(report))
+    for document in (describe(report), describe_briefly(report)):
+        assert HEADLINE in " ".join(to_text(document, 200).split())

@@ -1,0 +1,143 @@
+"""What can be said of a report in a sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, ReportRecord, Savings
+from lightning_deadkernel.report.text import count, number, percent, size
+from lightning_deadkernel.thresholds import Thresholds
+
+_IN_HEADLINE = {"channels", "of"}
+_SHARES = ("share", "share_of_steps", "fraction", "firing_rate", "rate_bound", "sparsity", "weight_zeros", "near_zeros")
+"""Endings of the names of what is shown in percent."""
+
+
+def evidence(finding: Finding, audited: bool = False) -> str:
+    """The numbers a finding rests on, and when it was seen: ``"growth 210; seen in window 3 over 120 samples"``."""
+    parts = []
+    for name, value in finding.evidence.items():
+        if finding.channels and name in _IN_HEADLINE:
+            continue
+        share = isinstance(value, float) and 0 <= value <= 1 and name.endswith(_SHARES)
+        parts.append(f"{name.replace('_', ' ')} {percent(float(value)) if share else number(value)}")
+    return f"{', '.join(parts)}{'; ' if parts else ''}{_rests_on(finding, audited)}"
+
+
+def _rests_on(finding: Finding, audited: bool) -> str:
+    """When it was seen, and over how much."""
+    if audited:
+        return "seen in the weights"
+    if finding.window == 0:
+        return "seen at initialisation"
+    over = "" if finding.samples is None else f" over {count(finding.samples, 'sample')}"
+    return f"seen in window {finding.window:,}{over}"
+
+
+def by_severity(findings: Sequence[Finding]) -> list[Finding]:
+    """Worst first, otherwise as they come."""
+    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
+
+
+def tally(findings: Sequence[Finding]) -> str:
+    """``"1 error, 2 warnings, 1 info"``."""
+    counts = Counter(finding.severity for finding in findings)
+    return ", ".join(
+        f"{counts[severity]} {severity}{'s' if counts[severity] > 1 and severity != 'info' else ''}"
+        for severity in reversed(SEVERITIES)
+        if counts[severity]
+    )
+
+
+def watched(report: ReportRecord) -> str:
+    """How much was looked at: ``"26 kernels in 4 layers watched over 1,437 samples"``."""
+    what = f"{count(report.channels, 'kernel')} in {count(len(report.watched), 'layer')}"
+    if report.audited is not None:
+        return f"{what} looked at by their weights alone"
+    if report.window == 0:
+        return f"{what} looked at before the first step"
+    if report.samples is None:
+        return f"{what} watched over {report.batches:,} batch{'es' * (report.batches != 1)} of untold size"
+    return f"{what} watched over {count(report.samples, 'sample')}"
+
+
+def moment(report: ReportRecord) -> str:
+    """What the report speaks about: ``"window 3 (epoch 2, global step 469)"``."""
+    if report.audited is not None:
+        return f"the weights in {report.audited}; nothing was run"
+    if report.window == 0:
+        return "window 0, the state at initialisation, before the first optimizer step"
+    return f"window {report.window:,} (epoch {report.epoch:,}, global step {report.global_step:,})"
+
+
+def verdict(report: ReportRecord) -> str:
+    """The whole report in one line: the worst finding, or that there is none."""
+    if not report.watched:
+        return "Nothing could be watched, so nothing can be said."
+    findings = by_severity(report.findings)
+    if not findings:
+        return f"Nothing found: {watched(report)}."
+    worst = findings[0]
+    if worst.severity == "info":
+        return f"Nothing wrong: {watched(report)}. {count(len(findings), 'remark')}, none of them a problem by itself."
+    same = [f for f in findings if (f.kind, f.layer) == (worst.kind, worst.layer) and f is not worst]
+    others = {f.layer for f in findings if (f.kind, f.severity) == (worst.kind, worst.severity)} - {worst.layer}
+    rest = f" In all: {tally(findings)}." if len(findings) > 1 else ""
+    more = sum(len(finding.channels) for finding in same)
+    also = f", and {more:,} more for other reasons" if more else ""
+    also += f", as in {count(len(others), 'other layer')}" if others and worst.layer is not None else ""
+    line = f"{worst.headline}{also}.{rest}"
+    return line[0].upper() + line[1:] if worst.layer is None else line
+
+
+def watched_and_not(report: ReportRecord) -> str:
+    """What is watched and what is not, in one line."""
+    parts = [f"{watched(report)[0].upper()}{watched(report)[1:]}"]
+    weaker = Counter(layer.evidence for layer in report.watched if layer.evidence != "activation")
+    if report.audited is None and report.window:
+        words = {
+            "sampled activation": "by their activations on sampled steps only",
+            "gradient": "by gradients only (no activation to read), so none of their kernels is called dead",
+            "weight": "by their weights only",
+        }
+        parts += [f"{n:,} of these layers {words[kind]}" for kind, n in weaker.items()]
+    for state, meaning in (
+        ("zero_gradient", "without any gradient"),
+        ("silent", "silent (never fired, but a gradient passes and may revive them)"),
+    ):
+        some = sum(len(getattr(layer, state)) for layer in report.watched)
+        if some:
+            parts.append(f"{count(some, 'kernel')} {meaning}")
+    not_watched = len(report.layers) - len(report.watched)
+    parts.append(f"{count(not_watched, 'layer')} not watched" if not_watched else "no layer left out")
+    return "; ".join(parts) + "."
+
+
+def savings(saved: Savings) -> str:
+    """What pruning would save, in a sentence."""
+    text = (
+        f"Removing {count(saved.channels, 'dead or zero kernel')} would save {count(saved.parameters, 'parameter')} "
+        f"({size(saved.bytes)})"
+    )
+    if saved.unknown_consumers:
+        text += f", and more where the graph does not show what reads them: {', '.join(saved.unknown_consumers)}"
+    return text + "."
+
+
+def not_watched(report: ReportRecord) -> list[tuple[str, list[LayerReport]]]:
+    """Reason -> the layers excluded for it, in order of appearance."""
+    groups: dict[str, list[LayerReport]] = {}
+    for layer in report.layers:
+        if layer.excluded is not None:
+            groups.setdefault(layer.excluded, []).append(layer)
+    return list(groups.items())
+
+
+def own_thresholds(thresholds: Thresholds) -> str:
+    """The lines that were drawn elsewhere than usual: ``"dormant 0.1 (usually 0.025)"``; empty where none was."""
+    usual, own = asdict(Thresholds()), asdict(thresholds)
+    return ", ".join(
+        f"{name} {number(own[name])} (usually {number(usual[name])})" for name in own if own[name] != usual[name]
+    )
