@@ -22,9 +22,9 @@ from lightning_deadkernel.figures.canvas import (
 )
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.figures.titles import pasts_of
-from lightning_deadkernel.report.text import number
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,9 +23,9 @@ from lightning_deadkernel.figures.canvas import (
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.figures.titles import pasts_of
 from lightning_deadkernel.observation import HEALTHY_UPDATE_RATIO
-from lightning_deadkernel.report.text import number, percent
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.text import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
