@@ -22,7 +22,8 @@ from lightning_deadkernel.report.document import (
 _URL = re.compile(r"(https?://[^\s<>|`]*[^\s<>|`.,;:)\]])")
 _ACTIVE = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
 _BLOCK_START, _BACKSLASH = re.compile(r"^(\d*)([#+.)>-])"), r"\1\\\2"
-_ENTITY = re.compile(r"&(?=#?\w+;)")
+_ENTITY = re.compile(r"&(?=#?\w)")
+"""With or without its semicolon: browsers read ``&copy`` as a sign too."""
 _PLAIN_NAME = re.compile(r"[\w./:-]+")
 
 

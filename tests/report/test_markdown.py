@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from tensorboard.plugin_util import markdown_to_safe_html
@@ -179,6 +179,8 @@ def test_tables_lists_and_links_come_out_as_such(render: object) -> None:
 
 
 @settings(max_examples=50)
+@example("&#1")
+@example("R&D &copy &lt")
 @given(st.text(st.sampled_from("ab1 |*_`~$<>&#-+.[]()!\\\n:;{}=")))
 def test_any_text_is_shown_as_it_is(text: str) -> None:
     for render in (COMMONMARK.render, markdown_to_safe_html):
