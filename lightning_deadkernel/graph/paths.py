@@ -387,7 +387,9 @@ class PathTracer:
         activation = reader(node)
         if activation is None or activation.unreadable(node) is not None:
             return False
-        saved_shapes = {tuple(peek(node, saved).shape) for saved in activation.names if peek(node, saved) is not None}
+        saved_shapes = {
+            tuple(peek(node, saved).shape) for saved in activation.names if isinstance(peek(node, saved), Tensor)
+        }
         if saved_shapes == {output_shape(node)}:
             self.functions[index] = self._reads(index, reader, parts, output_shape(node))
         return True
@@ -458,7 +460,7 @@ class PathTracer:
     def _self_gated(self, index: int, gate: Trace) -> Reader | None:
         """x * f(x): read at the product, in place of f."""
         node = self.graph.nodes[index]
-        if peek(node, "self") is None or peek(node, "other") is None or gate.behind is None:
+        if not all(isinstance(peek(node, side), Tensor) for side in ("self", "other")) or gate.behind is None:
             return None
         if node._saved_self.shape != node._saved_other.shape:
             return None
@@ -472,7 +474,7 @@ class PathTracer:
     def _full_mask(self, index: int, saved: str, trace: Trace, keeps: bool) -> Reader | None:
         held = peek(self.graph.nodes[index], saved)
         axes = {part.at.axis - len(output_shape(self.graph.nodes[index])) for part in trace.parts}
-        if held is None or any(is_shared_by_channels(held, axis) for axis in axes):
+        if not isinstance(held, Tensor) or any(is_shared_by_channels(held, axis) for axis in axes):
             return None
         if tuple(held.shape) != output_shape(self.graph.nodes[index]):
             return None
@@ -482,7 +484,7 @@ class PathTracer:
         """A product with a mask of nothing but 0 and 1 that was made without a gradient: x * (x > 0)."""
         node, saved = self.graph.nodes[index], "other" if position == 0 else "self"
         other = peek(node, saved)
-        if other is None or other.numel() <= 1 or other.numel() != prod(output_shape(node)):
+        if not isinstance(other, Tensor) or other.numel() <= 1 or other.numel() != prod(output_shape(node)):
             return None  # a constant, or one value for many entries: no mask of each channel and position
         if other.dtype is not torch.bool:
             # Dropout scales what it keeps by 1/(1-p) > 1; a hand-made mask x * (x > 0) keeps it as it is.

@@ -31,6 +31,8 @@ class GraphMap:
         self.axes: dict[str, int] = {}
         self.otherwise: set[str] = set()
         """Layers whose weight some op uses in another orientation than its module does."""
+        self.shared: set[str] = set()
+        """Layers whose consumers are known not to be all known."""
         self.failures: dict[str, Exception] = {}
         """Layers that could not be read -> why."""
         self.uses = self._find_uses()
@@ -76,13 +78,15 @@ class GraphMap:
             return LayerUse(layer, depth, rank, Paths(lost=self.graph.names[index]), (), Neighbourhood(), False, None)
         layer, at = found
         paths = PathTracer(kernels, self.paths_after).trace(index, at)
-        if facts.consumers is not None:
+        if facts.consumers is not None and layer.name not in self.shared:
             beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, at)
             paths = replace(
                 paths,
                 consumers=beyond.consumers,
                 shared=beyond.shared or bool(beyond.unknown) or beyond.lost is not None,
             )
+            if paths.shared:  # once is enough, and a recurrence has as many uses as steps
+                self.shared.add(layer.name)
         producers = kernels.producers(index) if facts.producers is not None else None
         beside = kernels.neighbourhood(index, at)
         activations = tuple(read.live(self.graph.nodes[read.node]) for read in paths.reads)
