@@ -17,6 +17,12 @@ Gating = Literal["rectifier", "leaky", "smooth", "bounded"]
 """How an activation behaves on its off side: exactly zero output and slope (rectifier), a small slope (leaky), a slope
 that fades out (smooth), or flat ends on both sides (bounded)."""
 
+Rows = Literal["kernels", "gate", "projection", "table", "codes", "experts"]
+"""What the rows of a weight are: kernels; those of one gate of a recurrent layer, or of one projection of attention,
+that stand among others in one tensor; entries of a table that is looked up, or of a codebook; whole experts."""
+OF_KERNELS: tuple[Rows, ...] = ("kernels", "gate", "projection")
+LOOKED_UP: tuple[Rows, ...] = ("table", "codes")
+
 
 @dataclass
 class Consumer:
@@ -86,6 +92,8 @@ class LayerStatistics:
     """``"relu"``, ... ; None where none follows; ``"unknown"`` where it cannot be read."""
     gating: Gating | None = None
     """None where no activation is readable on every path to the loss."""
+    rows: Rows = "kernels"
+    """What its channels are."""
     excluded: str | None = None
     """Why the layer is not watched; None where it is."""
     note: str | None = None

@@ -12,7 +12,7 @@ from lightning_deadkernel.diagnosis.gradient_causes import UNDERFLOW_SHARE
 from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.diagnosis.rule import Found
 from lightning_deadkernel.diagnosis.rules import RULES
-from lightning_deadkernel.observation import LayerWindow, Window
+from lightning_deadkernel.observation import OF_KERNELS, LayerWindow, Window
 from lightning_deadkernel.report.records import SEVERITIES, ChannelValues, Finding, LayerReport
 from lightning_deadkernel.report.states import STATE_BITS, STATES
 from lightning_deadkernel.thresholds import Thresholds
@@ -89,7 +89,7 @@ def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
             dormant_score=_list(scores),
             norms=_list(layer.norms),
         )
-        if watched
+        if watched and layer.rows in OF_KERNELS
         else None,
     )
 
@@ -100,7 +100,9 @@ def _note(layer: LayerWindow, codes: Tensor) -> str | None:
     without = int((states == STATES.index("zero-gradient")).sum())
     unknown = int((states == STATES.index("unknown")).sum())
     parts = [layer.note] if layer.note else []
-    if without:
+    if without and layer.rows not in OF_KERNELS:
+        parts.append(f"{without} of {layer.channels} had no gradient in this window")
+    elif without:
         parts.append(
             f"{without} of {layer.channels} kernels had no gradient in this window; no activation can be read here, so"
             " they may be dead, or nothing may listen to them"

@@ -33,3 +33,8 @@ PRUNE_DOCS = (
     "PyTorch documentation, torch.nn.utils.prune, https://pytorch.org/docs/stable/generated/torch.nn.utils.prune.html"
 )
 AUTOGRAD_DOCS = "PyTorch documentation, Autograd mechanics, https://pytorch.org/docs/stable/notes/autograd.html"
+CODES = "Dhariwal et al. 2020, Jukebox (random restarts of codes), https://arxiv.org/abs/2005.00341"
+EXPERTS = "Shazeer et al. 2017, Outrageously Large Neural Networks, https://arxiv.org/abs/1701.06538"
+EMBEDDING_DOCS = (
+    "PyTorch documentation, torch.nn.Embedding, https://pytorch.org/docs/stable/generated/torch.nn.Embedding.html"
+)

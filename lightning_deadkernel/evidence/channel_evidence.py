@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -171,12 +172,18 @@ class ChannelEvidence:
 
     # -- gradients -----------------------------------------------------------------------------------------------
 
-    def read_gradients(self, only: frozenset[str] | None = None) -> None:
+    @property
+    def without_gradient(self) -> set[str]:
+        """Layers with channels that are not known to have had a gradient in this window."""
+        return self._no_gradient.parts
+
+    def read_gradients(self, only: frozenset[str] | None = None, looked_up: Mapping[str, Tensor] | None = None) -> None:
         r"""Notes the \|gradient\| of every channel: one launch for all 1-D sources of the network; weight rows are
         read only for layers that have not shown a gradient on all channels yet.
 
         Args:
             only: names of the layers in the graph of this backward, where others may hold stale gradients.
+            looked_up: tables -> (n,) rows that this backward looked up: none of the others has got a gradient.
         """
         if self._flat:
             if only is None and not self._elsewhere:
@@ -192,7 +199,8 @@ class ChannelEvidence:
             self._no_gradient.poll()
             left = self._no_gradient.parts
             pending = [name for name in self._rows if name in left and (only is None or name in only)]
-            read = [self._read_kernel(name, "gradient", "nonfinite") for name in pending]
+            rows = looked_up or {}
+            read = [self._read_kernel(name, "gradient", "nonfinite", rows.get(name)) for name in pending]
             if any(read) and self._no_gradient.is_count_due():
                 self._count_no_gradient([name for name in self._rows if name in left])
 
@@ -209,9 +217,9 @@ class ChannelEvidence:
             self._flush_gradients()
             self._count_no_gradient(pending)
 
-    def _read_kernel(self, name: str, largest: str, nonfinite: str | None = None) -> bool:
+    def _read_kernel(self, name: str, largest: str, nonfinite: str | None = None, rows: Tensor | None = None) -> bool:
         layer = self.sources[name].layer
-        maxima = kernel_max(layer)
+        maxima = table_max(layer, rows) if layer.is_looked_up else kernel_max(layer)
         if maxima is None:
             return False
         maxima, seen = self._placed(maxima, layer.channels), self.segment(largest, name)
@@ -267,6 +275,27 @@ class ChannelEvidence:
                 self._put((kind, key), values)
                 if kind == "sums" and key in self.activations:
                     self._entries[key] = values[-self.activations[key] :].cpu().clone()
+
+
+def table_max(layer: Layer, rows: Tensor | None) -> Tensor | None:
+    """(C,) largest \\|gradient\\| of each row of a table; None without a gradient.
+
+    Args:
+        layer: the table.
+        rows: (n,) those that may have one; None: any.
+    """
+    grad = layer.main.grad
+    if grad is None or is_sharded(grad):
+        return None if grad is None else kernel_max(layer)
+    if grad.is_sparse:
+        grad = grad.coalesce()
+        rows, values = grad.indices()[0], grad.values()
+    elif rows is not None:
+        values = grad.detach().index_select(0, rows)
+    else:
+        return row_max(grad.detach())
+    maxima = row_max(values)
+    return maxima.new_zeros(layer.channels).scatter_reduce_(0, rows, maxima, "amax")
 
 
 def kernel_max(layer: Layer) -> Tensor | None:

@@ -16,7 +16,7 @@ from lightning_deadkernel.functional.firing import channel_max
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layers import LayerTable
-from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical
+from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical, peek
 from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.reader import GraphReader, StepMap
 from lightning_deadkernel.graph.sharding import local, unsharded
@@ -68,6 +68,8 @@ class Observer:
         """Reentrant activation checkpointing keeps the ops of some layers out of the graph."""
         self._taking_part: frozenset[str] | None = None
         """Layers in the graph of this backward; None: all that have a gradient."""
+        self._looked_up: dict[str, Tensor] = {}
+        """Tables of this backward -> (n,) the rows that it looks up."""
         self.arrange()
 
     def arrange(self) -> None:
@@ -93,6 +95,7 @@ class Observer:
         """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step."""
         window = self.window
         window.add_backward()
+        self._looked_up = {}
         if loss.grad_fn is None:
             return
         # with several optimizers each graph tells who takes part in its step
@@ -107,6 +110,7 @@ class Observer:
         window.add_graph(found.names, found.compiled)
         if not found.compiled:
             self._read(nodes, found, sampled)
+            self._read_lookups(nodes, found)
 
     def wants_to_look(self) -> bool:
         """Whether the model is compiled, activations may be read, and none were in this window."""
@@ -131,6 +135,14 @@ class Observer:
                 self._give_up(key, error)
         if seen:
             self.window.channels.read_activations(seen)
+
+    def _read_lookups(self, nodes: list[Any], found: StepMap) -> None:
+        pending = self.window.channels.without_gradient
+        for name, places in found.lookups.items():
+            indices = [peek(nodes[place], "indices") for place in places] if name in pending else []
+            rows = [part.detach().flatten() for part in indices if isinstance(part, Tensor)]
+            if rows and len(rows) == len(places):
+                self._looked_up[name] = torch.cat(rows)
 
     def _look(
         self, key: ActivationKey, read: ActivationRead, activation: Activation, saved: Tensor, sampled: bool
@@ -159,6 +171,6 @@ class Observer:
                     window.add_hidden(layer.name)
                     facts = self.reader.facts[layer.name]
                     facts.remark = facts.remark or "activation checkpointing (reentrant) hides its ops"
-        window.channels.read_gradients(self._taking_part)
+        window.channels.read_gradients(self._taking_part, self._looked_up)
         if sampled:
             window.channels.read_kernels()

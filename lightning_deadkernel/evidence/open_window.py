@@ -57,6 +57,7 @@ class OpenWindow:
 
     def __init__(self, channels: ChannelEvidence, steps: StepStatistics) -> None:
         self.channels, self.steps = channels, steps
+        self._tables = {layer.name for layer in steps.layers if layer.is_looked_up}
         self.checksums: Checksums = {}
         """Of the weights at the window's beginning."""
         self.reset(0)
@@ -101,9 +102,11 @@ class OpenWindow:
         self.reached.add(layer)
 
     def check_settled(self) -> bool:
-        """Whether every layer was in some graph and all channels have fired, so that no graph need be read any more."""
+        """Whether every layer was in some graph, all channels have fired and all rows of tables were looked up, so that
+        no graph need be read any more."""
         fired = self.channels.all_fired()  # first: it takes in what has been counted meanwhile
-        self.settled = fired and len(self.reached) >= len(self.steps.layers)
+        seen = fired and self._tables.isdisjoint(self.channels.without_gradient)
+        self.settled = seen and len(self.reached) >= len(self.steps.layers)
         return self.settled
 
     def add_batch(self, size: int | None, optimizer_steps: int, sampled_steps: int) -> None:

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_deadkernel.functional.kernels import gradient_ratios
 from lightning_deadkernel.graph.layers import Layer
@@ -107,10 +107,16 @@ class StepStatistics:
     ) -> None:
         self.layers = list(layers)
         self.device = device
-        self.names = list(names.values())
-        self.sizes = torch.tensor([sizes[key] for key in names], dtype=torch.float64)
+        self._parts = [layer for layer in self.layers if layer.span.name]
+        """Layers that are some rows of a parameter: their numbers stand behind those of the parameters."""
+        self.names = [*names.values(), *(layer.name for layer in self._parts)]
+        part_sizes = [layer.own(layer.main).numel() for layer in self._parts]
+        self.sizes = torch.tensor([*(sizes[key] for key in names), *part_sizes], dtype=torch.float64)
         self._column = {key: index for index, key in enumerate(names)}
-        self._layer_column = [self._column.get(id(layer.main), -1) for layer in self.layers]
+        self._part_column = {layer.name: len(names) + index for index, layer in enumerate(self._parts)}
+        self._layer_column = [
+            self._part_column.get(layer.name, self._column.get(id(layer.main), -1)) for layer in self.layers
+        ]
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._place = {layer.name: index for index, layer in enumerate(self.layers)}
         self.sharded = any(is_sharded(layer.main) for layer in self.layers)
@@ -126,7 +132,7 @@ class StepStatistics:
         self.decays: dict[str, tuple[float, bool]] = {}
         self.turns: dict[str, int] = {}
         """Layer -> how often its update was measured in this window."""
-        self._before: dict[str, tuple[nn.Parameter, Tensor, Tensor | None]] = {}
+        self._before: dict[str, tuple[Layer, Tensor, Tensor | None]] = {}
 
     @torch.no_grad()
     def before_step(
@@ -156,17 +162,21 @@ class StepStatistics:
         self.scaled = loss_scale is not None
         if not parameters:
             return
-        grads = [local(p.grad) for p in parameters]
+        mine = {id(p) for p in parameters}
+        parts = [layer for layer in self._parts if id(layer.main) in mine]
+        grads = [local(p.grad) for p in parameters] + [layer.own(layer.main.grad) for layer in parts]  # type: ignore[arg-type]
         norms = _norms(grads, self.device)
         norms = torch.where(norms.isnan(), torch.inf, norms)  # NaN is kept for "not observed"
         if scale_left is not None:
             norms = norms / scale_left.to(self.device)
         finite = torch.isfinite(norms).all() if self.scaled else None
         if self.sharded:
-            norms = norms * torch.tensor([share(p) for p in parameters], device=self.device).sqrt()
-        self.norms.append(self._spread(norms, [self._column[id(p)] for p in parameters], len(self.names)))
-        mine = {id(p) for p in parameters}
-        layers = [layer for layer in self.layers if id(layer.main) in mine]
+            whole = [*parameters, *(layer.main for layer in parts)]
+            norms = norms * torch.tensor([share(p) for p in whole], device=self.device).sqrt()
+        columns = [self._column[id(p)] for p in parameters] + [self._part_column[layer.name] for layer in parts]
+        self.norms.append(self._spread(norms, columns, len(self.names)))
+        # of a table a step changes the few rows that were looked up
+        layers = [layer for layer in self.layers if id(layer.main) in mine and not layer.is_looked_up]
         if half and not self.sharded:  # a shard's share says little of the whole
             self._note_underflow(layers, 1.0 if loss_scale is None or scale_left is not None else loss_scale)
         if self._update_ratio:
@@ -176,7 +186,7 @@ class StepStatistics:
         shares = []
         for layer in layers:
             assert layer.main.grad is not None
-            size = (local(layer.main.grad).float() * scale).abs()
+            size = (layer.own(local(layer.main.grad)).float() * scale).abs()
             zeros = (size == 0).float().mean()
             subnormal = ((size > 0) & (size < HALF_SUBNORMAL)).float().mean()
             near = (subnormal > NEAR_UNDERFLOW * (1 - zeros)) | (zeros == 1)
@@ -197,13 +207,13 @@ class StepStatistics:
             self.updates.skip()
             return
         for layer in layers if first or last else self._in_turn(layers):
-            self._before[layer.name] = (layer.main, local(layer.main).detach().clone(), finite)
+            self._before[layer.name] = (layer, layer.own(local(layer.main)).detach().clone(), finite)
             self.turns[layer.name] = self.turns.get(layer.name, 0) + 1
 
     def _in_turn(self, layers: list[Layer]) -> list[Layer]:
         """Those measured least often so far, `TURN` weights together at most, or a single larger one."""
         waiting = sorted(layers, key=lambda layer: self.turns.get(layer.name, 0))
-        sizes = accumulate(layer.main.numel() for layer in waiting)
+        sizes = accumulate(layer.own(layer.main).numel() for layer in waiting)
         return [layer for layer, size in zip(waiting, sizes, strict=True) if size <= TURN] or waiting[:1]
 
     def _note_groups(self, optimizer: Any) -> None:
@@ -229,14 +239,14 @@ class StepStatistics:
         olds = [old for _, old, _ in taken.values()]
         sizes = _norms(olds, self.device)
         # not `_foreach_sub_`, which refuses weights that live on several devices
-        for old, (parameter, _, _) in zip(olds, taken.values(), strict=True):
-            old.sub_(local(parameter).detach())
+        for old, (layer, _, _) in zip(olds, taken.values(), strict=True):
+            old.sub_(layer.own(local(layer.main)).detach())
         changes = _norms(olds, self.device)
         if self.scaled:  # AMP skips a step whose gradients overflowed
             valid = torch.stack([torch.ones_like(sizes[0]) if v is None else v for _, _, v in taken.values()]).bool()
             changes = torch.where(valid, changes, torch.nan)
         if self.sharded:
-            shares = torch.tensor([share(parameter) for parameter, _, _ in taken.values()], device=self.device).sqrt()
+            shares = torch.tensor([share(layer.main) for layer, _, _ in taken.values()], device=self.device).sqrt()
             sizes, changes = sizes * shares, changes * shares
         places = [self._place[name] for name in taken]
         count = len(self.layers)
@@ -263,14 +273,18 @@ class StepStatistics:
         rms = norms / self.sizes.sqrt()
         ratios = torch.stack([gradient_ratios(row) for row in rms]) if len(rms) else rms
         sizes, changes = updates[:, :count], updates[:, count:]
+        known = norms[:, : len(self._column)]
         return StepTables(
             ratios=self._of_layers(ratios),
             rms=self._of_layers(rms),
-            totals=torch.linalg.vector_norm(torch.where(norms.isnan(), 0.0, norms), dim=1),
+            totals=torch.linalg.vector_norm(torch.where(known.isnan(), 0.0, known), dim=1),
             updates=torch.where(sizes > 0, changes / sizes, torch.nan),
             underflow=underflow,
-            largest_at=self.names[int(torch.where(rms[-1].isfinite(), rms[-1], -1.0).argmax())] if len(rms) else None,
+            largest_at=self._largest_at(rms[-1, : len(self._column)]) if len(rms) else None,
         )
+
+    def _largest_at(self, rms: Tensor) -> str:
+        return self.names[int(torch.where(rms.isfinite(), rms, -1.0).argmax())]
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -56,7 +56,8 @@ def summarize(
     changed, weights_now = observer.window.compare_weights(observer.reader.watched)
     steps = _Steps(observer.window.steps, thresholds)
     drafts: list[Draft] = []
-    for facts in sorted(observer.reader.facts.values(), key=lambda facts: (facts.excluded is not None, facts.order)):
+    listed = [facts for facts in observer.reader.facts.values() if not facts.is_parameter]
+    for facts in sorted(listed, key=lambda facts: (facts.excluded is not None, facts.order)):
         layer = facts.layer
         entry = _describe(facts)
         drafts.append(entry)
@@ -100,6 +101,7 @@ def _describe(facts: LayerFacts) -> Draft:
         "name": facts.layer.name,
         "kind": facts.layer.kind,
         "channels": facts.layer.channels,
+        "rows": facts.layer.span.kind,
         "depth": facts.depth,
         "note": facts.note,
         "activation": facts.activation,
@@ -117,18 +119,23 @@ def _not_used(facts: LayerFacts, observer: Observer, index: int, seen: Seen) -> 
 
 def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None) -> None:
     layer = facts.layer
+    entry["bytes_per_parameter"] = layer.main.element_size()
+    extras = [facts.scale, facts.source.parameter if facts.source else None]
+    owned = {id(p): p.numel() for p in (layer.bias, *extras) if p is not None}
+    entry["parameters"] = layer.own(layer.main).numel() + sum(owned.values())
+    if layer.is_looked_up:
+        padding = getattr(layer.module, "padding_idx", None)
+        if padding is not None:
+            entry["masked"] = torch.arange(layer.channels) == padding
+        return
     weight = whole(layer.weight())
     rows = layer.rows(weight)
     entry["norms"], entry["largest"] = row_norms(rows).cpu(), row_max(rows).cpu()
-    entry["bytes_per_parameter"] = layer.main.element_size()
-    extras = [facts.scale, facts.source.parameter if facts.source else None]
-    owned = {id(p): p.numel() for p in (layer.main, layer.bias, *extras) if p is not None}
-    entry["parameters"] = sum(owned.values())
     if facts.scale is not None:
         entry["norm_scale"] = whole(facts.scale.detach()).abs().float().cpu()
     if facts.source is not None and facts.source.parameter is not None:
         entry["shift"] = whole(facts.source.parameter.detach()).float().cpu()
-    summary = weight_summary(weight)
+    summary = weight_summary(layer.own(weight))
     entry["weight_sparsity"], entry["weight_near_zeros"] = float(summary.zeros), float(summary.near_zeros)
     entry["gini"], entry["hoyer"] = float(summary.gini), float(summary.hoyer)
     # two rows tell almost always; only if they are equal the rest is compared
@@ -191,7 +198,7 @@ def _neighbours(facts: LayerFacts, observer: Observer) -> tuple[tuple[str, ...] 
 def _add_histograms(entry: Draft, layer: Layer, tensors: WindowTensors) -> None:
     grad = layer.main.grad
     if grad is not None and not grad.is_sparse:
-        tensors.histograms.setdefault("gradients", {})[layer.name] = bit_histogram(whole(grad)).cpu()
+        tensors.histograms.setdefault("gradients", {})[layer.name] = bit_histogram(layer.own(whole(grad))).cpu()
     rates = entry.get("channel_firing_rate")
     if rates is not None:
         tensors.histograms.setdefault("firing_rate", {})[layer.name] = bit_histogram(rates.float())

@@ -10,10 +10,19 @@ from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.paths import Paths
-from lightning_deadkernel.observation import Gating
+from lightning_deadkernel.observation import Gating, Rows
 
 ActivationKey = tuple[str, ...]
 """Names of the layers that reach an activation, sorted. Activations that the same layers reach share one key."""
+
+READ_AS: dict[Rows, str] = {
+    "gate": "a gate acts within its op: it is read by its gradient",
+    "projection": "it is read by attention",
+    "table": "its rows are looked up",
+    "codes": "its rows are looked up, and compared with what they stand for",
+    "experts": "one row an expert",
+}
+"""How weights are read whose rows are no kernels of one op."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,8 @@ class LayerFacts:
     consumers: dict[str, int] | None = field(default_factory=dict)
     exclusion: str | None = None
     """Why it cannot be watched any more."""
+    is_parameter: bool = False
+    """A scale, a position table or the like: no kernels at all."""
     remark: str | None = None
 
     @property
@@ -150,6 +161,14 @@ class LayerFacts:
         self.kinds.add(activation.kind)
         self.reports_flat_ends = self.reports_flat_ends or activation.reports_flat_ends
         self.passes_at_zero = self.passes_at_zero or activation.passes_at_zero
+
+    def place(self, layer: Layer, depth: int, order: int) -> None:
+        """Takes in where a weight is used whose rows are no kernels of one op: gates, projections, tables, experts."""
+        self.layer = layer
+        self.confirmed = True
+        self.depth = max(self.depth, depth)
+        self.order = order if self.order < 0 else min(self.order, order)
+        self.remark = self.remark or READ_AS[layer.span.kind]
 
     def learn(self, use: LayerUse) -> None:
         """Adds one use of the layer in one graph."""

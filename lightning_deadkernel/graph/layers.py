@@ -13,10 +13,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_deadkernel.graph.rows import KERNELS, RowSpan, spans_of
 from lightning_deadkernel.graph.sharding import local
+from lightning_deadkernel.observation import LOOKED_UP
 
-NOT_KERNELS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.PReLU, _NormBase)
-"""Owners of tensors with two or more axes that no convolution or matmul consumes as a kernel."""
+NOT_KERNELS = (nn.LayerNorm, nn.GroupNorm, nn.PReLU, _NormBase)
+"""Owners of tensors that may have two or more axes, which are scales, shifts and slopes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class Layer:
     """Why it is not watched, known before any graph was seen."""
     standard: bool = True
     """A convolution or linear module by type."""
+    span: RowSpan = KERNELS
+    """Which rows of the weight are this layer's, and what they are."""
 
     @property
     def kind(self) -> str:
@@ -57,6 +61,15 @@ class Layer:
         """Whether the weight is computed from its parameters (weight norm, spectral norm, a pruning mask, ...)."""
         return self.module._parameters.get(self.tensor) is not self.main
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Its rows are entries of a table."""
+        return self.span.kind in LOOKED_UP
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """This layer's part of a weight-shaped tensor: a view."""
+        return tensor[self.span.start : self.span.stop] if self.span.name else tensor
+
     def rows(self, tensor: Tensor) -> Tensor:
         """A weight-shaped tensor as (C, K), one kernel a row; a view where the layout allows."""
         tensor = local(tensor)
@@ -66,13 +79,13 @@ class Layer:
             return grouped.transpose(1, 2).reshape(self.groups * per_group, -1)
         if self.channel_dim:
             tensor = tensor.movedim(self.channel_dim, 0)
-        return tensor.reshape(tensor.shape[0], -1)
+        return self.own(tensor.reshape(tensor.shape[0], -1))
 
     def rows_of(self, leaf: Tensor) -> Tensor | None:
         """Like `rows` for any leaf; None for one that has no channel axis (a scalar scale, say)."""
         values = local(leaf)
         expected = self.channels // self.groups if self.transposed else self.channels
-        if values.ndim <= self.channel_dim or values.shape[self.channel_dim] != expected:
+        if values.ndim <= self.channel_dim or self.own(values).shape[self.channel_dim] != expected:
             return None
         return self.rows(values)
 
@@ -131,22 +144,27 @@ def _candidates(model: nn.Module) -> Iterator[Layer]:
                     reason = "its lazy parameters were never initialised"
                     yield Layer(title, module, tensor, leaves, 0, excluded=reason, standard=standard)
                 continue
-            channels, groups, transposed = max(leaves, key=lambda leaf: leaf.numel()).shape[0], 1, False
+            main, groups, transposed = max(leaves, key=lambda leaf: leaf.numel()), 1, False
             if standard and isinstance(module, _ConvNd):
-                channels, groups, transposed = module.out_channels, module.groups, module.transposed
+                groups, transposed = module.groups, module.transposed
             bias = getattr(module, "bias", None)
-            yield Layer(
-                title,
-                module,
-                tensor,
-                leaves,
-                channels,
-                channel_dim=int(transposed),
-                transposed=transposed,
-                groups=groups,
-                bias=bias if isinstance(bias, nn.Parameter) and bias.numel() == channels else None,
-                standard=standard,
-            )
+            for span in (KERNELS,) if standard else spans_of(module, tensor, main):
+                channels = len(range(main.shape[0])[span.start : span.stop])
+                if standard and isinstance(module, _ConvNd):
+                    channels = module.out_channels
+                yield Layer(
+                    f"{title}.{span.name}" if span.name else title,
+                    module,
+                    tensor,
+                    leaves,
+                    channels,
+                    channel_dim=int(transposed),
+                    transposed=transposed,
+                    groups=groups,
+                    bias=bias if isinstance(bias, nn.Parameter) and bias.numel() == channels else None,
+                    standard=standard,
+                    span=span,
+                )
 
 
 @dataclass
@@ -155,7 +173,7 @@ class LayerTable:
 
     layers: list[Layer]
     by_leaf: dict[int, Layer] = field(default_factory=dict)
-    """id of a leaf parameter -> the layer it belongs to."""
+    """id of a leaf parameter -> the layer it belongs to; the first where it has several."""
     parameters: frozenset[int] = frozenset()
     """ids of all parameters of the model."""
 
@@ -163,15 +181,25 @@ class LayerTable:
     def of(cls, model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> LayerTable:
         """The layers of `model` whose names match a pattern of `include` (None: all) and none of `exclude`."""
         table = cls([], parameters=frozenset(map(id, model.parameters())))
-        for layer in _candidates(model):
-            first = next((table.by_leaf[id(leaf)] for leaf in layer.leaves if id(leaf) in table.by_leaf), None)
-            if first is not None:
+        candidates = list(_candidates(model))
+        kernels = {id(leaf) for layer in candidates if not layer.is_looked_up for leaf in layer.leaves}
+        for layer in candidates:
+            if layer.is_looked_up and any(id(leaf) in kernels for leaf in layer.leaves):
+                continue  # tied to a linear layer: its rows are that layer's kernels
+            first = next((table.by_leaf[id(leaf)] for leaf in layer.leaves if id(leaf) in table.by_leaf), layer)
+            if (first.module, first.tensor) != (layer.module, layer.tensor):
                 layer = replace(layer, excluded=f"it shares its weight with {first.name}, where it is watched")
             else:
                 layer = replace(layer, excluded=layer.excluded or _why_excluded(layer, include, exclude))
-                table.by_leaf.update((id(leaf), layer) for leaf in layer.leaves)
+                table.by_leaf.update((id(leaf), layer) for leaf in layer.leaves if id(leaf) not in table.by_leaf)
             table.layers.append(layer)
         return table
+
+    def spans_of(self, layer: Layer) -> list[Layer]:
+        """A layer with those whose rows stand beside its own in one weight."""
+        if not layer.span.name:
+            return [layer]
+        return [other for other in self.layers if other.module is layer.module and other.tensor == layer.tensor]
 
     @property
     def names(self) -> list[str]:

@@ -59,7 +59,7 @@ ATTENTION = frozenset(name for name in SEQUENCE_OPS if "Attention" in name)
 
 MIXERS = SEQUENCE_OPS | frozenset(
     "Bilinear Trilinear Dot Cdist FftR2C FftC2R FftC2C GridSampler2D GridSampler3D Softmax SafeSoftmax "
-    "MaskedSoftmax".split()
+    "MaskedSoftmax GroupedMm".split()
 )
 """Ops that read every channel they are given and lead on to further layers: the kernel reaches them."""
 

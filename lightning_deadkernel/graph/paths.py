@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import (
     ACTIVATIONS,
     ELEMENTWISE,
@@ -168,9 +167,8 @@ class PathTracer:
         self.stretches: list[tuple[Cut, Paths]] = []
         """What was found before each cut, with the cut that ended it."""
 
-    def trace(self, start: int, at: ChannelAxis) -> Paths:
-        """The paths of the channels at `at` in the output of node `start`."""
-        part = Part.whole(at)
+    def trace(self, start: int, part: Part) -> Paths:
+        """The paths of the channels at `part` in the output of node `start`."""
         self._put((start, 0), Trace(part.channels, (part,)))
         while self.live:
             index = heapq.heappop(self.queue)[1]

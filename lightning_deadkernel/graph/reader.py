@@ -13,7 +13,9 @@ from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layers import Layer, LayerTable
 from lightning_deadkernel.graph.parts import Part
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths, PathTracer
+from lightning_deadkernel.graph.rows_in_graph import NO_KERNEL_OPS, first_ops, is_factor, lookups_of, rows_in
 from lightning_deadkernel.graph.topology import Gathered, Topology, walk
+from lightning_deadkernel.observation import OF_KERNELS as BY_OP
 from lightning_deadkernel.observation import Consumer
 
 MAPS = 64
@@ -35,6 +37,8 @@ class GraphMap:
         """Layers whose consumers are known not to be all known."""
         self.failures: dict[str, Exception] = {}
         """Layers that could not be read -> why."""
+        self.rows = {layer.name: rows_in(self.graph, layer) for layer in table.watched}
+        """What the rows of each layer are."""
         self.uses = self._find_uses()
 
     def _find_uses(self) -> list[LayerUse]:
@@ -44,21 +48,26 @@ class GraphMap:
         own = [index for index in order if self._is_own(index)]
         uses = []
         for index in reversed(own):  # so that the paths after are known
-            layer = kernels.ops[index].layer
-            assert layer is not None
-            try:
-                uses.append(self._use(index, layer))
-            except Exception as error:  # what surprises at one layer costs this layer alone
-                self.failures.setdefault(layer.name, error)
+            for layer in self._layers_at(index):
+                try:
+                    uses.append(self._use(index, layer))
+                except Exception as error:  # what surprises at one layer costs this layer alone
+                    self.failures.setdefault(layer.name, error)
         return uses[::-1]
+
+    def _layers_at(self, index: int) -> list[Layer]:
+        """The watched layers whose rows are the kernels of an op."""
+        layer = self.kernels.ops[index].layer
+        together = () if layer is None else self.graph.table.spans_of(layer)
+        return [la for la in together if self.facts[la.name].excluded is None and self.rows[la.name] in BY_OP]
 
     def _is_own(self, index: int) -> bool:
         """Whether an op uses a watched weight as its module does: the axis of its channels has one meaning.
 
         That of a module whose type does not tell is the one of its first use.
         """
-        layer = self.kernels.ops[index].layer
-        if layer is None or self.facts[layer.name].excluded is not None:
+        layer = next(iter(self._layers_at(index)), None)
+        if layer is None:
             return False
         axis, facts = self.kernels.weight_axis(index), self.facts[layer.name]
         if layer.standard or facts.confirmed:
@@ -76,10 +85,15 @@ class GraphMap:
         found = kernels.output_axis(index)
         if found is None:
             return LayerUse(layer, depth, rank, Paths(lost=self.graph.names[index]), (), Neighbourhood(), False, None)
-        layer, at = found
-        paths = PathTracer(kernels, self.paths_after).trace(index, at)
+        whole, at = found
+        part, beside = Part.whole(at), kernels.neighbourhood(index, at)
+        if not layer.span.name:
+            layer = whole
+        else:  # its kernels stand among others in the op's output, and its bias among others in the op's
+            part, beside = Part(at, 0, layer.channels, layer.span.start), Neighbourhood()
+        paths = PathTracer(kernels, self.paths_after).trace(index, part)
         if facts.consumers is not None and layer.name not in self.shared:
-            beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, at)
+            beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, part)
             paths = replace(
                 paths,
                 consumers=beyond.consumers,
@@ -88,9 +102,15 @@ class GraphMap:
             if paths.shared:  # once is enough, and a recurrence has as many uses as steps
                 self.shared.add(layer.name)
         producers = kernels.producers(index) if facts.producers is not None else None
-        beside = kernels.neighbourhood(index, at)
         activations = tuple(read.live(self.graph.nodes[read.node]) for read in paths.reads)
         return LayerUse(layer, depth, rank, paths, activations, beside, kernels.is_penalised(layer), producers)
+
+    def place(self, layer: Layer) -> tuple[int, int]:
+        """Depth and order of a layer whose rows are no kernels of one op."""
+        leaves = [self.graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in self.graph.leaves]
+        order = min(self.graph.rank[reader] for leaf in leaves for reader, _ in self.graph.readers[leaf])
+        own = any(op.layer is not None and op.layer.main is layer.main for op in self.kernels.ops.values())
+        return max(self.kernels.depth[leaf] for leaf in leaves) - own, order
 
 
 @dataclass
@@ -101,6 +121,8 @@ class StepMap:
     names: frozenset[str]
     """Layers in the graph."""
     compiled: bool
+    lookups: dict[str, tuple[int, ...]]
+    """Tables all of whose uses are lookups -> the nodes of these, which hold the indices."""
 
     @property
     def sized(self) -> list[ActivationRead]:
@@ -177,9 +199,15 @@ class GraphReader:
         self._neighbours(found)
         present = [la for la in self.watched if any(id(leaf) in graph.leaves for leaf in la.leaves)]
         for layer in present:
-            if not self.facts[layer.name].confirmed and layer.name not in found.failures:
-                self._unconfirmed(self.facts[layer.name], graph)
-        return StepMap(reads, frozenset(layer.name for layer in present), graph.compiled)
+            rows = found.rows[layer.name]
+            facts = self.facts[layer.name]
+            if rows not in BY_OP or (layer.span.name and not facts.confirmed):
+                facts.place(replace(layer, span=replace(layer.span, kind=rows)), *found.place(layer))
+            elif not facts.confirmed and layer.name not in found.failures:
+                self._unconfirmed(facts, graph)
+        tables = {layer.name: lookups_of(graph, layer) for layer in present if layer.is_looked_up}
+        names = frozenset(layer.name for layer in present)
+        return StepMap(reads, names, graph.compiled, {name: nodes for name, nodes in tables.items() if nodes})
 
     def _reads(self, nodes: list[Any], found: GraphMap) -> list[tuple[ActivationKey, ActivationRead]]:
         reached: dict[tuple[int, Part, int], tuple[ActivationRead, set[str]]] = {}
@@ -230,12 +258,16 @@ class GraphReader:
         if graph.checkpointed:
             facts.remark = "activation checkpointing (reentrant) hides its ops"
             return
-        leaf = next(graph.leaves[id(leaf)] for leaf in facts.layer.leaves if id(leaf) in graph.leaves)
-        ops = sorted({graph.names[reader] for reader, _ in graph.readers[leaf]})
+        ops = first_ops(graph, facts.layer)
         if facts.layer.standard:
             facts.remark = f"the op that consumes its weight was not recognised ({', '.join(ops)})"
+        elif "Bilinear" in ops or "Trilinear" in ops:
+            facts.remark = "a bilinear op consumes it: it is read by its gradient"
+        elif is_factor(graph, facts.layer):
+            facts.remark = "a factor of another weight: it is read by its gradient"
         else:
-            facts.exclude(f"its weight is consumed by no convolution or linear op ({', '.join(ops)})")
+            facts.is_parameter = ops <= NO_KERNEL_OPS
+            facts.exclude(f"its weight is consumed by no convolution or linear op ({', '.join(sorted(ops))})")
 
     def consumers(self, name: str) -> tuple[Consumer, ...] | None:
         """The layers that read this layer's channels; None where not all are known."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from typing_extensions import Self
 
-from lightning_deadkernel.observation import LayerStatistics, WindowTensors
+from lightning_deadkernel.observation import OF_KERNELS, LayerStatistics, WindowTensors
 from lightning_deadkernel.report.states import FLAGS, STATE_BITS, STATES, State, channels_with
 from lightning_deadkernel.thresholds import Thresholds
 
@@ -245,9 +245,14 @@ class ReportRecord:
         return tuple(layer for layer in self.layers if layer.excluded is None)
 
     @property
+    def of_kernels(self) -> tuple[LayerReport, ...]:
+        """The watched layers whose channels are kernels, and no rows of a table and no experts."""
+        return tuple(layer for layer in self.watched if layer.rows in OF_KERNELS)
+
+    @property
     def channels(self) -> int:
         """Number of watched kernels."""
-        return sum(layer.channels for layer in self.watched)
+        return sum(layer.channels for layer in self.of_kernels)
 
     @property
     def dead_channels(self) -> dict[str, list[int]]:
@@ -257,7 +262,7 @@ class ReportRecord:
     @property
     def dead_fraction(self) -> float:
         """Dead channels over all watched channels; 0.0 when nothing is watched."""
-        return self._fraction([len(layer.dead) for layer in self.watched])
+        return self._fraction([len(layer.dead) for layer in self.of_kernels])
 
     def _fraction(self, counts: Sequence[int]) -> float:
         return sum(counts) / self.channels if self.channels else 0.0
@@ -275,9 +280,9 @@ class ReportRecord:
         return {
             "dead_fraction": self.dead_fraction,
             "dead_channels": float(sum(len(layer.dead) for layer in watched)),
-            "zero_kernel_fraction": self._fraction([len(layer.zero_kernels) for layer in watched]),
-            "starved_fraction": self._fraction([len(layer.starved) for layer in watched]),
-            "dormant_fraction": self._fraction([len(layer.dormant) for layer in watched]),
+            "zero_kernel_fraction": self._fraction([len(layer.zero_kernels) for layer in self.of_kernels]),
+            "starved_fraction": self._fraction([len(layer.starved) for layer in self.of_kernels]),
+            "dormant_fraction": self._fraction([len(layer.dormant) for layer in self.of_kernels]),
             "weight_sparsity": self._weighted([(layer.weight_sparsity, layer.parameters) for layer in watched]),
             "activation_sparsity": self._weighted([(layer.activation_sparsity, layer.channels) for layer in watched]),
             "min_gradient_ratio": min(ratios, default=math.nan),

@@ -21,6 +21,8 @@ from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.training.description import now
 from lightning_deadkernel.training.options import OnFinding, Options
 
+PARAMETERS_NAMED = 8
+
 
 def close_window(
     observer: Observer,
@@ -79,6 +81,10 @@ def _notes(observer: Observer, seen: Seen, window: Window) -> tuple[str, ...]:
         f"{layer}: what follows cannot be read ({op}); its states rest on gradients"
         for op, layer in observer.reader.unknown_ops.items()
     ]
+    parameters = [facts.layer.name for facts in observer.reader.facts.values() if facts.is_parameter]
+    if parameters:
+        names = ", ".join(parameters[:PARAMETERS_NAMED]) + (", ..." if len(parameters) > PARAMETERS_NAMED else "")
+        notes.append(f"trained, and no kernels (scales, positions, tokens and the like): {names}")
     if window.compiled:
         notes.append(
             "the model is compiled: activations were read on sampled steps, which ran eagerly"

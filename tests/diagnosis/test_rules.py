@@ -18,6 +18,7 @@ PARTS = ("What it finds", "Why it matters", "What to do", "Reference")
 REFERENCES = [text for name, text in vars(references).items() if name.isupper()]
 HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
 STARVING: dict[str, Any] = {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)}
+NO_ROW: dict[str, Any] = {**STARVING, "activation": None, "gating": None, "fired": None}
 TANH: dict[str, Any] = {"activation": "tanh", "gating": "bounded"}
 SMALL: dict[str, Any] = {"weak_share": 1.0}
 
@@ -90,6 +91,10 @@ CASES: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
     "identical_kernels": (
         lambda: Run().next(start(identical=True)),
         lambda: Run().next(start(identical=True, norms=torch.zeros(4), largest=torch.zeros(4))),
+    ),
+    "dead_rows": (
+        lambda: begun().next(layer(**NO_ROW, rows="experts")),
+        lambda: begun().next(layer(**NO_ROW)),
     ),
     "sparse_weights": (
         lambda: begun().next(layer(weight_sparsity=0.6)),

@@ -57,7 +57,8 @@ def test_layers_are_named_by_their_module_and_by_their_tensor_where_it_is_no_wei
             self.scale = nn.Parameter(torch.rand(4))
 
     names = LayerTable.of(Model(), None, None).names
-    assert names == ["table", "features.0", "attention.in_proj_weight", "attention.out_proj"]
+    packed = [f"attention.in_proj_weight.{part}" for part in "qkv"]
+    assert names == ["table", "features.0", "tokens", *packed, "attention.out_proj"]
 
 
 def test_patterns_leave_layers_out_by_name_with_the_option_as_reason() -> None:

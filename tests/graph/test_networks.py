@@ -174,7 +174,7 @@ def test_attention_watches_its_projections_and_calls_none_of_them_dead(weights: 
     )
     report = watch(net, rows(8, 5, 8))
     assert {la.name: la.activation for la in report.layers} == {
-        "attention.in_proj_weight": "attention",
+        **{f"attention.in_proj_weight.{part}": "attention" for part in "qkv"},
         "attention.out_proj": "relu",
         "fc": None,
     }
@@ -190,7 +190,7 @@ def test_a_transformer_layer_in_training_is_watched_whole() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_weights_are_read_or_left_out_with_a_reason_and_hide_nothing_behind_them(kind: Any) -> None:
+def test_recurrent_weights_are_read_and_hide_nothing_behind_them(kind: Any) -> None:
     net = Net(
         lambda net, x: net.head(F.relu(net.fc(net.body(x)[0]))),
         body=kind(5, 6, batch_first=True),
@@ -199,14 +199,9 @@ def test_recurrent_weights_are_read_or_left_out_with_a_reason_and_hide_nothing_b
     )
     report = watch(net, rows(8, 3, 5))
     assert (report["fc"].dead, report["fc"].note, report["head"].note) == (list(DEAD), None, None)
-    weights = [report[f"body.weight_{part}_l0"] for part in ("ih", "hh")]
-    assert not any(layer.dead for layer in weights)
-    assert all(layer.excluded or layer.activation in ("tanh", "sigmoid+tanh") for layer in weights)
-
-
-def test_an_lstm_is_left_out_with_its_op_as_the_reason() -> None:
-    net = Net(lambda net, x: net.body(x)[0], body=nn.LSTM(5, 6))
-    assert "MkldnnRnnLayer" in (watch(net, rows(8, 3, 5))["body.weight_ih_l0"].excluded or "")
+    weights = [layer for layer in report.layers if layer.name.startswith("body.")]
+    assert not any(layer.dead or layer.excluded for layer in weights)
+    assert all(layer.rows == "gate" or layer.activation == "tanh" for layer in weights)
 
 
 # -- what is not watched -----------------------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+"""What the rows of a weight are, as its module's type and its shape tell: not all are kernels of one op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_deadkernel.graph.sharding import is_sharded
+from lightning_deadkernel.observation import Rows
+
+GATES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.LSTM: ("input", "forget", "cell", "output"),
+    nn.LSTMCell: ("input", "forget", "cell", "output"),
+    nn.GRU: ("reset", "update", "new"),
+    nn.GRUCell: ("reset", "update", "new"),
+}
+"""The gates whose kernels stand one after another in `weight_ih` and `weight_hh`, in PyTorch's order."""
+
+
+@dataclass(frozen=True)
+class RowSpan:
+    """Some rows of a weight that mean one thing."""
+
+    kind: Rows = "kernels"
+    name: str = ""
+    """Appended to the weight's name where it has several."""
+    start: int = 0
+    stop: int | None = None
+    """None: to the last row."""
+
+
+KERNELS = RowSpan()
+
+
+def spans_of(module: nn.Module, tensor: str, weight: Tensor) -> tuple[RowSpan, ...]:
+    """The spans of a module's weight, each with an own row in the report; none where it has no kernels at all.
+
+    Args:
+        module: the owner.
+        tensor: the weight's name on it.
+        weight: its values; only the shape is looked at.
+    """
+    if weight.numel() == max(weight.shape):  # a scale, a shift or a token, whatever axes it was given
+        return ()
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return (RowSpan("table"),)
+    gates = next((names for kind, names in GATES.items() if isinstance(module, kind)), ())
+    if gates and tensor.startswith(("weight_ih", "weight_hh")):
+        return _equal(gates, "gate", weight)
+    if isinstance(module, nn.MultiheadAttention) and tensor == "in_proj_weight":
+        return _equal(("q", "k", "v"), "projection", weight)
+    if isinstance(module, nn.MultiheadAttention) and tensor in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        return (RowSpan("projection"),)
+    return (KERNELS,)
+
+
+def _equal(names: tuple[str, ...], rows: Rows, weight: Tensor) -> tuple[RowSpan, ...]:
+    if is_sharded(weight):  # a rank's rows are any
+        return (RowSpan(rows),)
+    size = len(weight) // len(names)
+    return tuple(RowSpan(rows, name, i * size, (i + 1) * size) for i, name in enumerate(names))

@@ -1,0 +1,75 @@
+"""What only a graph tells of a weight's rows: whether they are experts, and whether a tensor holds kernels at all."""
+
+from __future__ import annotations
+
+from lightning_deadkernel.graph.channel_axis import output_shape
+from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.ops import FUNCTIONS, MATMULS, VIEWS
+from lightning_deadkernel.graph.topology import Topology
+from lightning_deadkernel.observation import Rows
+
+PASSED = VIEWS | frozenset("Transpose Permute T Expand ToCopy Clone Slice Alias".split())
+"""Ops that only show a weight in another form."""
+LOOKUPS = frozenset("Embedding EmbeddingBag".split())
+DISTANCES = frozenset("Sub Rsub MseLoss L1Loss SmoothL1Loss HuberLoss".split())
+TAKEN_FROM = frozenset("Select Unbind Index".split())
+"""Ops that take some of the matrices of a batch of weights."""
+NO_KERNEL_OPS = FUNCTIONS | frozenset(
+    "Add Sub Rsub Mul Div Neg Addcmul Addcdiv Where Index IndexSelect Gather Cat Stack Softplus Sigmoid Tanh".split()
+)
+"""What is done to scales, shifts, positions and tokens, and to no kernel."""
+
+
+def rows_in(graph: Topology, layer: Layer) -> Rows:
+    """What the rows of a layer are, as far as its type, its shape and this graph tell."""
+    leaf = graph.leaves.get(id(layer.main))
+    if layer.span.kind == "table" and _is_compared(graph, lookups_of(graph, layer)):
+        return "codes"
+    if layer.span.kind != "kernels" or layer.standard or layer.main.ndim != 3 or leaf is None:
+        return layer.span.kind
+    experts = len(layer.main)
+    for reader in _behind_views(graph, leaf):
+        name = graph.names[reader]
+        together = name in ("Bmm", "Baddbmm") and output_shape(graph.nodes[reader])[0] == experts
+        if name in TAKEN_FROM or name == "GroupedMm" or together:
+            return "experts"
+    return "kernels"
+
+
+def first_ops(graph: Topology, layer: Layer) -> set[str]:
+    """Names of the ops that consume a weight, or a view of it."""
+    leaves = [graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in graph.leaves]
+    return {graph.names[reader] for leaf in leaves for reader in _behind_views(graph, leaf)}
+
+
+def is_factor(graph: Topology, layer: Layer) -> bool:
+    """Whether a matrix is multiplied with other parameters alone, as a low-rank adapter is before it is added."""
+    leaf = graph.leaves.get(id(layer.main))
+    return leaf is not None and any(
+        graph.names[reader] in MATMULS and graph.parameters[reader] is not None for reader in _behind_views(graph, leaf)
+    )
+
+
+def lookups_of(graph: Topology, layer: Layer) -> tuple[int, ...]:
+    """The nodes that look rows of a table up; none where it is consumed in another way as well."""
+    leaf = graph.leaves.get(id(layer.main))
+    found = set() if leaf is None else _behind_views(graph, leaf)
+    return tuple(sorted(found)) if all(graph.names[node] in LOOKUPS for node in found) else ()
+
+
+def _is_compared(graph: Topology, lookups: tuple[int, ...]) -> bool:
+    """Whether what is looked up is compared with something, as codes are, and read by no layer."""
+    readers = {reader for node in lookups for reader in _behind_views(graph, node)}
+    return bool(readers) and all(graph.names[reader] in DISTANCES for reader in readers)
+
+
+def _behind_views(graph: Topology, node: int) -> set[int]:
+    """The ops that consume a node's output, or a view of it."""
+    frontier, found = [node], set()
+    while frontier:
+        for reader, _ in graph.readers[frontier.pop()]:
+            if graph.names[reader] in PASSED:
+                frontier.append(reader)
+            else:
+                found.add(reader)
+    return found
