@@ -56,7 +56,7 @@ def summarize(
     changed, weights_now = observer.window.compare_weights(observer.reader.watched)
     steps = _Steps(observer.window.steps, thresholds)
     drafts: list[Draft] = []
-    listed = [facts for facts in observer.reader.facts.values() if not facts.is_parameter]
+    listed = [facts for facts in observer.reader.facts.values() if not facts.holds_no_kernels]
     for facts in sorted(listed, key=lambda facts: (facts.excluded is not None, facts.order)):
         layer = facts.layer
         entry = _describe(facts)

@@ -96,8 +96,8 @@ class LayerFacts:
     consumers: dict[str, int] | None = field(default_factory=dict)
     exclusion: str | None = None
     """Why it cannot be watched any more."""
-    is_parameter: bool = False
-    """A scale, a position table or the like: no kernels at all."""
+    holds_no_kernels: bool = False
+    """A scale, a position table or the like."""
     remark: str | None = None
 
     @property
@@ -165,7 +165,7 @@ class LayerFacts:
     def place(self, layer: Layer, depth: int, order: int) -> None:
         """Takes in where a weight is used whose rows are no kernels of one op: gates, projections, tables, experts."""
         self.layer = layer
-        self.confirmed = True
+        self.confirmed, self.holds_no_kernels = True, False
         self.depth = max(self.depth, depth)
         self.order = order if self.order < 0 else min(self.order, order)
         self.remark = self.remark or READ_AS[layer.span.kind]
@@ -174,7 +174,7 @@ class LayerFacts:
         """Adds one use of the layer in one graph."""
         paths = use.paths
         self.layer = use.layer
-        self.confirmed = True
+        self.confirmed, self.holds_no_kernels = True, False
         self.depth = max(self.depth, use.depth)
         self.order = use.order if self.order < 0 else min(self.order, use.order)
         self.reaches |= paths.reaches

@@ -62,6 +62,11 @@ class Layer:
         return self.module._parameters.get(self.tensor) is not self.main
 
     @property
+    def is_vector(self) -> bool:
+        """A scale, a shift or a token by its shape, whatever axes it was given: it takes a graph to show a kernel."""
+        return not self.standard and self.main.numel() == max(self.main.shape)
+
+    @property
     def is_looked_up(self) -> bool:
         """Its rows are entries of a table."""
         return self.span.kind in LOOKED_UP

@@ -135,7 +135,9 @@ class GraphReader:
 
     def __init__(self, table: LayerTable, compiled: bool = False) -> None:
         self.table = table
-        self.facts: dict[str, LayerFacts] = {layer.name: LayerFacts(layer) for layer in table.layers}
+        self.facts: dict[str, LayerFacts] = {
+            layer.name: LayerFacts(layer, holds_no_kernels=layer.is_vector) for layer in table.layers
+        }
         self.maps: dict[Hashable, StepMap] = {}
         self.compiled = compiled
         self.unknown_ops: dict[str, str] = {}
@@ -266,7 +268,7 @@ class GraphReader:
         elif is_factor(graph, facts.layer):
             facts.remark = "a factor of another weight: it is read by its gradient"
         else:
-            facts.is_parameter = ops <= NO_KERNEL_OPS
+            facts.holds_no_kernels = ops <= NO_KERNEL_OPS
             facts.exclude(f"its weight is consumed by no convolution or linear op ({', '.join(sorted(ops))})")
 
     def consumers(self, name: str) -> tuple[Consumer, ...] | None:

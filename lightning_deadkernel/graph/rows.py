@@ -34,15 +34,13 @@ KERNELS = RowSpan()
 
 
 def spans_of(module: nn.Module, tensor: str, weight: Tensor) -> tuple[RowSpan, ...]:
-    """The spans of a module's weight, each with an own row in the report; none where it has no kernels at all.
+    """The spans of a module's weight, each with an own row in the report.
 
     Args:
         module: the owner.
         tensor: the weight's name on it.
         weight: its values; only the shape is looked at.
     """
-    if weight.numel() == max(weight.shape):  # a scale, a shift or a token, whatever axes it was given
-        return ()
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return (RowSpan("table"),)
     gates = next((names for kind, names in GATES.items() if isinstance(module, kind)), ())

@@ -81,9 +81,11 @@ def _notes(observer: Observer, seen: Seen, window: Window) -> tuple[str, ...]:
         f"{layer}: what follows cannot be read ({op}); its states rest on gradients"
         for op, layer in observer.reader.unknown_ops.items()
     ]
-    parameters = [facts.layer.name for facts in observer.reader.facts.values() if facts.is_parameter]
+    known = observer.reader.facts.values()
+    parameters = [la.layer.name for la in known if la.holds_no_kernels and la.layer.excluded is None]
     if parameters:
-        names = ", ".join(parameters[:PARAMETERS_NAMED]) + (", ..." if len(parameters) > PARAMETERS_NAMED else "")
+        more = len(parameters) - PARAMETERS_NAMED
+        names = ", ".join(parameters[:PARAMETERS_NAMED]) + (f" and {more} more" if more > 0 else "")
         notes.append(f"trained, and no kernels (scales, positions, tokens and the like): {names}")
     if window.compiled:
         notes.append(

@@ -236,7 +236,20 @@ def test_parameters_that_hold_no_kernels_are_named_as_such_and_are_no_layers() -
     report = watch(Net(lambda net, x: net.body(x), body=Scaled()), rows(8, 3, 4))
     assert [layer.name for layer in report.layers] == ["body.head"]
     (note,) = (note for note in report.notes if "no kernels" in note)
-    assert note.endswith(": body.positions, body.rates")
+    assert note.endswith(": body.token, body.scale, body.positions, body.rates")
+
+
+def test_a_vector_that_a_product_consumes_is_a_kernel() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x @ self.weight)
+
+    report = watch(Net(lambda net, x: net.body(x), body=Head()), rows(8, 4))
+    assert [(layer.name, layer.channels, layer.activation) for layer in report.layers] == [("body", 1, "relu")]
 
 
 @pytest.mark.parametrize(

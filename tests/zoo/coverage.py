@@ -43,12 +43,16 @@ def why(layer: LayerReport) -> str:
 
 
 def without_a_row(training: Training, report: Report) -> list[str]:
-    """Trained parameters of two or more axes that belong to no listed layer."""
-    names = {layer.name for layer in report.layers}
+    """Trained parameters of two or more axes, not vectors by shape, that belong to no listed layer and to no note."""
+    names = {layer.name for layer in report.layers} | {layer.name.rpartition(".")[0] for layer in report.layers}
+    notes = " ".join(report.notes)
     return [
         name
         for name, parameter in training.named_parameters()
-        if parameter.requires_grad and parameter.ndim > 1 and not {name, name.rpartition(".")[0]} & names
+        if parameter.requires_grad
+        and parameter.numel() > max(parameter.shape, default=0)
+        and not {name, name.rpartition(".")[0]} & names
+        and name not in notes
     ]
 
 
