@@ -31,65 +31,84 @@ class ChannelEvidence:
     step: ``gradient``, NaN ignored, then ``nonfinite``, NaN kept; at the ``kernel`` itself, read on sampled steps while
     the first is still 0), then for each activation which channels ``fired``. `totals` holds each activation's ``sums``
     over the sampled steps.
+
+    Args:
+        dtype: of `maxima`.
+        device: where everything is kept.
+        sources: where each layer's gradient is read.
+        activations: activation key -> channels.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        sources: dict[str, Source],
+        activations: dict[ActivationKey, int],
+    ) -> None:
         self.dtype, self.device = dtype, device
-        self.sources: dict[str, Source] = {}
-        self.activations: dict[ActivationKey, int] = {}
-        """Activation key -> channels."""
-        self.not_fired: PendingChannels[ActivationKey] = PendingChannels()
-        """Activations with channels that are not known to have fired in this window."""
-        self._no_gradient: PendingChannels[str] = PendingChannels()
-        """Layers with channels that are not known to have had a gradient in this window."""
-        self._entries: dict[ActivationKey, Tensor] = {}
-        self._places: dict[tuple[str, Any], tuple[int, int]] = {}
-        self.arrange({}, {})
-
-    # -- layout --------------------------------------------------------------------------------------------------
-
-    def arrange(self, sources: dict[str, Source], activations: dict[ActivationKey, int]) -> None:
-        """Lays out the evidence for these sources and activations; what was seen before is kept."""
-        if self._places:
-            self._flush()
-        old = {key: self.segment(*key).clone() for key in self._places}
         # the 1-D sources first: what every step writes to is one piece
         self.sources = dict(sorted(sources.items(), key=lambda item: item[1].parameter is None))
         self.activations = dict(activations)
-        self._places, maxima, totals = {}, 0, 0
+        self._entries: dict[ActivationKey, Tensor] = {}
+        self._places: dict[tuple[str, Any], tuple[int, int]] = {}
+        maxima = totals = 0
         for kind in ("gradient", "nonfinite", "kernel"):
             for name, source in self.sources.items():
                 self._places[kind, name] = (maxima, maxima + source.layer.channels)
                 maxima += source.layer.channels
-        for activation, channels in self.activations.items():
-            self._places["fired", activation] = (maxima, maxima + channels)
+        for key, channels in self.activations.items():
+            self._places["fired", key] = (maxima, maxima + channels)
             maxima += channels
             size = len(ACTIVATION_SUMS) * channels
-            self._places["sums", activation] = (totals, totals + size)
+            self._places["sums", key] = (totals, totals + size)
             totals += size
-        self.maxima = torch.zeros(maxima, dtype=self.dtype, device=self.device)
-        self.totals = torch.zeros(totals, dtype=torch.float64, device=self.device)
-        for key, values in old.items():
-            self._put(key, values)
+        self.maxima = torch.zeros(maxima, dtype=dtype, device=device)
+        self.totals = torch.zeros(totals, dtype=torch.float64, device=device)
         sizes = {source.layer.channels for source in self.sources.values()} | set(self.activations.values())
-        self._zeros = {size: torch.zeros(size, dtype=self.dtype, device=self.device) for size in sizes}
+        self._zeros = {size: torch.zeros(size, dtype=dtype, device=device) for size in sizes}
         self._flat = [
             (name, source.parameter, self._zeros[source.layer.channels])
             for name, source in self.sources.items()
             if source.parameter is not None
         ]
-        self._elsewhere = any(p.device != self.device or is_sharded(p) for _, p, _ in self._flat)
+        self._elsewhere = any(p.device != device or is_sharded(p) for _, p, _ in self._flat)
         self._rows = [name for name, source in self.sources.items() if source.parameter is None]
-        self._gradients = StepBuffer(sum(len(zeros) for _, _, zeros in self._flat), self.dtype, self.device)
-        self._firings = StepBuffer(sum(self.activations.values()), self.dtype, self.device)
+        self._gradients = StepBuffer(sum(len(zeros) for _, _, zeros in self._flat), dtype, device)
+        self._firings = StepBuffer(sum(self.activations.values()), dtype, device)
+        self.not_fired: PendingChannels[ActivationKey] = PendingChannels()
+        """Activations with channels that are not known to have fired in this window."""
+        self._no_gradient: PendingChannels[str] = PendingChannels()
+        """Layers with channels that are not known to have had a gradient in this window."""
         self._restart_counts()
+
+    # -- layout --------------------------------------------------------------------------------------------------
+
+    def rearranged(self, sources: dict[str, Source], activations: dict[ActivationKey, int]) -> ChannelEvidence:
+        """The same evidence laid out for these sources and activations."""
+        new = ChannelEvidence(self.dtype, self.device, sources, activations)
+        self._flush()
+        for key in self._places:
+            new._put(key, self.segment(*key))
+        new._entries = {key: entries for key, entries in self._entries.items() if key in new.activations}
+        return new
+
+    def loaded(self, segments: Segments, activations: dict[ActivationKey, int], with_sums: bool) -> ChannelEvidence:
+        """What `segments` gave, so far as the layers are there; sums only on the rank that is to hold them."""
+        new = ChannelEvidence(self.dtype, self.device, self.sources, activations)
+        for (kind, key), values in segments.items():
+            if with_sums or kind != "sums":
+                new._put((kind, key), values)
+                if kind == "sums" and key in new.activations:
+                    new._entries[key] = values[-new.activations[key] :].cpu().clone()
+        return new
 
     def _put(self, key: tuple[str, Any], values: Tensor) -> None:
         if key in self._places and self.segment(*key).shape == values.shape:
             self.segment(*key).copy_(values)
 
     def _restart_counts(self) -> None:
-        # what has been seen before a new layout (a graph of another shape) is counted again at the next read
+        # what had been seen before a new layout (a graph of another shape) is counted again at the next read
         self.not_fired.clear(self.activations)
         self._no_gradient.clear(self.sources)
 
@@ -266,15 +285,6 @@ class ChannelEvidence:
                 torch.distributed.all_reduce(values, operator)
             segments.update(zip(keys, torch.split(values.cpu(), [len(part) for part in parts]), strict=True))
         return segments
-
-    def load(self, segments: Segments, activations: dict[ActivationKey, int], with_sums: bool) -> None:
-        """Takes up what `segments` gave, so far as the layers are there; sums only on the rank that is to hold them."""
-        self.arrange(self.sources, activations)
-        for (kind, key), values in segments.items():
-            if with_sums or kind != "sums":
-                self._put((kind, key), values)
-                if kind == "sums" and key in self.activations:
-                    self._entries[key] = values[-self.activations[key] :].cpu().clone()
 
 
 def table_max(layer: Layer, rows: Tensor | None) -> Tensor | None:

@@ -55,7 +55,7 @@ class Observer:
         wide = any(layer.main.dtype == torch.float64 for layer in layers)
         parameters = {n: p for n, p in model.named_parameters() if not isinstance(p, UninitializedParameter)}
         self.window = OpenWindow(
-            ChannelEvidence(torch.float64 if wide else torch.float32, device),
+            ChannelEvidence(torch.float64 if wide else torch.float32, device, {}, {}),
             StepStatistics(
                 layers,
                 {id(parameter): name for name, parameter in parameters.items()},

@@ -78,13 +78,13 @@ class OpenWindow:
         self.channels.reset()
         self.steps.reset()
         self.checksums = self.checksums if checksums is None else checksums
-        self.index = index
+        self.index = index  # last: until then an interrupt finds the window before, which is closed
 
     # -- one step ------------------------------------------------------------------------------------------------
 
     def arrange(self, sources: dict[str, Source], activations: dict[ActivationKey, int]) -> None:
         """Lays out the evidence for these layers and activations (key -> channels); what was seen before is kept."""
-        self.channels.arrange(sources, activations)
+        self.channels = self.channels.rearranged(sources, activations)
         self.settled = False
 
     def add_backward(self) -> None:
@@ -117,11 +117,15 @@ class OpenWindow:
             optimizer_steps: of the whole window by now.
             sampled_steps: of this batch.
         """
-        counts = self.counts
-        counts.batches += 1
-        counts.samples = None if size is None or counts.samples is None else counts.samples + size
-        counts.optimizer_steps = optimizer_steps
-        counts.sampled_steps += sampled_steps
+        now = self.counts
+        self.counts = Counts(  # at once: an interrupt finds the batch counted, or not
+            batches=now.batches + 1,
+            optimizer_steps=optimizer_steps,
+            sampled_steps=now.sampled_steps + sampled_steps,
+            samples=None if size is None or now.samples is None else now.samples + size,
+            backwards=now.backwards,
+            unread=now.unread,
+        )
 
     # -- window ends ---------------------------------------------------------------------------------------------
 
@@ -206,7 +210,7 @@ class OpenWindow:
         segments = {
             (kind, tuple(key) if isinstance(key, list) else key): values for kind, key, values in state["segments"]
         }
-        self.channels.load(segments, activations, first_rank)
+        self.channels = self.channels.loaded(segments, activations, first_rank)
         self.counts, self.reached = counts, set(state["reached"])
         device = self.channels.device
         self.checksums = {name: values.to(device) for name, values in state["checksums"].items()}

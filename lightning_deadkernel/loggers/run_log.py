@@ -50,7 +50,7 @@ def custom_charts(keys: Sequence[Key]) -> list[CustomChart]:
 class RunLog:
     """Writes reports to all loggers of one run. To be used on rank zero only.
 
-    A logger that raises is warned about once and left out from then on.
+    What a logger raises is warned about once and costs that call alone.
 
     Args:
         loggers: Lightning's loggers, `trainer.loggers`; may be empty.
@@ -66,6 +66,8 @@ class RunLog:
         self._adapters = [adapter_of(logger) for logger in loggers]
         self._scalars, self._quartiles = ConstantKeys(), ConstantKeys()
         self._charts_written = False
+        self._named: list[Adapter] = []
+        """Those that have raised, and have been warned of."""
 
     def log(
         self,
@@ -135,17 +137,18 @@ class RunLog:
         }
 
     def _each(self, write: Callable[[Adapter], None]) -> None:
-        for adapter in list(self._adapters):
+        for adapter in self._adapters:
             try:
                 write(adapter)
             except Exception as error:  # whatever it is, it must not end the training
-                self._adapters.remove(adapter)
-                warnings.warn(
-                    f"{type(adapter.logger).__name__} raised {type(error).__name__}: {error}. "
-                    "The monitor logs nothing more to it; training and the other loggers go on.",
-                    DeadKernelWarning,
-                    stacklevel=2,
-                )
+                if adapter not in self._named:
+                    self._named.append(adapter)
+                    warnings.warn(
+                        f"{type(adapter.logger).__name__} raised {type(error).__name__}: {error}. Training and the "
+                        "other loggers go on; what comes next is logged to it again.",
+                        DeadKernelWarning,
+                        stacklevel=2,
+                    )
 
 
 def _picture_key(name: str) -> Key:

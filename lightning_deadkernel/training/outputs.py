@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning_deadkernel.loggers import RunLog, report_folder
 from lightning_deadkernel.report.console import print_document
 from lightning_deadkernel.report.describe import describe_briefly
 from lightning_deadkernel.report.report import Report, write_atomically
+from lightning_deadkernel.training.never_raise import warn_internal
 from lightning_deadkernel.training.options import Options
 
 DRAWING_SHARE = 0.05
@@ -24,7 +27,8 @@ LONG = 2.0
 
 
 class Outputs:
-    """One run's outlets.
+    """One run's outlets. Each part (a file, a picture, the loggers, the console) is apart from the others: one that
+    fails is named once, and is tried again at the next window.
 
     Args:
         options: the monitor's.
@@ -32,86 +36,132 @@ class Outputs:
     """
 
     def __init__(self, options: Options, trainer: Any) -> None:
-        self.rank_zero: bool = trainer.is_global_zero
-        self.with_figures: bool = options.log_figures
-        self.folder: Path | None = None
+        self._options, self._trainer = options, trainer
         self._began = time.monotonic()
         self._drawing = 0.0
         self._took = 0.0
         self._pictures: dict[str, bytes] = {}
         self._drawn_window = 0
         self._step = 0
-        self._told: set[str] = set()
-        if not self.rank_zero:
-            return
-        if options.save_report and not trainer.fast_dev_run:
-            self.folder = report_folder(trainer.loggers, trainer.default_root_dir)
-        self._has_loggers = bool(trainer.loggers)
-        self.log = RunLog(trainer.loggers, layers=options.log_layers, histograms=options.log_histograms)
+        self._text: str | None = None
+        self._window = -1
+        self._done: set[str] = set()
+        """Parts of this window's output that were tried."""
+        self._named: set[str] = set()
+        """Parts that failed, and what else need not be told again."""
+        self._folder: Path | None = None
+        self._log: RunLog | None = None
 
     def window(self, reports: list[Report], step: int) -> None:
-        """A window has closed: save its report, draw it if there is time for that, and log it.
+        """A window has closed: save its report, draw it if there is time for that, and log it. Called again for the
+        same window, it goes on where it was interrupted.
 
         Args:
             reports: all so far, oldest first; index 0 is the state at initialisation.
             step: the x-axis of the trainer's own metrics.
         """
-        if not self.rank_zero:
+        if not self._trainer.is_global_zero:
             return
-        began, report, self._step = time.monotonic(), reports[-1], step
-        if self.folder is not None:
-            self._tell("saving the report")
-            report.save(self.folder / "report.json")
-        text = report.to_markdown() if self.folder is not None or self._has_loggers else None
-        if self.folder is not None and text is not None:
-            write_atomically(self.folder / "report.md", text)
-        pictures = self._draw(reports) if self._may_draw(report, began) else {}
+        began, report = time.monotonic(), reports[-1]
+        if self._window != report.window:
+            self._window, self._step, self._done = report.window, step, set()
+            self._text = None
+        self._try("the report's folder", self._find_folder)
+        self._try("to the loggers", self._find_loggers)
+        self._tell("saving the report")
+        self._save("report.json", report.save)
+        self._try("the report in words", lambda: self._describe(report))
+        if (text := self._text) is not None:
+            self._save("report.md", lambda path: write_atomically(path, text))
+        if self._can_draw(report) and self._has_time_to_draw(began):
+            self._try("the pictures", lambda: self._draw(reports))
         self._tell("logging")
-        self.log.log(report, step, text=text, pictures=pictures)
+        pictures = self._pictures if self._drawn_window == report.window else {}
+        self._to_loggers(
+            "to the loggers what they show", lambda log: log.log(report, step, text=text, pictures=pictures)
+        )
         self._took = time.monotonic() - began
 
     def end(self, reports: list[Report]) -> None:
         """Fit has ended: the last pictures, the report as one page, and the table on the console."""
-        if not self.rank_zero:
+        if not self._trainer.is_global_zero:
             return
         report = reports[-1]
-        if self.with_figures and self._drawn_window < report.window:
-            self.log.pictures(self._draw(reports), self._step)
-        if self.folder is not None:
-            report.save(self.folder / "report.html", self._pictures)
-            self.log.files(self.folder)
-        print_document(describe_briefly(report))
-        if self.folder is not None:
-            rank_zero_info(f"DeadKernelMonitor: the report is in {self.folder}")
+        if self._drawn_window < report.window and self._can_draw(report):
+            self._try("the last pictures", lambda: self._draw(reports))
+            self._to_loggers("the last pictures to the loggers", lambda log: log.pictures(self._pictures, self._step))
+        self._save("report.html", lambda path: report.save(path, self._pictures))
+        folder = self._folder
+        if folder is not None:
+            self._to_loggers("the files to the loggers", lambda log: log.files(folder))
+        self._try("the table", lambda: print_document(describe_briefly(report)))
+        if folder is not None:
+            rank_zero_info(f"DeadKernelMonitor: the report is in {folder}")
 
-    def _may_draw(self, report: Report, now: float) -> bool:
-        if not self.with_figures or report.window == 0:
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _try(self, part: str, write: Callable[[], None]) -> None:
+        """One part, once a window."""
+        if part in self._done:
+            return
+        try:
+            write()
+        except Exception as error:  # a full disk, a broken font: nothing of that may reach the training
+            if part not in self._named:
+                self._named.add(part)
+                warn_internal(f"could not write {part} this time: {type(error).__name__}: {error}.")
+        self._done.add(part)
+
+    def _find_folder(self) -> None:
+        if self._folder is None and self._options.save_report and not self._trainer.fast_dev_run:
+            self._folder = report_folder(self._trainer.loggers, self._trainer.default_root_dir)
+
+    def _find_loggers(self) -> None:
+        if self._log is None:
+            layers, histograms = self._options.log_layers, self._options.log_histograms
+            self._log = RunLog(self._trainer.loggers, layers=layers, histograms=histograms)
+
+    def _describe(self, report: Report) -> None:
+        if self._folder is not None or self._trainer.loggers:
+            self._text = report.to_markdown()
+
+    def _save(self, name: str, write: Callable[[Path], None]) -> None:
+        folder = self._folder
+        if folder is not None:
+            self._try(name, lambda: write(folder / name))
+
+    def _to_loggers(self, part: str, write: Callable[[RunLog], None]) -> None:
+        log = self._log
+        if log is not None and self._trainer.loggers:
+            self._try(part, lambda: write(log))
+
+    def _can_draw(self, report: Report) -> bool:
+        if not self._options.log_figures or report.window == 0:
             return False
+        reason = figures.why_none(report)
+        if reason is not None:
+            self._say_once(reason, reason)
+        return reason is None
+
+    def _has_time_to_draw(self, now: float) -> bool:
         return self._drawn_window == 0 or self._drawing < DRAWING_SHARE * (now - self._began)
 
-    def _draw(self, reports: list[Report]) -> dict[str, bytes]:
-        reason = figures.why_none(reports[-1])
-        if reason is not None:
-            self._say_once(reason)
-            self.with_figures = False
-            return {}
+    def _draw(self, reports: list[Report]) -> None:
         self._tell("drawing")
         began = time.monotonic()
         self._pictures, faults = figures.draw_all(reports)
         for name, fault in faults.items():
-            self._say_once(f"the picture {name} could not be drawn ({fault}); the others were.")
-        if self.folder is not None:
-            for name, png in self._pictures.items():
-                write_atomically(self.folder / f"{name}.png", png)
+            self._say_once(f"picture {name}", f"the picture {name} could not be drawn ({fault}); the others were.")
         self._drawing += time.monotonic() - began
         self._drawn_window = reports[-1].window
-        return self._pictures
+        for name, picture in self._pictures.items():
+            self._save(f"{name}.png", partial(write_atomically, content=picture))
+
+    def _say_once(self, part: str, text: str) -> None:
+        if part not in self._named:
+            self._named.add(part)
+            rank_zero_info(f"DeadKernelMonitor: {text}")
 
     def _tell(self, what: str) -> None:
         if self._took > LONG:
             rank_zero_info(f"DeadKernelMonitor: {what} ...")
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            rank_zero_info(f"DeadKernelMonitor: {text}")

@@ -94,7 +94,7 @@ class Run:
         try:
             self._outputs = Outputs(self.options, trainer)
         except Exception as error:
-            self._write_no_more(error)
+            self._warn_of_outputs(error)
         self._schedule.open_window(trainer.global_step)
         self._begin(trainer, half_open)
         if not self.record.reports:
@@ -200,9 +200,21 @@ class Run:
         """Restores what was set for a step, and saves what has been seen."""
         self.stance.restore()
         # Another rank may not be here: nothing collective may be called, now or by a checkpoint that is saved next.
-        if self._world == 1 and not isinstance(exception, DeadKernelError) and self.running and self._schedule.batches:
-            self._close(trainer)
+        if self._world == 1 and self.watching and not isinstance(exception, DeadKernelError):
+            self._close_interrupted(trainer)
         self.end()
+
+    @never_raise
+    def _close_interrupted(self, trainer: Any) -> None:
+        """Closes the open window, also where its closing is what was interrupted."""
+        if self._is_open() and self._observer.window.counts.batches:
+            self._close(trainer)
+        elif self.record.reports:
+            self._publish(trainer, self.record.reports[-1])
+
+    def _is_open(self) -> bool:
+        """Whether the window is not in the record yet: an interrupt may have come between that and the next one."""
+        return self._observer.window.index == self.record.next_index
 
     def end(self) -> None:
         """Restores what was set for a step; from here on nothing is done."""
@@ -284,7 +296,8 @@ class Run:
             state = {}
             if self.running:
                 everyone = self._exchange()
-                state["open"] = self._observer.window.state_dict(everyone) if everyone else None
+                is_open = everyone is not None and self._is_open()
+                state["open"] = self._observer.window.state_dict(everyone) if everyone and is_open else None
             return self.record.state_dict() | state
         except Exception as error:  # a checkpoint without the monitor's part is better than none
             self.fail("state_dict", error)
@@ -306,11 +319,12 @@ class Run:
             try:
                 write(self._outputs)
             except Exception as error:  # a full disk, a broken font: nothing of that may reach the training
-                self._write_no_more(error)
+                self._warn_of_outputs(error)
 
-    def _write_no_more(self, error: Exception) -> None:
-        self._outputs = None
-        warn_internal(f"could not write its report, and writes no more: {type(error).__name__}: {error}.")
+    def _warn_of_outputs(self, error: Exception) -> None:
+        if "outputs" not in self._warned:
+            self._warned.add("outputs")
+            warn_internal(f"could not write its report: {type(error).__name__}: {error}.")
 
     def _warn(self, text: str, once: str | None = None) -> None:
         if once is None or once not in self._warned:

@@ -115,7 +115,7 @@ STAGES = {
     "output": (Outputs, "__init__"),
     "walk": (GraphReader, "read"),
     "learn": (GraphReader, "learn"),
-    "layout": (ChannelEvidence, "arrange"),
+    "layout": (OpenWindow, "arrange"),
     "activations": (ChannelEvidence, "read_activations"),
     "gradients": (ChannelEvidence, "read_gradients"),
     "kernels": (ChannelEvidence, "read_kernels"),
