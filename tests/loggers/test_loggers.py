@@ -337,7 +337,7 @@ def test_histograms_of_a_large_network_are_those_of_its_worst_layers(tmp_path: P
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_a_logger_that_raises_is_left_out_after_one_warning_and_the_others_go_on(
+def test_a_logger_that_raises_is_warned_of_once_and_the_others_go_on(
     tmp_path: Path, reports: list[Report], order: tuple[int, ...]
 ) -> None:
     board, broken, memory = TensorBoardLogger(tmp_path), MemoryLogger(breaks_at=1), MemoryLogger()

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_deadkernel import DeadKernelMonitor, Report
+from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.training import outputs
 
 
@@ -28,8 +29,10 @@ class Net(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-def fit(folder: Path, monitor: DeadKernelMonitor, epochs: int = 3, **options: Any) -> L.Trainer:
-    options = {"logger": TensorBoardLogger(folder, name="run"), "enable_progress_bar": False} | options
+def fit(
+    folder: Path, monitor: DeadKernelMonitor, epochs: int = 3, model: L.LightningModule | None = None, **options: Any
+) -> L.Trainer:
+    options = {"logger": TensorBoardLogger(folder, name="run", version=0), "enable_progress_bar": False} | options
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -40,7 +43,7 @@ def fit(folder: Path, monitor: DeadKernelMonitor, epochs: int = 3, **options: An
         **options,
     )
     data = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
-    trainer.fit(Net(), torch.utils.data.DataLoader(data, 8))
+    trainer.fit(model or Net(), torch.utils.data.DataLoader(data, 8))
     return trainer
 
 
@@ -123,3 +126,85 @@ def test_the_progress_bar_shows_the_summary_only_if_asked(tmp_path: Path) -> Non
     unasked = fit(tmp_path / "b", DeadKernelMonitor(on_finding="ignore", log_figures=False))
     assert asked.progress_bar_metrics.keys() >= {"dead", "vanishing"}
     assert not unasked.progress_bar_metrics.keys() & {"dead", "vanishing"}
+
+
+# -- one fault costs one part -----------------------------------------------------------------------------------------
+
+FILES = ("report.json", "report.md", "report.html", "kernel_map.png")
+
+
+@pytest.mark.parametrize("broken", FILES)
+def test_a_file_that_cannot_be_written_costs_itself_alone(tmp_path: Path, broken: str) -> None:
+    folder = tmp_path / "run" / "version_0" / "deadkernel"
+    (folder / broken).mkdir(parents=True)  # no file can take the place of a folder
+    with pytest.warns(DeadKernelInternalWarning, match=f"could not write {broken} this time") as caught:
+        fit(tmp_path, DeadKernelMonitor(on_finding="ignore"))
+    assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
+    assert {path.name for path in folder.iterdir() if path.is_file()} >= {*FILES} - {broken}
+    assert image_steps(tmp_path)[-1] == 11
+
+
+def test_a_file_that_can_be_written_later_is_written_then(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "version_0" / "deadkernel"
+    (folder / "report.json").mkdir(parents=True)
+
+    class Freed(Net):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 2:
+                (folder / "report.json").rmdir()
+
+    with pytest.warns(DeadKernelInternalWarning, match=r"could not write report\.json"):
+        fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False), model=Freed())
+    assert Report.load(folder / "report.json").window == 3
+
+
+def test_a_folder_that_cannot_be_made_ends_the_files_and_not_the_watch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a file").write_text("in the way")
+    monitor = DeadKernelMonitor(on_finding="ignore")
+    with pytest.warns(DeadKernelInternalWarning, match="could not write the report's folder") as caught:
+        fit(tmp_path / "a file", monitor, logger=False)
+    assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
+    assert [report.window for report in monitor.reports] == [0, 1, 2, 3]
+    assert "10 kernels in 2 layers" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_put_in_words_is_still_saved_drawn_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(report: Report) -> str:
+        raise ZeroDivisionError("no words")
+
+    monkeypatch.setattr(Report, "to_markdown", broken)
+    monitor = DeadKernelMonitor(on_finding="ignore")
+    with pytest.warns(DeadKernelInternalWarning, match="could not write the report in words"):
+        fit(tmp_path, monitor)
+    folder = tmp_path / "run" / "version_0" / "deadkernel"
+    assert Report.load(folder / "report.json").window == 3
+    assert (folder / "report.html").exists()
+    events = EventAccumulator(str(folder.parent)).Reload()
+    assert [event.step for event in events.Scalars("deadkernel/dead_fraction")] == [3, 7, 11]
+    assert image_steps(tmp_path)[-1] == 11
+
+
+class InputsFirst(Net):
+    """A weight kept as (in, out), as GPT-2 keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8))
+        self.net = nn.Linear(8, 2)
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        return self.net((batch @ self.weight).relu()).square().mean()
+
+
+def test_a_weight_kept_with_its_inputs_first_is_drawn_and_logged(tmp_path: Path) -> None:
+    monitor = DeadKernelMonitor(on_finding="ignore")
+    fit(tmp_path, monitor, model=InputsFirst())
+    assert monitor.report is not None
+    assert monitor.report["weight"].channels == 8
+    names = {path.name for path in (tmp_path / "run" / "version_0" / "deadkernel").iterdir()}
+    assert {*FILES, "overview.png", "life_lines.png"} <= names
+    assert image_steps(tmp_path)[-1] == 11
