@@ -236,9 +236,7 @@ class Window:
     has_norms: bool = False
     """The graph of the loss holds a norm of any kind, wherever it is."""
     strangers: int = 0
-    """Weights with two or more axes that reach the loss and belong to no module (a plain list, a bare tensor)."""
-    first_non_finite: tuple[str, int] | None = None
-    """Layer and global step of the first NaN or infinite gradient that was seen on a sampled step."""
+    """Parameters of two or more axes that reach the loss and belong to no module of the model (a plain list)."""
 
 
 @dataclass(frozen=True)

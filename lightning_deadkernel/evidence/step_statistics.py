@@ -130,6 +130,9 @@ class StepStatistics:
         self.norms, self.updates, self.underflow = Series(), Series(), Series()
         self.learning_rates: dict[str, float] = {}
         self.decays: dict[str, tuple[float, bool]] = {}
+        """Layer -> weight decay, and whether it is applied apart from the gradient."""
+        self.optimizers: dict[str, tuple[str, float]] = {}
+        """Layer -> class name of its optimizer, and SGD's momentum."""
         self.turns: dict[str, int] = {}
         """Layer -> how often its update was measured in this window."""
         self._before: dict[str, tuple[Layer, Tensor, Tensor | None]] = {}
@@ -227,6 +230,7 @@ class StepStatistics:
                 self.learning_rates[layer.name] = max(float(rate), self.learning_rates.get(layer.name, 0.0))
             decoupled = bool(group.get("decoupled_weight_decay")) or "AdamW" in type(optimizer).__name__
             self.decays[layer.name] = (float(group.get("weight_decay", 0.0) or 0.0), decoupled)
+            self.optimizers[layer.name] = (type(optimizer).__name__, float(group.get("momentum", 0.0) or 0.0))
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -296,6 +300,7 @@ class StepStatistics:
             "series": {name: self._packed(name) for name in SERIES},
             "learning_rates": dict(self.learning_rates),
             "decays": {name: list(values) for name, values in self.decays.items()},
+            "optimizers": {name: list(values) for name, values in self.optimizers.items()},
             "turns": dict(self.turns),
         }
 
@@ -310,6 +315,7 @@ class StepStatistics:
             setattr(self, name, self._unpacked(name, state["series"][name], first_rank))
         self.learning_rates = dict(state["learning_rates"])
         self.decays = {name: (float(decay), bool(decoupled)) for name, (decay, decoupled) in state["decays"].items()}
+        self.optimizers = {name: (str(kind), float(mu)) for name, (kind, mu) in state.get("optimizers", {}).items()}
         self.turns = {name: int(count) for name, count in state["turns"].items()}
 
     def _packed(self, name: str) -> dict[str, Any]:

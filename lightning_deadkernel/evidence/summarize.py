@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from lightning_deadkernel.thresholds import Thresholds
 Draft = dict[str, Any]
 """The fields of a `LayerWindow` on its way."""
 
+CUT_OFF = "not in the graph of the loss: never used in the training step, or detached"
 UNDERFLOW_WORTH_A_NOTE = 0.1
 """Share of a weight's gradient entries that underflowed in float16."""
 
@@ -63,6 +64,8 @@ def summarize(
         drafts.append(entry)
         entry["excluded"] = facts.excluded or _not_used(facts, observer, index, seen)
         if entry["excluded"] is not None:
+            entry["missed"] = _missed(facts, entry["excluded"])
+            entry["parameters"] = 0 if facts.layer.channels == 0 else layer.main.numel()
             continue
         _read_weights(entry, facts, tensors if with_tensors else None)
         entry["in_optimizer"] = not optimizers or id(layer.main) in held
@@ -90,6 +93,8 @@ def summarize(
         counts.samples,
         [LayerWindow(**entry) for entry in drafts],
         compiled=observer.reader.compiled,
+        has_norms=observer.reader.norms,
+        strangers=observer.reader.strangers,
     )
     if index:
         steps.fill_window(window)
@@ -106,6 +111,7 @@ def _describe(facts: LayerFacts) -> Draft:
         "note": facts.note,
         "activation": facts.activation,
         "gating": facts.gating,
+        "groups": facts.layer.groups,
     }
 
 
@@ -114,7 +120,13 @@ def _not_used(facts: LayerFacts, observer: Observer, index: int, seen: Seen) -> 
         return None
     if facts.confirmed:
         return "not used in this window"
-    return "not in the graph of the loss: never used in the training step, or detached"
+    return CUT_OFF
+
+
+def _missed(facts: LayerFacts, excluded: str) -> Literal["cut off", "unreadable"] | None:
+    if facts.layer.excluded is not None:  # someone wants it so
+        return None
+    return "cut off" if excluded == CUT_OFF else "unreadable" if facts.exclusion is not None else None
 
 
 def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None) -> None:
@@ -138,6 +150,8 @@ def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None
     summary = weight_summary(layer.own(weight))
     entry["weight_sparsity"], entry["weight_near_zeros"] = float(summary.zeros), float(summary.near_zeros)
     entry["gini"], entry["hoyer"] = float(summary.gini), float(summary.hoyer)
+    if layer.groups == 1 and layer.channel_dim == 0 and weight.ndim >= 2:
+        entry["input_largest"] = weight.detach().abs().movedim(1, 0).flatten(1).amax(1).float().cpu()
     # two rows tell almost always; only if they are equal the rest is compared
     entry["identical"] = len(rows) > 1 and torch.equal(rows[0], rows[1]) and bool((rows == rows[:1]).all())
     mask = layer.mask()
@@ -154,7 +168,9 @@ def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segment
     if source is None:
         return
     # an infinite gradient is one: only its size is not known
-    entry["gradient"] = gradient = torch.nan_to_num(segments["gradient", name])
+    entry["gradient"] = gradient = torch.nan_to_num(segments["gradient", name], nan=torch.nan)
+    # what was NaN on some step, and zero or NaN on all others, was not seen
+    gradient[(gradient == 0) & ~segments["nonfinite", name].isfinite()] = torch.nan
     if source.parameter is not None:
         # `read_kernels` skips layers that had shown a gradient everywhere: that is one at the kernel as well
         kernel = segments["kernel", name]
@@ -257,6 +273,7 @@ class _Steps:
         entry["note"] = entry["note"] or _note_on_underflow(entry["underflow_share"] or 0.0)
         entry["learning_rate"] = self.steps.learning_rates.get(entry["name"])
         entry["weight_decay"], entry["decoupled_decay"] = self.steps.decays.get(entry["name"], (0.0, False))
+        entry["optimizer"], entry["momentum"] = self.steps.optimizers.get(entry["name"], (None, 0.0))
 
     def fill_window(self, window: Window) -> None:
         """Sizes of all gradients together."""

@@ -6,11 +6,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layers import Layer, LayerTable
+from lightning_deadkernel.graph.ops import NORMS
 from lightning_deadkernel.graph.parts import Part
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths, PathTracer
 from lightning_deadkernel.graph.rows_in_graph import NO_KERNEL_OPS, first_ops, is_factor, lookups_of, rows_in
@@ -142,6 +145,10 @@ class GraphReader:
         self.compiled = compiled
         self.unknown_ops: dict[str, str] = {}
         """Unknown op -> a layer that met it."""
+        self.norms = False
+        """Some graph holds a norm, wherever it is."""
+        self.strangers = 0
+        """Weights of two or more axes in a graph that are parameters of no module."""
 
     @property
     def layers(self) -> list[Layer]:
@@ -188,6 +195,9 @@ class GraphReader:
         found = GraphMap(nodes, self.table, gathered, self.facts)
         graph = found.graph
         self.compiled = self.compiled or graph.compiled
+        self.norms = self.norms or any(name in NORMS for name in graph.names)
+        self.norms = self.norms or any(use.paths.composed_norm for use in found.uses)
+        self.strangers = max(self.strangers, 0 if gathered else self._strangers(nodes, graph))
         for use in found.uses:
             facts = self.facts[use.layer.name]
             facts.learn(use)
@@ -251,6 +261,12 @@ class GraphReader:
                     facts.consumers = None
                 else:
                     facts.consumers.update({la.name: weights for la, weights in consumers.items() if la is not None})
+
+    def _strangers(self, nodes: list[Any], graph: Topology) -> int:
+        """How many weights of the graph the model does not own; an input that needs a gradient is none."""
+        leaves = [nodes[leaf].variable for leaf in graph.leaves.values()]
+        owned = self.table.parameters
+        return sum(isinstance(p, nn.Parameter) and p.ndim > 1 and id(p) not in owned for p in leaves) if owned else 0
 
     def _unconfirmed(self, facts: LayerFacts, graph: Topology) -> None:
         """A layer whose weight is in the graph while no kernel op of it was found."""

@@ -197,10 +197,9 @@ def test_a_network_that_has_become_nan_has_one_finding_and_no_other_made_of_it()
     lost |= {"weight_gradient": nan, "activation_mean": nan, "update_ratio": math.nan, "update_ratio_max": 0.9}
     run = Run().next(start(), start("b")).next(layer(), layer("b"), gradient_norm=1.0)
     fired = {"fired": torch.zeros(4, dtype=torch.bool)}
-    run.next(layer(**lost | fired), layer("b", **lost), gradient_norm=1e9, first_non_finite=("b", 27))
+    run.next(layer(**lost | fired), layer("b", **lost), gradient_norm=1e9)
     (finding,) = run.findings
     assert (finding.kind, finding.layer, finding.severity) == ("non_finite_gradient", None, "error")
-    assert "first seen in b at step 27" in finding.cause
     assert "changed weights by 0.9 of their norm" in finding.cause
     assert {state for name in ("conv", "b") for state in run.report(name).states} == {"unknown"}
 
@@ -216,11 +215,21 @@ def test_gradients_that_are_nan_are_no_flat_loss() -> None:
 
 def test_a_backbone_that_is_cut_off_is_a_warning_and_an_unused_corner_worth_knowing() -> None:
     cut: dict[str, Any] = {"excluded": "not in the graph of the loss", "missed": "cut off"}
-    run = begun().next(alive(), layer("backbone", **cut))
+    run = begun().next(layer(parameters=40), layer("backbone", parameters=40, **cut))
     finding = run.only("unwatched_layers", None)
-    assert (finding.severity, finding.cause_word, finding.evidence["share_of_kernels"]) == ("warning", "cut off", 0.5)
+    assert (finding.severity, finding.cause_word, finding.evidence["share_of_weights"]) == ("warning", "cut off", 0.5)
     assert "backbone" in finding.cause
-    assert begun().next(layer("a", 96), layer("b", **cut)).only("unwatched_layers", None).severity == "info"
+    assert (
+        begun()
+        .next(layer("a", parameters=960), layer("b", parameters=40, **cut))
+        .only("unwatched_layers", None)
+        .severity
+        == "info"
+    )
+    odd: dict[str, Any] = {"excluded": "consumed by no convolution or linear op", "missed": "unreadable"}
+    assert begun().next(alive(), layer("b", parameters=4, **odd)).only("unwatched_layers", None).severity == "info"
+    most = begun().next(layer(parameters=40), layer("lstm", parameters=400, **odd))
+    assert most.only("unwatched_layers", None).severity == "warning"
     assert begun().next(alive(), strangers=3).only("unwatched_layers", None).severity == "warning"
 
 

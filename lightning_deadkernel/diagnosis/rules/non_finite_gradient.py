@@ -52,17 +52,14 @@ def _holds_nan(layer: LayerContext) -> bool:
 
 
 def _overflow(context: WindowContext, lost: bool) -> Cause:
-    first = context.window.first_non_finite
-    where = f", first seen in {first[0]} at step {first[1]:,}" if first is not None else ""
     line = context.thresholds.update_large
     ratios = [layer.observed.update_ratio_max or 0.0 for layer in context.watched]
     largest = max((ratio for ratio in ratios if math.isfinite(ratio)), default=0.0)
     return OVERFLOW.because(
-        f"the gradient held NaN or infinity{where}"
+        "the gradient held NaN or infinity"
         + (f", and a step before had changed weights by {largest:.2g} of their norm" if largest > line else "")
         + ("; the weights hold it too: nothing they compute is a number any more" if lost else ""),
         "Go back to the last checkpoint with finite weights and lower the learning rate or clip the gradient norm;"
         " torch.autograd.set_detect_anomaly(True) names the operation that made the first NaN.",
         f"{references.CLIPPING}; {references.MIXED}",
-        {} if first is None else {"first_layer": first[0], "first_step": first[1]},
     )

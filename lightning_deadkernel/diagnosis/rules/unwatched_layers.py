@@ -32,8 +32,9 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.observation import LayerWindow
 from lightning_deadkernel.report.records import Severity
 
-MUCH = 0.1
-"""A share of all kernels from which on it is more than worth knowing that they are not watched."""
+MUCH, MOST = 0.1, 0.5
+"""Shares of all weights from which on it is more than worth knowing that the loss does not reach them, or that they
+cannot be read: tables of positions and the like are in many a healthy network."""
 SHOWN = 4
 
 
@@ -41,20 +42,20 @@ SHOWN = 4
 def unwatched_layers(context: WindowContext) -> Iterator[Found]:
     """Excluded layers that nobody excluded, by whether the loss reaches them, and weights in no module."""
     window = context.window
-    total = sum(layer.channels for layer in window.layers)
-    for kind in (CUT_OFF, UNREADABLE):
+    total = sum(layer.parameters for layer in window.layers)
+    for kind, much in ((CUT_OFF, MUCH), (UNREADABLE, MOST)):
         layers = [layer for layer in window.layers if layer.missed == kind.word]
         strangers = window.strangers if kind is UNREADABLE else 0
         if layers or strangers:
-            share = sum(layer.channels for layer in layers) / max(1, total)
-            severity: Severity = "warning" if share >= MUCH or strangers else "info"
+            share = sum(layer.parameters for layer in layers) / max(1, total)
+            severity: Severity = "warning" if share >= much or strangers else "info"
             yield _found(kind, layers, strangers, share, severity)
 
 
 def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: float, severity: Severity) -> Found:
     names = ", ".join(layer.name for layer in layers[:SHOWN]) + (", ..." if len(layers) > SHOWN else "")
     reasons = "; ".join(dict.fromkeys(str(layer.excluded) for layer in layers))
-    parts = [f"{len(layers)} layers with {share:.0%} of the kernels ({names}): {reasons}"] if layers else []
+    parts = [f"{len(layers)} layers with {share:.0%} of the weights ({names}): {reasons}"] if layers else []
     if strangers:
         parts.append(
             f"{strangers} weights reach the loss and belong to no module, so that they are neither saved nor moved to"
@@ -68,6 +69,6 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
         advice.append("Judge these layers by other means; where they are no kernels, leave them out by `exclude`.")
     if strangers:
         advice.append("Register the layers in an nn.ModuleList, and bare weights as nn.Parameter of a module.")
-    evidence = {"layers": len(layers), "share_of_kernels": share, "in_no_module": strangers}
+    evidence = {"layers": len(layers), "share_of_weights": share, "in_no_module": strangers}
     cause = kind.because("; ".join(parts), " ".join(advice), references.AUTOGRAD_DOCS, evidence)
     return Found(None, severity, cause)
