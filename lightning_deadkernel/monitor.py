@@ -36,7 +36,7 @@ class DeadKernelMonitor(Callback):
         save_report: save report.json, report.md and the pictures to ``<log_dir>/deadkernel/``.
         when_compiled: of a model under `torch.compile`, ``"sample"``: sampled steps run eagerly so that activations can
             be read; ``"gradients"``: no step does, and verdicts stop at *zero-gradient*.
-        on_finding: ``"warn"``: one warning per new finding; ``"ignore"``: none; ``"raise"``: a `DeadKernelError` at the
+        on_finding: ``"warn"``: one warning per new problem; ``"ignore"``: none; ``"raise"``: a `DeadKernelError` at the
             window's end, after the report is saved, if there is a finding of severity warning or error.
         update_ratio: measure ||dW|| / ||W|| on sampled steps, which takes a copy of the weights during that step: of
             all on the first and the last of a window, of two million in turn on the others.

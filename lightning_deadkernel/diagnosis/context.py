@@ -58,16 +58,7 @@ class WindowContext:
     def when(self, windows: Tensor) -> str:
         """The end of a window, or of the first and last of several, by the run's clock: ``"epoch 2 (step 138)"``."""
         low, high = (int(end) for end in (windows.min(), windows.max()))
-        return self._moment(low) if low == high else f"{self._moment(low)} to {self._moment(high)}"
-
-    def _moment(self, index: int) -> str:
-        if index <= 0:
-            return "initialisation"
-        clock = self.history.clock
-        if index >= len(clock):
-            return f"window {index}"
-        epoch, step = clock[index]
-        return f"epoch {epoch:,} (step {step:,})"
+        return self.history.when(low) if low == high else f"{self.history.when(low)} to {self.history.when(high)}"
 
 
 @dataclass(frozen=True)

@@ -52,22 +52,6 @@ def _findings(
     return tuple(finding for _, finding in sorted(found, key=lambda pair: rank(pair[0])))
 
 
-def new_findings(findings: Sequence[Finding], known: set[tuple[str, str | None]]) -> tuple[Finding, ...]:
-    """The findings above info whose kind and layer are new, one for each kind and layer.
-
-    Args:
-        findings: of this window, the worst first.
-        known: (kind, layer) of what was reported in windows before; the new ones are added.
-    """
-    new = []
-    for finding in findings:
-        key = (finding.kind, finding.layer)
-        if finding.severity != "info" and key not in known:
-            known.add(key)
-            new.append(finding)
-    return tuple(new)
-
-
 def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
     scores = activity(layer)
     watched = layer.excluded is None

@@ -152,6 +152,15 @@ class History:
         """The layer's past; None if it was never seen."""
         return self._layers.get(name)
 
+    def when(self, index: int) -> str:
+        """The end of a window by the run's clock: ``"epoch 2 (step 138)"``."""
+        if index <= 0:
+            return "initialisation"
+        if index >= len(self.clock):
+            return f"window {index}"
+        epoch, step = self.clock[index]
+        return f"epoch {epoch:,} (step {step:,})"
+
     def update(self, window: Window, layers: Sequence[LayerReport]) -> None:
         """Take in a closed window and its verdicts.
 

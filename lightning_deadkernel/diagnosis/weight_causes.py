@@ -210,7 +210,9 @@ def _against_decay(layer: LayerContext, what: str) -> str:
     where = f"{layer.name}.weight" if what == KERNEL else f"the norm after {layer.name}"
     if observed.decoupled_decay or observed.optimizer in PLAIN:
         return f"Lower {own}, or set it to 0 for {where} by a parameter group of its own"
-    other = "AdamW" if observed.optimizer in (None, "Adam", "NAdam", "RAdam") else "an optimizer with decoupled decay"
+    if observed.optimizer is None:
+        return f"Use AdamW, which keeps the decay apart from the gradient, or set weight_decay=0 for {where}"
+    other = "AdamW" if observed.optimizer == "Adam" else "an optimizer with decoupled decay"
     return f"Use {other} in place of {own}, or set weight_decay=0 for {where}"
 
 

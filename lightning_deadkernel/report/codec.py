@@ -11,7 +11,7 @@ import math
 import types
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -150,7 +150,7 @@ def _plain(value: Any, readable: bool = True) -> Any:
         place = list(record).index("activation") + 1
         return dict([*list(record.items())[:place], *_spelled(value.codes).items(), *list(record.items())[place:]])
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), readable) for f in fields(value) if f.name != _UNSAVED}
+        return {f.name: _plain(getattr(value, f.name), readable) for f in fields(value) if _is_saved(f)}
     if isinstance(value, dict):
         return {key: _plain(item, readable) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -162,6 +162,10 @@ def _plain(value: Any, readable: bool = True) -> Any:
     if isinstance(value, bytes):
         return None
     raise TypeError(f"Expected numbers and text in a report, but got {_shown(value)}.")
+
+
+def _is_saved(field: Field[Any]) -> bool:
+    return field.name != _UNSAVED and field.metadata.get("saved", True)
 
 
 def _finite_numbers(values: Sequence[Any]) -> bool:

@@ -61,6 +61,28 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Findings that have one root, told once."""
+
+    title: str
+    """What is the matter, in a line."""
+    severity: Severity
+    """The worst of its findings'."""
+    story: str
+    """In a sentence or two each: what and why, since when, and what to do."""
+    cause: str
+    """Of its root."""
+    advice: str
+    """What to do about the root."""
+    reference: str
+    """Where this is written up."""
+    places: tuple[int, ...]
+    """Of its findings among all findings of the report: the root's first, then what follows from it."""
+    findings: tuple[Finding, ...] = field(default=(), compare=False, repr=False, metadata={"saved": False})
+    """The same, in full."""
+
+
+@dataclass(frozen=True)
 class Savings:
     """What removing dead and zero-kernel channels would save."""
 
@@ -229,7 +251,15 @@ class ReportRecord:
     """The lines that the diagnosis drew."""
     run: RunDescription | None = None
     """Whose training it is; None in an audit, and in reports of the first version."""
+    problems: tuple[Problem, ...] = ()
+    """What to do something about, the worst first: findings above info, put together by their root."""
     tensors: WindowTensors | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # files and checkpoints keep each finding once
+        known = [problem for problem in self.problems if all(place < len(self.findings) for place in problem.places)]
+        filled = (replace(one, findings=tuple(self.findings[place] for place in one.places)) for one in known)
+        object.__setattr__(self, "problems", tuple(filled))
 
     def __getitem__(self, name: str) -> LayerReport:
         for layer in self.layers:

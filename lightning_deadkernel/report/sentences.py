@@ -73,7 +73,7 @@ def moment(report: ReportRecord) -> str:
 
 
 def verdict(report: ReportRecord) -> str:
-    """The whole report in one line: the worst finding, or that there is none."""
+    """The whole report in one line: the first problem, or that there is none."""
     if not report.watched:
         return "Nothing could be watched, so nothing can be said."
     findings = by_severity(report.findings)
@@ -82,6 +82,11 @@ def verdict(report: ReportRecord) -> str:
     worst = findings[0]
     if worst.severity == "info":
         return f"Nothing wrong: {watched(report)}. {count(len(findings), 'remark')}, none of them a problem by itself."
+    if report.problems:
+        first = report.problems[0]
+        tail = f" In all: {count(len(report.problems), 'problem')}, {tally(findings)}." if len(findings) > 1 else ""
+        title = first.title if first.findings[0].layer is not None else first.title[0].upper() + first.title[1:]
+        return f"{title}.{tail}"
     same = [f for f in findings if (f.kind, f.layer) == (worst.kind, worst.layer) and f is not worst]
     others = {f.layer for f in findings if (f.kind, f.severity) == (worst.kind, worst.severity)} - {worst.layer}
     rest = f" In all: {tally(findings)}." if len(findings) > 1 else ""

@@ -31,7 +31,7 @@ from lightning_deadkernel.training.trainer import (
     publish,
     will_step,
 )
-from lightning_deadkernel.training.window_end import close_window, warn_new_findings
+from lightning_deadkernel.training.window_end import close_window, warn_new_problems
 
 NO_HOOKS = (
     "no backward hook fired (is `loss.backward()` called instead of `self.manual_backward(loss)`?): "
@@ -286,7 +286,7 @@ class Run:
 
     @never_raise
     def _tell(self, report: Report) -> None:
-        self.record.add_warned(warn_new_findings(report, self.record.warned, self.options.on_finding))
+        self.record.add_warned(warn_new_problems(report, self.record.warned, self.options.on_finding))
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_deadkernel.diagnosis.diagnose import diagnose, new_findings
+from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
+from lightning_deadkernel.diagnosis.problems import find_problems, new_problems
 from lightning_deadkernel.diagnosis.pruning import savings
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
 from lightning_deadkernel.evidence.observer import Observer
@@ -64,6 +65,7 @@ def close_window(
         sampled_steps=window.sampled_steps,
         layers=layers,
         findings=findings,
+        problems=find_problems(findings, history.when),
         savings=savings(window, layers),
         notes=_notes(observer, seen, window) if window.index else (),
         gradient_norm=window.gradient_norm,
@@ -103,18 +105,17 @@ def _notes(observer: Observer, seen: Seen, window: Window) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def warn_new_findings(report: Report, warned: set[tuple[str, str | None]], on_finding: OnFinding) -> Sequence[Finding]:
-    """Tells what is new in a report, as the user wants it; gives what need not be told again.
+def warn_new_problems(report: Report, warned: set[tuple[str, str | None]], on_finding: OnFinding) -> Sequence[Finding]:
+    """Tells what is new in a report, as the user wants it; gives the findings that need not be told again.
 
     Raises:
-        DeadKernelError: with ``on_finding="raise"``, for the worst finding that is more than an info.
+        DeadKernelError: with ``on_finding="raise"``, for the worst problem.
     """
-    findings = [finding for finding in report.findings if finding.severity != "info"]
-    if on_finding == "raise" and findings:
-        worst = findings[0]
-        raise DeadKernelError(f"{worst.kind}: {worst.headline}. {worst.cause} {worst.advice}")
-    fresh = [finding for finding in new_findings(report.findings, warned) if finding.severity != "info"]
+    if on_finding == "raise" and report.problems:
+        worst = report.problems[0]
+        raise DeadKernelError(f"{worst.findings[0].kind}: {worst.story}")
+    fresh = new_problems(report.problems, warned)
     if on_finding == "warn":
-        for finding in fresh:
-            rank_zero_warn(f"{finding.headline}. {finding.advice}", category=DeadKernelWarning)
-    return fresh
+        for problem in fresh:
+            rank_zero_warn(problem.story, category=DeadKernelWarning)
+    return [finding for problem in fresh for finding in problem.findings]

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, ZERO, Run, alive, begun, each, layer, start
-from lightning_deadkernel.diagnosis.diagnose import new_findings
 from lightning_deadkernel.diagnosis.rules import CAUSES, KINDS
 from lightning_deadkernel.observation import Consumer
 
@@ -73,13 +72,3 @@ def test_a_title_says_how_many_of_how_many_and_why_and_a_headline_where() -> Non
     )
     run = begun().next(layer(gradient_ratio=1e-8, weak_share=1.0, vanishing_share=1.0))
     assert run.only("vanishing_gradient").headline == "conv: the gradient vanishes"
-
-
-def test_each_kind_and_layer_is_said_once_and_infos_are_not() -> None:
-    said: set[tuple[str, str | None]] = set()
-    run = _knocked_out()
-    assert [finding.kind for finding in new_findings(run.findings, said)] == ["dead_channels"]
-    run.next(layer(**FIRST_OFF, gini=0.9))
-    assert len(run.findings) == 2
-    assert new_findings(run.findings, said) == ()
-    assert said == {("dead_channels", "conv")}

@@ -17,6 +17,7 @@ from lightning_deadkernel.report.records import (
     Finding,
     LayerReport,
     OptimizerDescription,
+    Problem,
     ReportRecord,
     RunDescription,
     Savings,
@@ -29,6 +30,7 @@ SECTIONS: tuple[tuple[type, str, str], ...] = (
     (LayerReport, "A layer", "layer"),
     (ChannelValues, "The numbers of a layer's channels", "object"),
     (Finding, "A finding", "finding"),
+    (Problem, "A problem", "problem"),
     (Savings, "Savings", "savings"),
     (RunDescription, "A run", "run"),
     (OptimizerDescription, "An optimizer", "optimizer"),
@@ -121,7 +123,11 @@ def documented(kind: type) -> list[tuple[str, Any, str]]:
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
             texts.update(attribute_docstrings(base))
-    return [(f.name, hints[f.name], texts[f.name]) for f in fields(kind) if f.name not in UNWRITTEN]
+    return [
+        (f.name, hints[f.name], texts[f.name])
+        for f in fields(kind)
+        if f.name not in UNWRITTEN and f.metadata.get("saved", True)
+    ]
 
 
 def attribute_docstrings(kind: type) -> dict[str, str]:

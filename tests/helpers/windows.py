@@ -8,8 +8,9 @@ import torch
 
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
+from lightning_deadkernel.diagnosis.problems import find_problems
 from lightning_deadkernel.observation import LayerWindow, Window
-from lightning_deadkernel.report.records import Finding, LayerReport
+from lightning_deadkernel.report.records import Finding, LayerReport, Problem
 from lightning_deadkernel.thresholds import Thresholds
 
 
@@ -85,6 +86,10 @@ class Run:
         reports, self.findings = diagnose(window(self.index, *layers, **changes), self.history, self.thresholds)
         self.layers = {report.name: report for report in reports}
         return self
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return find_problems(self.findings, self.history.when)
 
     def report(self, name: str = "conv") -> LayerReport:
         return self.layers[name]

@@ -11,7 +11,7 @@ from lightning_deadkernel.report.console import to_text
 from lightning_deadkernel.report.describe import describe, describe_briefly
 from lightning_deadkernel.report.html import to_html
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.training.window_end import warn_new_findings
+from lightning_deadkernel.training.window_end import warn_new_problems
 
 HEADLINE = "conv: 1 of 4 kernels is dead (knocked out)"
 TITLE = "1 of 4 kernels is dead (knocked out)"
@@ -20,14 +20,14 @@ TITLE = "1 of 4 kernels is dead (knocked out)"
 @pytest.fixture
 def report() -> Report:
     run = Run().next(start()).next(layer(update_ratio_max=0.8)).next(layer(**FIRST_OFF))
-    return Report(2, 1, 40, 600, 20, 20, 5, tuple(run.layers.values()), run.findings)
+    return Report(2, 1, 40, 600, 20, 20, 5, tuple(run.layers.values()), run.findings, problems=run.problems)
 
 
 def test_the_warning_and_every_document_say_the_same_of_a_finding(report: Report) -> None:
     assert [finding.headline for finding in report.findings] == [HEADLINE]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_new_findings(report, set(), "warn")
+        warn_new_problems(report, set(), "warn")
     assert str(caught[0].message).startswith(HEADLINE)
     assert report.verdict.startswith(HEADLINE)
     assert f"conv`: {TITLE}" in report.to_markdown()

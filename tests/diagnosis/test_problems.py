@@ -1,0 +1,112 @@
+"""One root, one story: findings put together by their cause over layers, root first, and reported once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, Run, alive, begun, layer, start
+from lightning_deadkernel.diagnosis.problems import new_problems
+from lightning_deadkernel.observation import Consumer
+from lightning_deadkernel.report import codec
+from lightning_deadkernel.report.report import Report
+
+
+def knocked_out(*names: str) -> Run:
+    run = Run().next(*map(start, names)).next(*(layer(name, update_ratio_max=0.8) for name in names))
+    return run.next(*(layer(name, **FIRST_OFF) for name in names))
+
+
+def test_one_cause_over_several_layers_is_one_problem_with_all_of_their_kernels() -> None:
+    (problem,) = knocked_out("a", "b", "c").problems
+    assert problem.title == "3 of 12 kernels in 3 layers are dead (knocked out)"
+    assert [finding.layer for finding in problem.findings] == ["a", "b", "c"]
+    assert (problem.severity, problem.places) == ("warning", (0, 1, 2))
+
+
+def test_a_problem_of_one_layer_has_the_headline_of_its_finding() -> None:
+    run = knocked_out("conv")
+    (problem,) = run.problems
+    assert problem.title == run.findings[0].headline == "conv: 1 of 4 kernels is dead (knocked out)"
+
+
+def test_a_story_says_what_since_when_by_the_runs_clock_and_what_to_do() -> None:
+    (problem,) = knocked_out("conv").problems
+    assert problem.story == (
+        "conv: 1 of 4 kernels is dead (knocked out): fired until epoch 0 (step 20), when one optimizer step changed the"
+        " weights by 0.8 of their own norm (above 0.1 is reckless). So since epoch 1 (step 40). Lower the learning rate"
+        " three- to tenfold, or warm it up over the first few hundred steps; clip the gradient norm if the jump came"
+        " late in training."
+    )
+    assert "window" not in problem.story
+
+
+def _dead_in_the_middle() -> Run:
+    names = ("a", "b", "c", "d", "e")
+    run = Run().next(*map(start, names)).next(*map(layer, names))
+    off: dict[str, Any] = ALL_OFF | {"shift": torch.full((4,), -99.0)}
+    return run.next(
+        layer("a", **NO_GRADIENT, consumers=(Consumer("b", 4),)),
+        layer("b", **NO_GRADIENT, consumers=(Consumer("c", 4),)),
+        layer("c", **off, producers=("b",)),
+        layer("d", **ALL_OFF, producers=("c",)),
+        alive("e"),
+    )
+
+
+def test_a_dead_layer_and_all_that_follows_from_it_up_and_down_are_one_problem_root_first() -> None:
+    run = _dead_in_the_middle()
+    (problem,) = run.problems
+    assert [finding.layer for finding in problem.findings] == ["c", "a", "b", "d"]
+    assert problem.title == "c: 4 of 4 kernels are dead (shift driven negative)"
+    assert "with it go a, b, d" in problem.story
+    assert problem.severity == "error"
+
+
+def test_problems_of_different_roots_stay_apart_and_the_worst_comes_first() -> None:
+    run = Run().next(start(), start("b")).next(layer(), layer("b"))
+    run.next(layer(in_optimizer=False, unchanged=torch.ones(4, dtype=torch.bool)), layer("b", **ALL_OFF))
+    assert [(problem.severity, problem.findings[0].kind) for problem in run.problems] == [
+        ("error", "dead_channels"),
+        ("warning", "frozen_weights"),
+    ]
+
+
+def test_what_is_only_worth_knowing_is_no_problem() -> None:
+    run = begun().next(layer(gini=0.9))
+    assert run.findings
+    assert run.problems == ()
+
+
+def test_a_net_of_144_layers_that_diverges_has_a_handful_of_problems() -> None:
+    names = [f"layer{place}" for place in range(144)]
+    run = Run().next(*map(start, names)).next(*(layer(name, update_ratio=0.5, update_ratio_max=3.0) for name in names))
+    half, rest = names[:100], names[100:]
+    reckless: dict[str, Any] = {"update_ratio": 0.4, "update_ratio_max": 0.9}
+    run.next(*(layer(name, **reckless, **ALL_OFF) for name in half), *(layer(name, **reckless) for name in rest))
+    assert len(run.findings) > 200
+    assert 1 <= len(run.problems) <= 5
+    assert run.problems[0].findings[0].cause_word in ("knocked out", "reckless updates")
+
+
+def test_a_problem_is_reported_once_though_it_goes_on() -> None:
+    run = knocked_out("a", "b")
+    known: set[tuple[str, str | None]] = set()
+    assert len(new_problems(run.problems, known)) == 1
+    known |= {(finding.kind, finding.layer) for problem in run.problems for finding in problem.findings}
+    run.next(*(layer(name, **FIRST_OFF) for name in ("a", "b")))
+    assert len(run.problems) == 1
+    assert new_problems(run.problems, known) == ()
+
+
+@pytest.mark.parametrize("form", ["json", "packed"])
+def test_problems_read_back_with_their_findings_which_are_kept_once(form: str) -> None:
+    run = _dead_in_the_middle()
+    report = Report(2, 1, 40, 600, 20, 20, 5, tuple(run.layers.values()), run.findings, problems=run.problems)
+    text = codec.to_json(report)
+    again = codec.from_json(Report, text) if form == "json" else codec.unpack(Report, codec.pack(report))
+    assert again.problems == report.problems
+    assert again.problems[0].findings == report.problems[0].findings != ()
+    assert text.count('"kind": "starved_channels"') == 2
