@@ -99,11 +99,9 @@ KERNEL, SCALE = "kernel", "norm's scale (gamma)"
 
 def _what_is_zero(layer: LayerContext, channels: Tensor) -> str:
     """The kernel itself where that is so for all of them, else the scale of the norm that follows."""
-    norms, largest = layer.observed.norms, layer.observed.largest
-    if layer.observed.norm_scale is None or norms is None or largest is None:
+    if layer.observed.norm_scale is None or layer.observed.norms is None:
         return KERNEL
-    small = (largest == 0) | (norms < layer.thresholds.zero_kernel * norms.nan_to_num(nan=0.0).amax())
-    return KERNEL if bool(small[channels].all()) else SCALE
+    return KERNEL if bool(_is_kernel_zero(layer)[channels].all()) else SCALE
 
 
 def _largest(values: Tensor) -> float:
@@ -129,8 +127,17 @@ def has_shrunk(layer: LayerContext) -> Tensor:
 
 
 def _is_kernel_smaller(layer: LayerContext) -> Tensor:
+    """The kernel itself is zero or next to it, and smaller than at first."""
     norms = layer.observed.norms
-    return layer.everywhere(False) if norms is None else norms < layer.past.first_norm
+    return layer.everywhere(False) if norms is None else _is_kernel_zero(layer) & (norms < layer.past.first_norm)
+
+
+def _is_kernel_zero(layer: LayerContext) -> Tensor:
+    norms, largest = layer.observed.norms, layer.observed.largest
+    if norms is None or not norms.numel():
+        return layer.everywhere(False)
+    zero = norms < layer.thresholds.zero_kernel * norms.nan_to_num(nan=0.0).amax()
+    return zero if largest is None else zero | (largest == 0)
 
 
 def has_decayed(layer: LayerContext) -> Tensor:

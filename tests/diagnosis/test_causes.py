@@ -83,6 +83,14 @@ def test_a_scale_that_a_penalty_took_to_zero_is_not_a_shift_driven_negative() ->
     ).cause_word == ("scale collapsed")
 
 
+def test_a_kernel_that_hardly_moved_is_not_what_decay_took_where_the_scale_is_zero() -> None:
+    run = Run().next(start(norms=torch.ones(4))).next(layer(norm_scale=torch.ones(4)))
+    for scale in (1e-4, 1e-5):
+        decay: dict[str, Any] = {"weight_decay": 1e-6, "optimizer": "SGD", "learning_rate": 1e-3}
+        run.next(layer(norms=torch.full((4,), 1 - 1e-7), norm_scale=each(scale, 1, 1, 1), **decay, **FIRST_OFF))
+    assert run.only("zero_kernels").cause_word == "scale collapsed"
+
+
 def test_a_shift_below_the_reach_of_a_scale_that_has_not_moved_is_no_collapse() -> None:
     norm: dict[str, Any] = {"norm_scale": torch.full((4,), 0.05), "shift": each(-1.0, 0, 0, 0)}
     run = Run().next(start()).next(layer(**norm)).next(layer(**norm, **FIRST_OFF))

@@ -85,7 +85,7 @@ def test_a_nan_loss_is_a_finding_and_neither_kills_nor_revives():
     assert dead(first) == DEAD
     assert dead(second) == {}
     for name, channels in DEAD.items():  # of what was NaN on some batches, the others show neither life nor death
-        assert set(channels) <= set(second[name].unknown)
+        assert set(channels) <= set(second[f"net.{name}"].unknown)
     assert {finding.kind for finding in second.findings if finding.severity != "info"} == {"non_finite_gradient"}
     assert "revived_channels" not in {finding.kind for finding in second.findings}
 
