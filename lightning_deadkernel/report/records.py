@@ -249,8 +249,8 @@ class ReportRecord:
     """Name of the file whose weights alone were looked at; None for a window of training."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """The lines that the diagnosis drew."""
-    run: RunDescription | None = None
-    """Whose training it is; None in an audit, and in reports of the first version."""
+    run: RunDescription | None = field(default=None, compare=False)
+    """Whose training it is; None in an audit, and in reports of the first version. Not part of what makes two equal."""
     problems: tuple[Problem, ...] = ()
     """What to do something about, the worst first: findings above info, put together by their root."""
     tensors: WindowTensors | None = field(default=None, compare=False, repr=False)

@@ -160,7 +160,8 @@ def test_saving_as_json_and_loading_gives_the_same_report_without_tensors(tmp_pa
     report.save(path)
     back = Report.load(path)
     assert back == report
-    assert back.tensors is None
+    assert (back.run, back.tensors) == (report.run, None)
+    assert back.run is not None
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
 
 
