@@ -174,11 +174,16 @@ def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segment
     if source.parameter is not None:
         # `read_kernels` skips layers that had shown a gradient everywhere: that is one at the kernel as well
         kernel = segments["kernel", name]
-        entry["weight_gradient"] = torch.where(gradient > 0, torch.maximum(kernel, gradient), kernel)
+        passes = gradient > 0
+        if facts.scale is not None:  # nothing passes a norm of scale zero
+            passes &= whole(facts.scale.detach()).cpu() != 0
+        entry["weight_gradient"] = torch.where(passes, torch.maximum(kernel, gradient), kernel)
     # a scaler skips every step whose gradients overflowed: what it skipped is no finding
     if not observer.window.steps.scaled:
         entry["non_finite_gradients"] = int((~segments["nonfinite", name].isfinite()).sum())
     entry["penalised"] = facts.penalised
+    if facts.penalised and not facts.source_penalised and facts.off_gradient is None:
+        entry["weight_gradient"] = None  # what a penalty in the loss adds to the kernel tells nothing; its source does
 
 
 def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:

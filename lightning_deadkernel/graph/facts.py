@@ -45,19 +45,20 @@ class LayerUse:
     activations: tuple[Activation, ...]
     """What is at `paths.reads`."""
     beside: Neighbourhood
+    source: Source
     penalised: bool
+    source_penalised: bool
     producers: set[int] | None
     """Activation nodes that are the only inputs; None where anything else enters."""
 
-    @property
-    def source(self) -> Source:
-        """The cheapest faithful place of the gradient; never a bias before a norm, whose gradient is rounding."""
-        shift, bias = self.beside.shift, self.beside.bias
-        if shift is not None and shift.requires_grad:
-            return Source(self.layer, shift, "shift")
-        if bias is not None and bias.requires_grad and not self.beside.normed and not self.paths.composed_norm:
-            return Source(self.layer, bias, "bias")
-        return Source(self.layer)
+
+def cheapest_source(layer: Layer, beside: Neighbourhood, paths: Paths) -> Source:
+    """The cheapest faithful place of a layer's gradient; never a bias before a norm, whose gradient is rounding."""
+    if beside.shift is not None and beside.shift.requires_grad:
+        return Source(layer, beside.shift, "shift")
+    if beside.bias is not None and beside.bias.requires_grad and not beside.normed and not paths.composed_norm:
+        return Source(layer, beside.bias, "bias")
+    return Source(layer)
 
 
 @dataclass
@@ -90,6 +91,8 @@ class LayerFacts:
     source: Source | None = None
     scale: nn.Parameter | None = None
     penalised: bool = False
+    source_penalised: bool = False
+    """The parameter that speaks for the gradient may get one from a penalty, too."""
     confirmed: bool = False
     """A graph showed an op that consumes the weight."""
     producers: set[str] | None = field(default_factory=set)
@@ -183,6 +186,7 @@ class LayerFacts:
         self.unknown += [name for name in paths.unknown if name not in self.unknown]
         self.lost = self.lost or paths.lost
         self.penalised = self.penalised or use.penalised
+        self.source_penalised = self.source_penalised or use.source_penalised
         for read, activation in zip(paths.reads, use.activations, strict=True):
             self.read |= read.part.channels
             self.learn_activation(activation)

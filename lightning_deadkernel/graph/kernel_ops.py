@@ -247,7 +247,11 @@ class KernelOps:
         graph, leaf = self.graph, self.graph.leaves.get(id(layer.main))
         if layer.reparametrized and leaf is not None and {graph.names[i] for i, _ in graph.readers[leaf]} - ROW_BY_ROW:
             return True
-        return any(graph.leaves.get(id(leaf)) in self._outside for leaf in layer.leaves)
+        return any(self.reaches_loss(leaf) for leaf in layer.leaves)
+
+    def reaches_loss(self, parameter: nn.Parameter) -> bool:
+        """Whether the loss depends on a parameter past all kernel ops."""
+        return self.graph.leaves.get(id(parameter)) in self._outside
 
     def producers(self, index: int) -> set[int] | None:
         """Activation nodes that are the only inputs of a kernel op; None where anything else enters."""

@@ -438,9 +438,11 @@ class PathTracer:
     ) -> Reader | None:
         """How the node is read as an activation of the channels that its argument at `position` holds apart."""
         node = self.graph.nodes[index]
+        if output_shape(node) != self._shape(value):
+            return None  # it meets a larger tensor, over whose entries it is repeated
         if name in ACTIVATIONS:
             return ACTIVATIONS[name]
-        if not trace.parts or output_shape(node) != self._shape(value):
+        if not trace.parts:
             return None
         others = [other for place, other in enumerate(self.graph.inputs[index]) if place != position]
         foreign = not any(others)

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.channel_axis import output_shape
-from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse
+from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse, Source, cheapest_source
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layers import Layer, LayerTable
 from lightning_deadkernel.graph.ops import NORMS
@@ -87,7 +87,8 @@ class GraphMap:
         depth, rank = kernels.depth[index], self.graph.rank[index]
         found = kernels.output_axis(index)
         if found is None:
-            return LayerUse(layer, depth, rank, Paths(lost=self.graph.names[index]), (), Neighbourhood(), False, None)
+            paths = Paths(lost=self.graph.names[index])
+            return LayerUse(layer, depth, rank, paths, (), Neighbourhood(), Source(layer), False, False, None)
         whole, at = found
         part, beside = Part.whole(at), kernels.neighbourhood(index, at)
         if not layer.span.name:
@@ -105,8 +106,19 @@ class GraphMap:
             if paths.shared:  # once is enough, and a recurrence has as many uses as steps
                 self.shared.add(layer.name)
         producers = kernels.producers(index) if facts.producers is not None else None
-        activations = tuple(read.live(self.graph.nodes[read.node]) for read in paths.reads)
-        return LayerUse(layer, depth, rank, paths, activations, beside, kernels.is_penalised(layer), producers)
+        source = cheapest_source(layer, beside, paths)
+        return LayerUse(
+            layer,
+            depth,
+            rank,
+            paths,
+            tuple(read.live(self.graph.nodes[read.node]) for read in paths.reads),
+            beside,
+            source,
+            penalised=kernels.is_penalised(layer),
+            source_penalised=source.parameter is None or kernels.reaches_loss(source.parameter),
+            producers=producers,
+        )
 
     def place(self, layer: Layer) -> tuple[int, int]:
         """Depth and order of a layer whose rows are no kernels of one op."""
