@@ -139,6 +139,8 @@ class LayerWindow(LayerStatistics):
     """(C,) bool: channels with a readable activation on every path; None: all, where `gating` tells one."""
     off_gradient: str | None = None
     """Why a kernel that never fires may have a gradient all the same, in words; None where it cannot."""
+    shared_statistics: bool = False
+    """A norm takes the kernels into the values of other channels, past the activation of their own."""
     exact: bool = True
     """Activations were read on every batch until each channel had fired; False: on sampled steps only."""
     fired: Tensor | None = None

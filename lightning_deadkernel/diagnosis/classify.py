@@ -59,6 +59,7 @@ def _states(layer: LayerWindow, frozen: Tensor, thresholds: Thresholds) -> Tenso
             ("saturated", _stuck(layer, none, thresholds) | (off & none if layer.gating in FLAT_BELOW else nowhere)),
             ("silent", silent),
             ("starved", starved),
+            ("zero-gradient", off & none if layer.shared_statistics and layer.gating == "rectifier" else nowhere),
             ("frozen", fires & frozen),
             ("active", (fires & some) | active),
         ]
@@ -87,11 +88,13 @@ def _without_firing(layer: LayerWindow, off: Tensor, some: Tensor, none: Tensor)
     own = layer.weight_gradient if layer.weight_gradient is not None else layer.gradient
     if own is None:
         return nowhere, nowhere, nowhere
+    if layer.off_gradient is not None:
+        # what the others of its norm make of a kernel shows in no gradient where the kernel's own inputs are zero
+        others = layer.shared_statistics and bool((~off).any())
+        return nowhere if others else off & none, off & some, nowhere
     if not layer.exact:
         # sampled steps may have missed the batch on which a channel fires, which its gradient then shows
         return off & none, nowhere, nowhere if layer.penalised else off & some
-    if layer.off_gradient is not None:
-        return off & none, off & some, nowhere
     penalty = own.isfinite() if layer.penalised else nowhere
     silent = nowhere
     if layer.norm_scale is not None and layer.gradient is not None and layer.weight_gradient is not None:

@@ -192,7 +192,7 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         entry["gating"] = None
         return
     entry["fired"] = torch.stack([seen.segments["fired", key] for key in keys]).amax(0) > 0
-    entry["off_gradient"] = facts.off_gradient
+    entry["off_gradient"], entry["shared_statistics"] = facts.off_gradient, facts.statistics
     readable = torch.tensor([bool(facts.readable >> channel & 1) for channel in range(entry["channels"])])
     entry["readable"] = None if bool(readable.all()) else readable
     entry["exact"] = seen.counts.unread == 0

@@ -47,8 +47,8 @@ class GraphMap:
     def _find_uses(self) -> list[LayerUse]:
         """All uses of the layers that are not excluded, in forward order."""
         kernels, rank = self.kernels, self.graph.rank
-        order = sorted(kernels.ops, key=rank.__getitem__)
-        own = [index for index in order if self._is_own(index)]
+        made = sorted(kernels.ops, key=lambda index: self.graph.nodes[index]._sequence_nr())  # as the step ran
+        own = sorted((index for index in made if self._is_own(index)), key=rank.__getitem__)
         uses = []
         for index in reversed(own):  # so that the paths after are known
             for layer in self._layers_at(index):

@@ -398,3 +398,18 @@ def test_a_channel_that_comes_back_is_reported_with_both_windows(gone: dict[str,
 def test_losing_sight_of_a_dead_channel_is_no_revival() -> None:
     run = begun().next(layer(**FIRST_OFF)).next(layer(fired=None, gradient=None, weight_gradient=None))
     assert not run.of("revived_channels")
+
+
+def test_a_kernel_in_the_statistics_of_others_is_never_dead_while_one_of_them_fires() -> None:
+    norm = {"off_gradient": "a norm", "shared_statistics": True, "fired": each(False, True, True, True)}
+    for own, dead, silent, none in ((0.0, [], [], [0]), (1.0, [], [0], [])):
+        seen = norm | {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(own, 1, 1, 1)}
+        report = Run().next(start()).next(layer(**seen)).report()
+        assert (report.dead, report.silent, report.zero_gradient) == (dead, silent, none)
+
+
+def test_channels_without_an_activation_of_their_own_are_judged_by_their_gradient() -> None:
+    half = {"readable": each(False, True, True, True)}
+    seen = {"fired": each(False, False, True, True), "gradient": each(0.0, 0, 1, 1), "weight_gradient": None}
+    report = Run().next(start()).next(layer(**half, **seen)).report()
+    assert (report.dead, report.zero_gradient) == ([1], [0])
