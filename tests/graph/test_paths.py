@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_deadkernel.graph.kernel_ops import KernelOps
 from lightning_deadkernel.graph.layers import LayerTable
+from lightning_deadkernel.graph.parts import Part
 from lightning_deadkernel.graph.paths import Paths, PathTracer
 from lightning_deadkernel.graph.topology import Topology, walk
 
@@ -80,7 +81,7 @@ def paths_of(model: Random, shared: bool = True) -> Paths:
     for index in places if shared else places[-1:]:
         found = kernels.output_axis(index)
         assert found is not None
-        paths = PathTracer(kernels, known).trace(index, found[1])
+        paths = PathTracer(kernels, known).trace(index, Part.whole(found[1]))
     return paths
 
 
@@ -131,7 +132,7 @@ def block_paths(f: Any) -> Paths:
     index = min(kernels.ops, key=kernels.graph.rank.__getitem__)
     found = kernels.output_axis(index)
     assert found is not None
-    return PathTracer(kernels, {}).trace(index, found[1])
+    return PathTracer(kernels, {}).trace(index, Part.whole(found[1]))
 
 
 def test_a_norm_made_of_arithmetic_is_one_path_and_is_known_as_a_norm() -> None:
