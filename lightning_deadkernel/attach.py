@@ -61,7 +61,7 @@ def _attached(settings: dict[str, Any]) -> Callback:
         @property
         def state_key(self) -> str:
             """Its own until it is known to be alone: Lightning refuses a second callback of the same key."""
-            return DeadKernelMonitor.__qualname__ if self._alone else "AttachedMonitor"
+            return self._key_of(DeadKernelMonitor.__qualname__ if self._alone else "AttachedMonitor")
 
         def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
             """Leaves the Trainer if there is an explicit monitor; called before checkpoints are restored."""

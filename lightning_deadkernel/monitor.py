@@ -178,7 +178,33 @@ class DeadKernelMonitor(Callback):
         self._run.end()
         self._run, self._evaluating = Run(self, self._record), False
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------
+    # -- checkpoints and copies ----------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Name of this monitor's state in a checkpoint; what it watches tells several of one Trainer apart."""
+        return self._key_of(type(self).__qualname__)
+
+    def _key_of(self, name: str) -> str:
+        watched = {option: getattr(self, option) for option in ("every_n_train_steps", "include", "exclude")}
+        chosen = {option: value for option, value in watched.items() if value is not None}
+        return f"{name}{chosen}" if chosen else name
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Finds the state of a monitor that had other options, if there is one that no other monitor takes."""
+        states = checkpoint.get("callbacks") or {}
+        taken = {getattr(callback, "state_key", None) for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        others = [key for key in states if key.startswith(DeadKernelMonitor.__qualname__) and key not in taken]
+        if self.state_key not in states and len(others) == 1:
+            self.load_state_dict(states[others[0]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy watches nothing: the fit, and the model whose `log` Lightning has put here, are the original's
+        return {name: value for name, value in self.__dict__.items() if name not in ("_run", "log", "log_dict")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._run = Run(self, self._record)
 
     def state_dict(self) -> dict[str, Any]:
         """History, reports and the open window, as plain tensors, lists, strings and numbers.

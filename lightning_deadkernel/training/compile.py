@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -30,18 +30,25 @@ def is_traced() -> bool:
 
 
 class Stance:
-    """`torch.compiler.set_stance("force_eager")` for one step: the graph is visible, and nothing is recompiled."""
+    """`torch.compiler.set_stance("force_eager")` for one step: the graph is visible, and nothing is recompiled.
 
-    def __init__(self) -> None:
-        self._held: Any = None
+    The stance is the process's: where several hold it (two monitors, a fit within a fit), the last gives it back.
+    """
+
+    _holders: ClassVar[set[int]] = set()
+    _held: ClassVar[Any] = None
 
     def force_eager(self) -> None:
         """Takes the stance, unless it is taken."""
-        if self._held is None:
-            self._held = torch.compiler.set_stance("force_eager")
+        if not Stance._holders:
+            Stance._held = torch.compiler.set_stance("force_eager")
+        Stance._holders.add(id(self))
 
     def restore(self) -> None:
         """Gives back the stance that was there before; harmless when none was taken."""
-        held, self._held = self._held, None
-        if held is not None:
+        if id(self) not in Stance._holders:
+            return
+        Stance._holders.remove(id(self))
+        if not Stance._holders:
+            held, Stance._held = Stance._held, None
             held.__exit__(None, None, None)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -24,6 +25,9 @@ short windows are not held up; at the first window's end and at the end of fit t
 
 LONG = 2.0
 """Seconds after which the next window's end says what it is doing."""
+
+_folders: WeakKeyDictionary[Any, set[Path]] = WeakKeyDictionary()
+"""Trainer -> the folders that its monitors write to: two of them do not write over one another."""
 
 
 class Outputs:
@@ -114,7 +118,12 @@ class Outputs:
 
     def _find_folder(self) -> None:
         if self._folder is None and self._options.save_report and not self._trainer.fast_dev_run:
-            self._folder = report_folder(self._trainer.loggers, self._trainer.default_root_dir)
+            folder = report_folder(self._trainer.loggers, self._trainer.default_root_dir)
+            taken = _folders.setdefault(self._trainer, set())
+            if folder in taken:
+                folder = folder / f"monitor_{len(taken) + 1}"
+            taken.add(folder)
+            self._folder = folder
 
     def _find_loggers(self) -> None:
         if self._log is None:
