@@ -101,7 +101,7 @@ class LayerStatistics:
     firing_rate: float | None = statistic("fires", "share", "low", needs_activation=True, shown="brief")
     """Mean over the channels of the share of samples and positions with a positive activation."""
     gradient_ratio: float | None = statistic("gradient ratio", "number", "low", shown="brief")
-    """R_l = rms(grad_l) / max_p rms(grad_p), median over the window's sampled steps."""
+    """R_l = rms(grad_l) / max_w rms(grad_w) over all weights w, median over the window's sampled steps."""
     update_ratio: float | None = statistic("update ratio", "number", HEALTHY_UPDATE_RATIO, shown="brief")
     """||dW|| / ||W|| of an optimizer step, median over the window's sampled steps that measured this layer."""
     update_ratio_max: float | None = statistic("largest update ratio", "number", logged=False, shown="never")
@@ -234,7 +234,7 @@ class Window:
     notes: tuple[str, ...] = ()
     """What could not be watched and why, in words for the report."""
     largest_gradient_at: str | None = None
-    """Parameter that had the largest rms(grad) on the last sampled step."""
+    """Weight that had the largest rms(grad) on the last sampled step."""
     has_norms: bool = False
     """The graph of the loss holds a norm of any kind, wherever it is."""
     strangers: int = 0

@@ -47,7 +47,7 @@ class Thresholds:
             2019, arXiv 1811.12495).
         saturated_share: a channel is saturated if more than this share of its inputs lie on a flat end of a bounded
             activation, beyond +-5 for sigmoid and tanh (their slopes there are below 0.7 % and 0.02 %).
-        weak_gradient: a layer's gradient is weak if R = rms(grad) / largest rms(grad) of any parameter is below this.
+        weak_gradient: a layer's gradient is weak if R = rms(grad) / largest rms(grad) of any weight is below this.
             Free of loss scale, batch size and learning rate.
         vanishing_gradient: a layer's gradient is vanishing if R is below this: float32 holds about seven digits, so one
             learning rate cannot serve both ends of such a network.

@@ -61,6 +61,7 @@ class Observer:
                 {id(parameter): name for name, parameter in parameters.items()},
                 {id(parameter): parameter.numel() for parameter in parameters.values()},
                 device,
+                {id(parameter) for parameter in parameters.values() if parameter.ndim > 1},
                 update_ratio,
             ),
         )

@@ -5,7 +5,7 @@ A step only notes this rank's part and talks to no other rank; `StepStatistics.t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -73,7 +73,7 @@ class StepTables:
     """All sampled steps of a window, over all ranks; float64 on the CPU, NaN: not observed."""
 
     ratios: Tensor
-    """(steps, L) R_l = rms(grad_l) / max_p rms(grad_p)."""
+    """(steps, L) R_l = rms(grad_l) / max_w rms(grad_w) over all weights w."""
     rms: Tensor
     """(steps, L) rms of each weight's gradient, unscaled and unclipped."""
     totals: Tensor
@@ -83,7 +83,7 @@ class StepTables:
     underflow: Tensor
     """(steps, L) share of gradient entries that underflowed."""
     largest_at: str | None
-    """Parameter with the largest rms(grad) on the last step."""
+    """Weight with the largest rms(grad) on the last step."""
 
 
 class StepStatistics:
@@ -94,6 +94,7 @@ class StepStatistics:
         names: id of a parameter -> its name, for all whose gradients are compared.
         sizes: id of a parameter -> its number of elements.
         device: where the numbers are kept.
+        weights: ids of the parameters with two or more axes, with which gradients are compared; None: all.
         update_ratio: copy the weights during a sampled step, to compare them with what the step makes of them.
     """
 
@@ -103,6 +104,7 @@ class StepStatistics:
         names: dict[int, str],
         sizes: dict[int, int],
         device: torch.device,
+        weights: Collection[int] | None = None,
         update_ratio: bool = True,
     ) -> None:
         self.layers = list(layers)
@@ -112,6 +114,8 @@ class StepStatistics:
         self.names = [*names.values(), *(layer.name for layer in self._parts)]
         part_sizes = [layer.own(layer.main).numel() for layer in self._parts]
         self.sizes = torch.tensor([*(sizes[key] for key in names), *part_sizes], dtype=torch.float64)
+        are_weights = [weights is None or key in weights for key in names] + [True] * len(self._parts)
+        self._weights = torch.tensor(are_weights, dtype=torch.bool)
         self._column = {key: index for index, key in enumerate(names)}
         self._part_column = {layer.name: len(names) + index for index, layer in enumerate(self._parts)}
         self._layer_column = [
@@ -275,7 +279,7 @@ class StepStatistics:
         if self.sharded and len(norms):
             norms, updates = _over_ranks(norms, self.device), _over_ranks(updates, self.device)
         rms = norms / self.sizes.sqrt()
-        ratios = torch.stack([gradient_ratios(row) for row in rms]) if len(rms) else rms
+        ratios = torch.stack([gradient_ratios(row, self._weights) for row in rms]) if len(rms) else rms
         sizes, changes = updates[:, :count], updates[:, count:]
         known = norms[:, : len(self._column)]
         return StepTables(
@@ -284,11 +288,12 @@ class StepStatistics:
             totals=torch.linalg.vector_norm(torch.where(known.isnan(), 0.0, known), dim=1),
             updates=torch.where(sizes > 0, changes / sizes, torch.nan),
             underflow=underflow,
-            largest_at=self._largest_at(rms[-1, : len(self._column)]) if len(rms) else None,
+            largest_at=self._largest_at(rms[-1]) if len(rms) else None,
         )
 
     def _largest_at(self, rms: Tensor) -> str:
-        return self.names[int(torch.where(rms.isfinite(), rms, -1.0).argmax())]
+        known = (rms.isfinite() & self._weights)[: len(self._column)]
+        return self.names[int(torch.where(known, rms[: len(self._column)], -1.0).argmax())]
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -29,13 +29,19 @@ def dormant_scores(mean_abs: Tensor) -> Tensor:
     return torch.where(finite, scores, math.nan)
 
 
-def gradient_ratios(rms: Tensor) -> Tensor:
+def gradient_ratios(rms: Tensor, weights: Tensor | None = None) -> Tensor:
     """R = rms / max(rms) over the finite ones, for the rms of each parameter's gradient: any shape to the same.
 
     1 at the largest, zeros stay zero, non-finite ones become NaN. Free of the loss's scale.
+
+    Args:
+        rms: of each gradient.
+        weights: bool, of the same shape, which of them to compare with: the gradient of a bias or a gain is summed over
+            positions, and so no yardstick for that of a weight. None: all.
     """
     finite = rms.isfinite()
-    largest = torch.where(finite, rms, 0).max() if rms.numel() else rms.new_zeros(())
+    yardsticks = finite if weights is None or not bool((finite & weights).any()) else finite & weights
+    largest = torch.where(yardsticks, rms, 0).max() if rms.numel() else rms.new_zeros(())
     ratios = torch.where(largest > 0, rms / largest, 0)
     return torch.where(finite, ratios, math.nan)
 

@@ -32,6 +32,9 @@ def test_gradient_ratios_compare_with_the_largest_finite_one():
     assert ratios[:3].tolist() == [0.5, 0.0, 1.0]
     assert ratios[3:].isnan().all()
     assert kernels.gradient_ratios(torch.zeros(2)).tolist() == [0.0, 0.0]
+    rms, weights = torch.tensor([8.0, 1.0, 2.0]), torch.tensor([False, True, True])
+    assert kernels.gradient_ratios(rms, weights).tolist() == [4.0, 0.5, 1.0]
+    assert kernels.gradient_ratios(rms, torch.zeros(3, dtype=torch.bool)).tolist() == [1.0, 0.125, 0.25]
     assert kernels.gradient_ratios(torch.zeros(0)).shape == (0,)
 
 

@@ -157,3 +157,23 @@ def test_a_run_that_becomes_nan_has_that_as_its_one_problem(seed: int) -> None:
     assert [len(layer.unknown) for layer in report.watched] == [layer.channels for layer in report.watched]
     (problem,) = report.problems
     assert (problem.severity, problem.findings[0].layer) == ("error", None)
+
+
+def test_a_bias_whose_gradient_is_summed_over_positions_is_no_yardstick_for_a_weight(seed: int) -> None:
+    """A decoder to large pictures: its last bias gets a gradient thousands of times that of any weight."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(64, 32), nn.Conv2d(32, 1, 1)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            x = 1e-3 * self.first(pictures.flatten(1)).relu()
+            return self.last(x[:, :, None, None].expand(-1, -1, 32, 32))
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        return (outputs - 5.0).square().sum((1, 2, 3)).mean()
+
+    report = last(train(Decoder(), sgd(1e-5), loss=loss))
+    ratios = [layer.gradient_ratio for layer in report.watched]
+    assert max(ratio or 0.0 for ratio in ratios) == 1.0
