@@ -65,7 +65,7 @@ class Activation:
         hook = next((hook for name in self.names if (hook := unpack_hook(node, name)) is not None), None)
         if hook is None:
             return None
-        if str(getattr(hook, "__module__", "")).startswith("torch.utils.checkpoint"):
+        if hook.startswith("torch.utils.checkpoint"):
             return "activation checkpointing recomputes it"
         return "it is saved through a hook (e.g. save_on_cpu)"
 

@@ -8,6 +8,8 @@ itself instead of being misread.
 from __future__ import annotations
 
 import re
+import sys
+from types import FrameType
 from typing import Any
 
 _SUFFIX = re.compile(r"Backward\d*$")
@@ -106,9 +108,40 @@ COMPILED = frozenset({"CompiledFunction"})
 CHECKPOINTS = frozenset({"CheckpointFunction"})
 
 
-def unpack_hook(node: Any, name: str) -> Any:
-    """The hook that reading a saved tensor would run (checkpointing, `save_on_cpu`), or None."""
-    return getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", None)
+class _Stopped(Exception):
+    """A hook was about to run; its argument is the hook's module."""
+
+
+def unpack_hook(node: Any, name: str) -> str | None:
+    """The module of the hook that reading a saved tensor would run (checkpointing, `save_on_cpu`); None without one."""
+    saved = getattr(node, f"_raw_saved_{name}", None)
+    if saved is None:
+        return None
+    if not hasattr(saved, "unpack_hook"):  # seen from torch 2.13 on
+        return hook_by_reading(node, name)
+    return None if saved.unpack_hook is None else str(getattr(saved.unpack_hook, "__module__", ""))
+
+
+def hook_by_reading(node: Any, name: str) -> str | None:
+    """What `unpack_hook` says, where torch does not show hooks: the tensor is read, and a hook stopped as it is called.
+
+    The one Python call that reading makes is the hook's. A profiler sees it before its first line, and what it raises
+    comes out of the reading.
+    """
+
+    def stop(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            raise _Stopped(frame.f_globals.get("__name__", ""))
+
+    profiler = sys.getprofile()
+    sys.setprofile(stop)
+    try:
+        getattr(node, f"_saved_{name}")
+    except _Stopped as stopped:
+        return str(stopped)
+    finally:
+        sys.setprofile(profiler)
+    return None
 
 
 def peek(node: Any, name: str) -> Any:
