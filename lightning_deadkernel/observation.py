@@ -231,6 +231,8 @@ class Window:
     gradient_norm: float | None = None
     """Median over the sampled steps of the L2 norm of all gradients, unscaled and unclipped."""
     compiled: bool = False
+    audited: bool = False
+    """The weights in a file: nothing was run, and nothing is known of how they came to be."""
     notes: tuple[str, ...] = ()
     """What could not be watched and why, in words for the report."""
     largest_gradient_at: str | None = None

@@ -18,10 +18,12 @@ from lightning_deadkernel import DeadKernelMonitor, Report, __version__
 from lightning_deadkernel.analysis.audit import AuditError, audit
 from lightning_deadkernel.analysis.compare import compare
 from lightning_deadkernel.demo import DatasetNotFoundError
+from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.errors import DeadKernelError
 from lightning_deadkernel.report.codec import to_json
 from lightning_deadkernel.report.console import print_document
 from lightning_deadkernel.report.describe import describe, describe_briefly
+from lightning_deadkernel.report.records import TOLD_BY_WEIGHTS
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -136,7 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="a Lightning checkpoint (.ckpt), a saved state_dict (.pt, .pth, .bin) or a .safetensors file",
     )
     _add_format(one, ("table", "json", "markdown"))
-    _add_fail_on(one, "dead_fraction=0.1")
+    one.add_argument("--key", help="where in a checkpoint the state dict is, such as ema.model; names part by dots")
+    _add_fail_on(one, "zero_kernel_fraction=0.1")
     one.set_defaults(run=_audit)
 
     several = commands.add_parser(
@@ -179,7 +182,8 @@ def _add_fail_on(parser: argparse.ArgumentParser, example: str) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help=f"end with exit status 1 if this number of the summary is above VALUE, e.g. {example}; may be repeated",
+        help="end with exit status 1 if this number of the summary, or the number of findings of this kind, is above "
+        f"VALUE, e.g. {example}; may be repeated",
     )
 
 
@@ -194,15 +198,26 @@ def _limit(text: str) -> tuple[str, float]:
     return name, limit
 
 
-def _passed(summary: dict[str, float], limits: Sequence[tuple[str, float]]) -> bool:
+def _passed(report: Report, limits: Sequence[tuple[str, float]]) -> bool:
     """Whether a limit is passed; each is named on standard error. A number that was not observed passes none."""
-    unknown = [name for name, _ in limits if name not in summary]
+    numbers = _numbers(report)
+    unknown = [name for name, _ in limits if name not in numbers]
     if unknown:
-        raise CommandError(f"--fail-on knows no {unknown[0]!r}, but: {', '.join(summary)}")
-    passed = [(name, limit) for name, limit in limits if summary[name] > limit]
+        where = "an audit, which sees weights alone," if report.audited is not None else "--fail-on"
+        raise CommandError(f"{where} knows no {unknown[0]!r}, but: {', '.join(numbers)}")
+    passed = [(name, limit) for name, limit in limits if numbers[name] > limit]
     for name, limit in passed:
-        print(f"{PROGRAM}: {name} is {summary[name]:g}, above {limit:g}", file=sys.stderr)
+        print(f"{PROGRAM}: {name} is {numbers[name]:g}, above {limit:g}", file=sys.stderr)
     return bool(passed)
+
+
+def _numbers(report: Report) -> dict[str, float]:
+    """What a limit can be set on: the summary, and of each kind of finding how many there are."""
+    audited = report.audited is not None
+    kinds = [rule.kind for rule in RULES if rule.in_files or not audited]
+    found = {kind: float(sum(finding.kind == kind for finding in report.findings)) for kind in kinds}
+    told = {name: value for name, value in report.summary().items() if name in TOLD_BY_WEIGHTS or not audited}
+    return {**found, **told}
 
 
 class CommandError(Exception):
@@ -210,28 +225,26 @@ class CommandError(Exception):
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    result = audit(arguments.checkpoint)
-    summary = result.summary()
-    passed = _passed(summary, arguments.fail_on)
-    if arguments.format == "json":
-        print(result.to_json(), end="")
-    elif arguments.format == "markdown":
-        print(result.to_markdown(), end="")
-    else:
-        print_document(result.document())
+    report = audit(arguments.checkpoint, key=arguments.key)
+    passed = _passed(report, arguments.fail_on)
+    _print(report, arguments.format, full=True)
     return EXIT_FOUND if passed else 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
     report = _load_report(arguments.report)
-    passed = _passed(report.summary(), arguments.fail_on)
-    if arguments.format == "json":
+    passed = _passed(report, arguments.fail_on)
+    _print(report, arguments.format, arguments.full)
+    return EXIT_FOUND if passed else 0
+
+
+def _print(report: Report, form: str, full: bool) -> None:
+    if form == "json":
         print(to_json(report), end="")
-    elif arguments.format == "markdown":
+    elif form == "markdown":
         print(report.to_markdown(), end="")
     else:
-        print_document(describe(report) if arguments.full else describe_briefly(report))
-    return EXIT_FOUND if passed else 0
+        print_document(describe(report) if full else describe_briefly(report))
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -26,6 +26,8 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
     codes = torch.zeros(layer.channels, dtype=torch.uint8)
     if layer.excluded is not None:
         return codes + STATES.index("excluded")
+    if window.audited:
+        codes += STATES.index("unknown")
     if window.index > 0:
         frozen = _unchanged(layer, window)
         codes = _states(layer, frozen, thresholds)

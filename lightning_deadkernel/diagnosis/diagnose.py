@@ -32,7 +32,9 @@ def diagnose(
         The layers in the window's order, and the findings: errors first, then warnings, then infos; within a severity
         what has its root elsewhere last, the network before its layers, and layers in forward order.
     """
-    layers = tuple(_layer_report(layer, classify(layer, window, history, thresholds)) for layer in window.layers)
+    layers = tuple(
+        _layer_report(layer, window, classify(layer, window, history, thresholds)) for layer in window.layers
+    )
     history.update(window, layers)
     return layers, _findings(window, layers, history, thresholds)
 
@@ -52,11 +54,11 @@ def _findings(
     return tuple(finding for _, finding in sorted(found, key=lambda pair: rank(pair[0])))
 
 
-def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
+def _layer_report(layer: LayerWindow, window: Window, codes: Tensor) -> LayerReport:
     scores = activity(layer)
     watched = layer.excluded is None
     return LayerReport(
-        **{**layer.statistics(), "note": _note(layer, codes)},
+        **{**layer.statistics(), "note": _note(layer, window, codes)},
         codes=bytes(codes.tolist()),
         evidence=(
             "weight"
@@ -78,7 +80,7 @@ def _layer_report(layer: LayerWindow, codes: Tensor) -> LayerReport:
     )
 
 
-def _note(layer: LayerWindow, codes: Tensor) -> str | None:
+def _note(layer: LayerWindow, window: Window, codes: Tensor) -> str | None:
     """What the table of layers alone would not tell."""
     states = codes & STATE_BITS
     without = int((states == STATES.index("zero-gradient")).sum())
@@ -91,7 +93,7 @@ def _note(layer: LayerWindow, codes: Tensor) -> str | None:
             f"{without} of {layer.channels} kernels had no gradient in this window; no activation can be read here, so"
             " they may be dead, or nothing may listen to them"
         )
-    if unknown:
+    if unknown and not window.audited:  # there it goes for all
         parts.append(f"what {unknown} of {layer.channels} kernels are is unknown: {_why_unknown(layer)}")
     share = layer.underflow_share
     if share is not None and share > UNDERFLOW_SHARE:

@@ -45,12 +45,15 @@ class Rule:
     check: Check
     at_initialisation: bool
     """Whether it can be told from the weights alone, before the first step."""
+    in_files: bool
+    """Whether it can be told from the weights alone, however they came to be."""
     page: str
     """Markdown: what it finds, why it matters, what to do, reference."""
 
     def findings(self, context: WindowContext) -> Iterator[tuple[Found, Finding]]:
         """What there is to say of this kind, with what it was made from."""
-        if context.window.index or self.at_initialisation:
+        trained = context.window.index > 0
+        if self.in_files if context.window.audited else trained or self.at_initialisation:
             for found in self.check(context):
                 yield found, self._finding(found, context)
 
@@ -81,18 +84,21 @@ class Rule:
         return text if found.cause.kind is UNKNOWN or word in text else f"{text} ({word})"
 
 
-def rule(title: str, causes: tuple[CauseKind, ...], at_initialisation: bool = False) -> Callable[[Check], Rule]:
+def rule(
+    title: str, causes: tuple[CauseKind, ...], at_initialisation: bool = False, in_files: bool = False
+) -> Callable[[Check], Rule]:
     """Make a check the rule of its own name, with its module's docstring as page.
 
     Args:
         title: see `Rule.title`.
         causes: see `Rule.causes`.
         at_initialisation: see `Rule.at_initialisation`.
+        in_files: see `Rule.in_files`.
     """
 
     def made(check: Check) -> Rule:
         page = sys.modules[check.__module__].__doc__ or ""
-        return Rule(check.__name__, title, causes, check, at_initialisation, page)
+        return Rule(check.__name__, title, causes, check, at_initialisation, in_files, page)
 
     return made
 

@@ -81,7 +81,7 @@ def is_zero_since_initialisation(layer: LayerContext) -> Tensor:
 
 
 def _zero_at_initialisation(layer: LayerContext, channels: Tensor) -> Cause:
-    what = _what_is_zero(layer, channels)
+    what = what_is_zero(layer, channels)
     return ZERO_AT_INITIALISATION.because(
         f"the {what} was zero before the first step and still is; training did not do it",
         "Initialise these kernels with random values (kaiming_normal_); if the zeros are on purpose, see that a"
@@ -97,7 +97,7 @@ def _zero_at_initialisation(layer: LayerContext, channels: Tensor) -> Cause:
 KERNEL, SCALE = "kernel", "norm's scale (gamma)"
 
 
-def _what_is_zero(layer: LayerContext, channels: Tensor) -> str:
+def what_is_zero(layer: LayerContext, channels: Tensor) -> str:
     """The kernel itself where that is so for all of them, else the scale of the norm that follows."""
     if layer.observed.norm_scale is None or layer.observed.norms is None:
         return KERNEL
@@ -188,7 +188,7 @@ def _decayed(layer: LayerContext, channels: Tensor) -> Cause:
         when = "a gradient still reaches some of them, too weak to hold against the decay"
     else:
         when = f"the last gradient was seen in {layer.when(seen)}"
-    what = _what_is_zero(layer, channels)
+    what = what_is_zero(layer, channels)
     kernel = what == KERNEL and observed.norms is not None
     now = observed.norms[channels] if kernel and observed.norms is not None else past.scale[channels]
     first = past.first_norm[channels] if kernel else past.first_scale[channels]

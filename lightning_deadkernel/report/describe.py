@@ -45,13 +45,19 @@ def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) 
         report: what to describe.
         pictures: title -> PNG, in the order in which to show them.
     """
+    audited = report.audited is not None
     blocks: list[Block | None] = [
         Paragraph(sentences.watched_and_not(report)),
         _section("Findings", _statements(report, sentences.by_severity(report.findings))),
         _section("What pruning would save", *_savings(report)),
-        _section("Every kernel", _kernel_map(report)),
+        # an audit knows no states: which kernels are zero, its findings say
+        _section("Every kernel", None if audited else _kernel_map(report)),
         _section("Pictures", Pictures(tuple(pictures.items())) if pictures else None),
-        _section("Layers", layer_table(report.watched), _bullets(_notes_on_layers(report))),
+        _section(
+            "Layers",
+            layer_table(report.watched, audited=audited),
+            _bullets(_notes_on_layers(report)),
+        ),
         _section("Not watched", _bullets(_not_watched(report))),
         _section("Notes", _bullets(report.notes)),
         _section("Run", _bullets(_run(report))),
@@ -121,19 +127,22 @@ def _savings(report: ReportRecord) -> Iterator[Paragraph]:
 # -- layers ------------------------------------------------------------------------------------------------------------
 
 
-def layer_table(layers: Sequence[LayerReport], brief: bool = False, rest: str = "") -> Table | None:
+def layer_table(
+    layers: Sequence[LayerReport], brief: bool = False, rest: str = "", audited: bool = False
+) -> Table | None:
     """Layers, with those columns only that have something to say about one of them; None without layers.
 
     Args:
         layers: one a row.
         brief: counts and ratios only.
         rest: what was left out.
+        audited: nothing was run, so that no layer has a kind and no kernel a state.
     """
     if not layers:
         return None
     columns = [("layer", [layer.name for layer in layers], False)]
     if not brief:
-        columns.append(("kind", [layer.kind for layer in layers], False))
+        columns.append(("shape" if audited else "kind", [layer.kind for layer in layers], False))
     if not brief and any(layer.activation for layer in layers):
         columns.append(("activation", [layer.activation or NOT_OBSERVED for layer in layers], False))
     if not brief and len({layer.evidence for layer in layers}) > 1:
@@ -141,7 +150,7 @@ def layer_table(layers: Sequence[LayerReport], brief: bool = False, rest: str = 
     columns.append(("kernels", [f"{layer.channels:,}" for layer in layers], True))
     for word in COUNTED:
         counts = [len(getattr(layer, word.attribute)) for layer in layers]
-        if any(counts):
+        if any(counts) and not (audited and word.name == "unknown"):
             cells = [_counted(n, layer, word) for n, layer in zip(counts, layers, strict=True)]
             columns.append((word.heading, cells, True))
     for shown in STATISTICS:
@@ -167,18 +176,21 @@ def _brief_table(report: ReportRecord) -> Table | None:
     """The layers that have something to say in forward order, of too many the worst."""
     severities = {finding.layer: finding.severity for finding in reversed(sentences.by_severity(report.findings))}
     speaking = [
-        layer for layer in report.watched if layer.name in severities or any(c & STATE_BITS for c in layer.codes)
+        layer
+        for layer in report.watched
+        if layer.name in severities or (report.audited is None and any(c & STATE_BITS for c in layer.codes))
     ]
 
     def rank(layer: LayerReport) -> tuple[int, float]:
         severity = severities.get(layer.name)
-        return 1 if severity is None else -SEVERITIES.index(severity), -len(layer.dead) / layer.channels
+        return 1 if severity is None else -SEVERITIES.index(severity), -len(layer.dead) / max(1, layer.channels)
 
     worst = sorted(speaking, key=rank)[:MOST_ROWS]
     kept = {layer.name for layer in worst}
     left_out = len(speaking) - len(worst)
     rest = f"... and {count(left_out, 'layer')} more with something to say, in the report." if left_out else ""
-    return layer_table([layer for layer in speaking if layer.name in kept], brief=True, rest=rest)
+    shown = [layer for layer in speaking if layer.name in kept]
+    return layer_table(shown, brief=True, rest=rest, audited=report.audited is not None)
 
 
 def _notes_on_layers(report: ReportRecord) -> list[Text]:

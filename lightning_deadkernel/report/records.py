@@ -16,6 +16,8 @@ from lightning_deadkernel.thresholds import Thresholds
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
+TOLD_BY_WEIGHTS = ("zero_kernel_fraction", "weight_sparsity")
+"""Those numbers of `ReportRecord.summary` for which nothing need be run."""
 
 
 @dataclass(frozen=True)
@@ -303,11 +305,14 @@ class ReportRecord:
         return sum(value * weight for value, weight in seen) / total if total else math.nan
 
     def summary(self) -> dict[str, float]:
-        """The summary scalars by name, without prefix. The keys are always the same; NaN: not observed."""
+        """The summary scalars by name, without prefix. The keys are always the same; NaN: not observed.
+
+        Of an audit, which sees weights alone, that is all but what weights tell.
+        """
         watched = self.watched
         ratios = [layer.gradient_ratio for layer in watched if layer.gradient_ratio is not None]
         vanishing = {finding.layer for finding in self.findings if finding.kind == "vanishing_gradient"}
-        return {
+        summary = {
             "dead_fraction": self.dead_fraction,
             "dead_channels": float(sum(len(layer.dead) for layer in watched)),
             "zero_kernel_fraction": self._fraction([len(layer.zero_kernels) for layer in self.of_kernels]),
@@ -318,6 +323,9 @@ class ReportRecord:
             "min_gradient_ratio": min(ratios, default=math.nan),
             "vanishing_layers": float(len(vanishing)),
         }
+        if self.audited is not None:
+            return {name: value if name in TOLD_BY_WEIGHTS else math.nan for name, value in summary.items()}
+        return summary
 
     def compact(self) -> Self:
         """The same report without per-channel `values` and `tensors`: what a history of many windows keeps."""

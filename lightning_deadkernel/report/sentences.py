@@ -115,6 +115,8 @@ def watched_and_not(report: ReportRecord) -> str:
         some = sum(len(getattr(layer, state)) for layer in report.watched)
         if some:
             parts.append(f"{count(some, 'kernel')} {meaning}")
+    if report.audited is not None:
+        parts.append("whether kernels fire, only training can tell")
     not_watched = len(report.layers) - len(report.watched)
     parts.append(f"{count(not_watched, 'layer')} not watched" if not_watched else "no layer left out")
     return "; ".join(parts) + "."

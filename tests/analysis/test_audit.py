@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import re
 from pathlib import Path
 
 import lightning as L
@@ -13,6 +14,9 @@ from torch.nn.utils import parametrizations, prune
 from lightning_deadkernel.analysis.audit import AuditError, audit, audit_state_dict
 from lightning_deadkernel.cli.main import main
 from lightning_deadkernel.demo import MLP, DigitsDataModule, SmallCNN
+from lightning_deadkernel.report.codec import from_json, to_json
+from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.thresholds import Thresholds
 
 
 @pytest.fixture
@@ -33,13 +37,17 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_found(path: Path) -> None:
-    conv1, conv2, head = audit(path).layers
-    assert (conv1.name, conv1.shape, conv1.norm) == ("conv1", (16, 1, 3, 3), "norm1")
-    assert conv1.zero_kernels == (2, 5, 7)
-    assert conv1.collapsed_scales == (5, 9)
-    assert conv1.constant == (2, 5, 7, 9)
-    assert conv1.zeros == pytest.approx(2 / 16)
-    assert (conv2.constant, head.constant, head.norm) == ((), (), None)
+    report = audit(path)
+    conv1, conv2, head = report.layers
+    assert (conv1.name, conv1.kind, conv1.channels, conv1.evidence) == ("conv1", "16x1x3x3", 16, "weight")
+    assert conv1.zero_kernels == [2, 5, 7, 9]
+    assert conv1.note == "the scale of norm1, its norm by the file, is next to zero for 2 kernels: 5, 9"
+    assert conv1.weight_sparsity == pytest.approx(2 / 16)
+    assert (conv2.zero_kernels, head.zero_kernels, head.note) == ([], [], None)
+    finding, sparse = report.findings
+    assert (sparse.kind, sparse.severity, sparse.cause_word) == ("sparse_weights", "info", "dead channels")
+    assert (finding.kind, finding.severity, finding.layer) == ("zero_kernels", "warning", "conv1")
+    assert finding.channels == (2, 5, 7, 9)
 
 
 def test_a_state_dict_a_lightning_checkpoint_and_safetensors_tell_the_same(tmp_path: Path, sick: SmallCNN) -> None:
@@ -59,21 +67,54 @@ def test_every_floating_point_type_is_read(tmp_path: Path, sick: SmallCNN, dtype
     assert_found(tmp_path / "weights.pt")
 
 
-def test_the_summary_counts_a_kernel_once_and_weighs_layers_by_their_size(sick: SmallCNN) -> None:
-    summary = audit_state_dict(state_of(sick), "x").summary()
-    assert summary["dead_fraction"] == pytest.approx(4 / 58)
-    assert summary["zero_kernel_fraction"] == pytest.approx(3 / 58)
-    assert summary["collapsed_scale_fraction"] == pytest.approx(2 / 58)
-    assert summary["weight_sparsity"] == pytest.approx(18 / (144 + 4608 + 1280))
-    assert summary["identical_layers"] == summary["non_finite_weights"] == 0
+def test_the_thresholds_that_are_given_are_those_that_draw_the_lines(sick: SmallCNN) -> None:
+    """The defaults were used whatever was given."""
+    strict = Thresholds(near_zero_share=1e-4)
+    lax = Thresholds(zero_kernel=1e-9, norm_scale=1e-9)
+    kinds = {
+        lines: {(finding.kind, finding.layer) for finding in audit_state_dict(state_of(sick), "x", lines).findings}
+        for lines in (Thresholds(), strict)
+    }
+    assert kinds[strict] - kinds[Thresholds()] == {("sparse_weights", layer) for layer in ("conv2", "head")}
+    report = audit_state_dict(state_of(sick), "x", lax)
+    assert report["conv1"].zero_kernels == [2, 5]
+    assert report.thresholds == lax
+
+
+def test_nothing_is_dead_by_its_weights_alone_and_what_was_not_seen_is_no_number(sick: SmallCNN) -> None:
+    report = audit_state_dict(state_of(sick), "x")
+    assert report.dead_channels == {}
+    assert {state for layer in report.layers for state in layer.states} == {"unknown"}
+    summary = report.summary()
+    assert summary["zero_kernel_fraction"] == pytest.approx(4 / 58)
+    assert summary["weight_sparsity"] == pytest.approx(
+        sum(layer.weight_sparsity * layer.parameters for layer in report.layers) / (144 + 4608 + 1280)
+    )
+    seen = {name for name, value in summary.items() if not math.isnan(value)}
+    assert seen == {"zero_kernel_fraction", "weight_sparsity"}
+
+
+def test_an_audit_is_a_report_that_saves_loads_and_says_what_it_rests_on(tmp_path: Path, sick: SmallCNN) -> None:
+    report = audit_state_dict(state_of(sick), "best.ckpt")
+    report.save(tmp_path / "audit.json")
+    assert Report.load(tmp_path / "audit.json") == report
+    assert report.verdict == "conv1: 4 of 16 kernels are zero, or next to it. In all: 1 warning, 1 info."
+    text = report.to_markdown()
+    alone = "58 kernels in 3 layers looked at by their weights alone; whether kernels fire, only training can tell"
+    assert "# Dead kernels: the weights in best.ckpt; nothing was run" in text
+    assert alone in text
+    assert "seen in the weights" in text
+    for untrue in ("initialisation", "first step", "weight decay", "unknown |"):
+        assert untrue not in text.replace("kaiming", "")
 
 
 def test_identical_kernels_are_found_and_kernels_of_zeros_are_not_called_so() -> None:
-    layers = {layer.name: layer for layer in audit_state_dict(state_of(MLP(init="constant")), "x").layers}
-    assert [name for name, layer in layers.items() if layer.identical] == [f"net.linear{i}" for i in range(1, 5)]
-    (zero,) = audit_state_dict({"head.weight": torch.zeros(3, 4)}, "x").layers
-    assert not zero.identical
-    assert zero.zero_kernels == (0, 1, 2)
+    report = audit_state_dict(state_of(MLP(init="constant")), "x")
+    identical = [finding.layer for finding in report.findings if finding.kind == "identical_kernels"]
+    assert identical == [f"net.linear{i}" for i in range(1, 5)]
+    zero = audit_state_dict({"head.weight": torch.zeros(3, 4)}, "x")
+    assert [(finding.kind, finding.severity) for finding in zero.findings] == [("zero_kernels", "warning")]
+    assert zero["head"].zero_kernels == [0, 1, 2]
 
 
 def test_weights_made_of_parts_are_put_together() -> None:
@@ -86,21 +127,26 @@ def test_weights_made_of_parts_are_put_together() -> None:
         new.parametrizations.weight.original0[1] = 0
         old.weight_g[3] = 0
     modules = nn.ModuleDict({"pruned": pruned, "new": new, "old": old})
-    layers = {layer.name: layer for layer in audit_state_dict(state_of(modules), "x").layers}
+    report = audit_state_dict(state_of(modules), "x")
+    layers = {layer.name: layer for layer in report.layers}
     assert sorted(layers) == ["new", "old", "pruned"]
-    assert list(layers["pruned"].zero_kernels) == masked
+    assert layers["pruned"].zero_kernels == masked
     assert len(masked) == 3
-    assert layers["new"].zero_kernels == (1,)
-    assert layers["old"].zero_kernels == (3,)
+    assert layers["new"].zero_kernels == [1]
+    assert layers["old"].zero_kernels == [3]
+    (pruned_finding,) = [found for found in report.findings if found.layer == "pruned"][:1]
+    assert (pruned_finding.severity, pruned_finding.cause_word) == ("info", "pruned")
 
 
 def test_a_layer_norm_is_not_taken_for_the_norm_of_what_comes_before_it() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.BatchNorm1d(6))
     with torch.no_grad():
         model[1].weight.zero_()
+    with torch.no_grad():
+        model[3].weight[2] = 0
     first, second = audit_state_dict(state_of(model), "x").layers
-    assert (first.norm, first.collapsed_scales) == (None, ())
-    assert second.norm == "3"
+    assert (first.note, first.zero_kernels) == (None, [])
+    assert "scale of 3, its norm" in str(second.note)
 
 
 def test_norms_are_found_by_name_where_the_file_is_sorted_by_name() -> None:
@@ -114,34 +160,68 @@ def test_norms_are_found_by_name_where_the_file_is_sorted_by_name() -> None:
             "stack": nn.Sequential(*[nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)] * 2),
         }
     )
+    with torch.no_grad():
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.zero_()
     state = dict(sorted(block.state_dict().items()))
     layers = audit_state_dict(state, "x", ordered=False).layers
-    found = {layer.name: layer.norm for layer in layers}
+    found = {layer.name: re.sub(r"the scale of (\S+), its.*", r"\1", layer.note or "") for layer in layers}
     stack = {"stack.0": "stack.1", "stack.2": "stack.3"}
-    assert found == {"alone": None, "conv10": "bn10", "conv2": "norm2", **stack}
+    assert found == {"alone": "", "conv10": "bn10", "conv2": "norm2", **stack}
 
 
-def test_nan_and_infinity_are_counted_and_make_no_kernel_zero() -> None:
+def test_nan_and_infinity_are_found_and_make_no_kernel_zero() -> None:
     weight = torch.randn(4, 3)
     weight[1, 0], weight[2, 2] = float("nan"), float("inf")
-    result = audit_state_dict({"a.weight": weight}, "x")
-    assert result.layers[0].non_finite == 2
-    assert result.layers[0].zero_kernels == ()
-    assert "NaN" not in json.dumps(json.loads(result.to_json()))
+    report = audit_state_dict({"a.weight": weight}, "x")
+    assert report["a"].zero_kernels == []
+    found = [finding for finding in report.findings if finding.kind == "non_finite_weights"]
+    assert [(finding.severity, finding.channels) for finding in found] == [("error", (1, 2))]
+    assert report.verdict.startswith("a: 2 of 4 kernels are NaN or infinite")
+    assert to_json(from_json(Report, to_json(report))) == to_json(report)
 
 
 def test_sparsity_agrees_with_a_gaussians_known_figures() -> None:
     torch.manual_seed(0)
     (layer,) = audit_state_dict({"a.weight": torch.randn(500, 2000)}, "x").layers
-    assert layer.near_zeros == pytest.approx(0.0080, abs=3e-4)
+    assert layer.weight_near_zeros == pytest.approx(0.0080, abs=3e-4)
     assert layer.gini == pytest.approx(2**0.5 - 1, abs=2e-3)
 
 
-def test_integer_weights_are_named_as_not_read() -> None:
-    result = audit_state_dict({"a.weight": torch.ones(2, 2), "q.weight": torch.ones(2, 2, dtype=torch.int8)}, "x")
-    assert [layer.name for layer in result.layers] == ["a"]
-    assert result.skipped == ("q: its type is torch.int8",)
-    assert "q: its type is torch.int8" in result.to_markdown()
+def test_integer_weights_are_named_as_not_watched() -> None:
+    report = audit_state_dict({"q.weight": torch.ones(2, 2, dtype=torch.int8), "a.weight": torch.randn(2, 2)}, "x")
+    assert [layer.name for layer in report.watched] == ["a"]
+    assert report["q"].excluded == "its type is torch.int8"
+    assert "- `q`: its type is torch.int8" in report.to_markdown()
+
+
+def test_recurrent_weights_are_read_by_their_own_names() -> None:
+    report = audit_state_dict(state_of(nn.ModuleDict({"lstm": nn.LSTM(3, 5), "gru": nn.GRU(3, 2)})), "x")
+    shapes = {layer.name: layer.kind for layer in report.layers}
+    assert shapes == {
+        "lstm.weight_ih_l0": "20x3",
+        "lstm.weight_hh_l0": "20x5",
+        "gru.weight_ih_l0": "6x3",
+        "gru.weight_hh_l0": "6x2",
+    }
+
+
+def test_a_state_dict_is_found_under_any_single_name_and_else_by_key(tmp_path: Path) -> None:
+    one, two = {"a.weight": torch.randn(2, 2)}, {"b.weight": torch.randn(3, 2)}
+    torch.save({"model_state": one, "epoch": 3, "global_step": 70}, tmp_path / "usual.pt")
+    torch.save({"mine": one}, tmp_path / "single.pt")
+    torch.save({"mine": one, "ema": {"model": two}, "other": two}, tmp_path / "several.pt")
+    usual = audit(tmp_path / "usual.pt")
+    assert ([layer.name for layer in usual.layers], usual.epoch, usual.global_step) == (["a"], 3, 70)
+    assert [layer.name for layer in audit(tmp_path / "single.pt").layers] == ["a"]
+    with pytest.raises(AuditError, match=r"several.*--key: mine, other"):
+        audit(tmp_path / "several.pt")
+    assert [layer.name for layer in audit(tmp_path / "several.pt", key="ema.model").layers] == ["b"]
+    with pytest.raises(AuditError, match="no 'modl' among model"):
+        audit(tmp_path / "several.pt", key="ema.modl")
+    with pytest.raises(AuditError, match="'ema' is no state dict"):
+        audit(tmp_path / "several.pt", key="ema")
 
 
 class Opaque:
@@ -186,26 +266,27 @@ def test_the_command_prints_a_table_json_or_markdown(
     path = str(tmp_path / "weights.pt")
     torch.save(sick.state_dict(), path)
     assert main(["audit", path]) == 0
-    table = capsys.readouterr().out
-    assert "4 of 58 kernels in 3 layers give a constant" in table
-    assert "3 of 16 kernels zero or next to it: 2, 5, 7" in table
+    table = " ".join(capsys.readouterr().out.split())
+    assert "conv1: 4 of 16 kernels are zero, or next to it." in table
+    assert "advice If it should not be, train with DeadKernelMonitor from the start" in table
+    assert "conv1 16x1x3x3 16 4" in table
     assert main(["audit", path, "--format=json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["layers"][0]["zero_kernels"] == [2, 5, 7]
-    assert record["summary"]["dead_fraction"] == pytest.approx(4 / 58)
+    assert capsys.readouterr().out == to_json(audit(path))
     assert main(["audit", path, "--format=markdown"]) == 0
-    text = capsys.readouterr().out
-    assert "| `conv1` | 16x1x3x3 | 3 | 2 |" in text
-    assert "norm1" in text
+    assert capsys.readouterr().out == audit(path).to_markdown()
 
 
 @pytest.mark.parametrize(
     ("limits", "status"),
     [
-        (["dead_fraction=0.1"], 0),
-        (["dead_fraction=0.05"], 1),
-        (["dead_fraction=0.1", "weight_sparsity=0"], 1),
-        (["dead_fracton=0.1"], 2),
+        (["zero_kernel_fraction=0.1"], 0),
+        (["zero_kernel_fraction=0.05"], 1),
+        (["zero_kernels=0"], 1),
+        (["identical_kernels=0", "non_finite_weights=0"], 0),
+        (["zero_kernel_fraction=0.1", "weight_sparsity=0"], 1),
+        (["zero_kernel_fracton=0.1"], 2),
+        (["dead_fraction=0.1"], 2),
+        (["dead_channels=0"], 2),
     ],
 )
 def test_fail_on_decides_the_exit_status(
@@ -218,7 +299,8 @@ def test_fail_on_decides_the_exit_status(
     if status:
         assert limits[-1].partition("=")[0] in error
     if status == 2:
-        assert "dead_fraction" in error
+        assert "an audit, which sees weights alone" in error
+        assert "zero_kernel_fraction" in error
 
 
 @pytest.mark.parametrize("limit", ["dead_fraction", "dead_fraction=much", "dead_fraction=nan"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -79,6 +80,10 @@ CASES: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
     "non_finite_gradient": (
         lambda: begun().next(layer(non_finite_gradients=1), alive()),
         lambda: begun().next(layer(), alive(), skipped_steps=5),
+    ),
+    "non_finite_weights": (
+        lambda: Run().next(start(norms=each(math.nan, 1, 1, 1))),
+        lambda: begun().next(layer(norms=each(math.nan, 1, 1, 1))),
     ),
     "update_too_large": (
         lambda: begun().next(layer(update_ratio=0.2)),

@@ -30,7 +30,7 @@ from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 
 
-@rule("all kernels are identical", causes=(CONSTANT_INITIALISATION,), at_initialisation=True)
+@rule("all kernels are identical", causes=(CONSTANT_INITIALISATION,), at_initialisation=True, in_files=True)
 def identical_kernels(context: WindowContext) -> Iterator[Found]:
     """Layers of equal kernels; those of zeros are a matter of zero kernels."""
     for layer in context.layers:
@@ -42,7 +42,8 @@ def identical_kernels(context: WindowContext) -> Iterator[Found]:
         stays = could_part and not layer.is_first_window
         cause = CONSTANT_INITIALISATION.because(
             f"all {observed.channels} kernels are bitwise equal"
-            + (": they get the same gradient and cannot grow apart" if stays else " before the first step"),
+            + (": they get the same gradient and cannot grow apart" if stays else "")
+            + ("" if stays or context.window.audited else " before the first step"),
             "Initialise the weight with random values (kaiming_normal_ or xavier_uniform_) to break the symmetry.",
             f"{references.GLOROT}; {references.CS231N}",
             {"kernels": observed.channels},

@@ -32,7 +32,7 @@ from lightning_deadkernel.report.records import Severity
 GAUSSIAN_NEAR_ZERO, GAUSSIAN_GINI = 0.0080, 0.414
 
 
-@rule("most weights are near zero", causes=(PRUNED, DEAD_CHANNELS, DEAD_INPUTS, HEAVY_TAILS))
+@rule("most weights are near zero", causes=(PRUNED, DEAD_CHANNELS, DEAD_INPUTS, HEAVY_TAILS), in_files=True)
 def sparse_weights(context: WindowContext) -> Iterator[Found]:
     """Layers above one of the three lines of sparsity."""
     lines = context.thresholds
@@ -59,7 +59,8 @@ def sparse_weights(context: WindowContext) -> Iterator[Found]:
             advice = "Nothing to fix in this layer. If its inputs are kernels, see whether those are dead."
         else:
             kind = HEAVY_TAILS
-            verdict = "dead or zero channels do not explain it" if gone else "no channel is dead"
+            none = "no kernel is zero" if context.window.audited else "no channel is dead"
+            verdict = "dead or zero channels do not explain it" if gone else none
             verdict += ", so it is what training, weight decay or an L1 term made of the layer"
             advice = "Normal in a trained layer: nothing to fix. Such a layer prunes well by magnitude."
         evidence: Evidence = {"weight_zeros": zeros, "weight_near_zeros": near, "gini": gini}

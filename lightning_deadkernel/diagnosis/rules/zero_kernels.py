@@ -46,8 +46,11 @@ from lightning_deadkernel.diagnosis.weight_causes import (
     BY_MASK,
     BY_SCALE,
     FROM_THE_START,
+    KERNEL,
+    SCALE,
     assign,
     has_scale_shrunk,
+    what_is_zero,
 )
 from lightning_deadkernel.report.records import Severity
 
@@ -56,6 +59,7 @@ from lightning_deadkernel.report.records import Severity
     "{of} zero, or next to it",
     causes=(PRUNED, ZERO_AT_INITIALISATION, DECAYED, SCALE_COLLAPSED, UNKNOWN),
     at_initialisation=True,
+    in_files=True,
 )
 def zero_kernels(context: WindowContext) -> Iterator[Found]:
     """Channels flagged as zero kernels, grouped by cause."""
@@ -64,12 +68,14 @@ def zero_kernels(context: WindowContext) -> Iterator[Found]:
         if not bool(zero.any()):
             continue
         shift = layer.observed.shift
-        for channels, cause in assign(layer, zero, (BY_MASK, FROM_THE_START, BY_DECAY, BY_SCALE), _unknown):
+        # a file tells a mask, and nothing of the past
+        causes = (BY_MASK,) if context.window.audited else (BY_MASK, FROM_THE_START, BY_DECAY, BY_SCALE)
+        for channels, cause in assign(layer, zero, causes, _unknown):
             evidence: Evidence = {}
             if shift is not None:
                 evidence["constant_output"] = int((channels & (shift > 0)).sum())
             learning = _is_learning(layer) & channels
-            if cause.kind is not DECAYED:  # decay itself moves a kernel
+            if cause.kind is not DECAYED and not context.window.audited:  # decay itself moves a kernel
                 evidence["recoverable"] = int(learning.sum())
             yield Found(layer, _severity(layer, channels, cause.kind, learning), cause, evidence, channels)
 
@@ -77,7 +83,7 @@ def zero_kernels(context: WindowContext) -> Iterator[Found]:
 def _has_fresh_scale(layer: LayerContext) -> Tensor:
     """(C,) bool: a norm's scale next to zero that has had no time to move, or moves and only passes through."""
     observed, past = layer.observed, layer.past
-    if observed.norm_scale is None or observed.norms is None or observed.largest is None:
+    if layer.window.audited or observed.norm_scale is None or observed.norms is None or observed.largest is None:
         return layer.everywhere(False)
     line = layer.thresholds.zero_kernel * observed.norms.nan_to_num(0.0).amax()
     scale_only = (observed.largest > 0) & (observed.norms >= line)
@@ -98,6 +104,8 @@ def _severity(layer: LayerContext, channels: Tensor, cause: CauseKind, learning:
     whole = bool(channels.all())
     if cause.on_purpose:
         return "info"
+    if layer.window.audited:
+        return "warning"
     if layer.is_first_window:  # many a start at zero is on purpose (adapters, padding): what counts is whether it stays
         return "info"
     if cause is ZERO_AT_INITIALISATION and bool((learning == channels).all()):
@@ -106,6 +114,14 @@ def _severity(layer: LayerContext, channels: Tensor, cause: CauseKind, learning:
 
 
 def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
+    if layer.window.audited:
+        what = KERNEL if what_is_zero(layer, channels) == KERNEL else f"{KERNEL}, or the {SCALE} after it,"
+        return UNKNOWN.because(
+            f"the {what} is zero or next to it; weights alone do not tell what made it so",
+            "If it should not be, train with DeadKernelMonitor from the start: it tells since when, and why. What stays"
+            " zero can be pruned; fold a constant output into what reads it first.",
+            references.MEHTA,
+        )
     decay, weakest = layer.observed.weight_decay, math.exp(-layer.past.decay)
     ruled_out = (
         "it was not zero at initialisation" if layer.past.first_window == 0 else "its initialisation was not seen"
