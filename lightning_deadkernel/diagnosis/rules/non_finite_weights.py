@@ -34,7 +34,7 @@ def non_finite_weights(context: WindowContext) -> Iterator[Found]:
     """Kernels whose norm is not a number, where no gradient has been looked at."""
     if context.window.index:
         return
-    for layer in context.layers:
+    for layer in context.watched:
         if layer.observed.norms is None:
             continue
         lost = ~layer.observed.norms.isfinite()
