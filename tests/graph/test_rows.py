@@ -71,6 +71,16 @@ def test_a_gate_that_stands_still_is_frozen_and_the_others_are_not() -> None:
     assert report["body.weight_ih_l0.forget"].zero_gradient == []
 
 
+def test_a_gate_that_is_always_open_is_saturated_in_its_row_where_the_graph_shows_it() -> None:
+    net = recurrent(nn.GRU)
+    with torch.no_grad():
+        net.body.bias_ih_l0[6 + 2] = 100.0
+    report = watch(net, SEQUENCE)
+    assert report["body.weight_ih_l0.update"].saturated == [2]
+    assert report["body.weight_ih_l0.reset"].saturated == []
+    assert report["body.weight_ih_l0.new"].activation == "tanh"
+
+
 def test_packed_attention_has_a_row_for_queries_keys_and_values() -> None:
     net = Net(lambda net, x: net.body(x, x, x)[0], body=nn.MultiheadAttention(8, 2, batch_first=True))
     with torch.no_grad():
