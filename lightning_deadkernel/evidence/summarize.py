@@ -78,7 +78,8 @@ def summarize(
             _read_activations(entry, facts, seen)
         else:
             entry["gating"] = None
-        steps.fill(entry)
+        if not layer.is_looked_up:  # of a table, a step has a gradient for few rows, and none for the others
+            steps.fill(entry)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
         if with_tensors:
             _add_histograms(entry, layer, tensors)

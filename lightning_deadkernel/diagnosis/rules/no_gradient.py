@@ -32,6 +32,7 @@ from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, unknown_absence
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import assign
+from lightning_deadkernel.observation import OF_KERNELS
 
 
 @rule("no gradient arrives", causes=(FLAT_LOSS, *(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN))
@@ -42,9 +43,9 @@ def no_gradient(context: WindowContext) -> Iterator[Found]:
         return
     for layer in context.layers:
         without = layer.mask(layer.report.zero_gradient)
-        if not bool(without.any()):
-            continue
         whole = bool(without.all())
+        if not bool(without.any()) or (layer.observed.rows not in OF_KERNELS and not whole):
+            continue  # single rows of a table, or experts, are a matter of `dead_rows`
         for channels, cause in assign(layer, without, NO_GRADIENT_CAUSES, unknown_absence):
             yield Found(layer, "warning" if whole else "info", cause, layer.since(channels), channels)
 
