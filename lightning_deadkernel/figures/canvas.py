@@ -25,10 +25,10 @@ WIDTH = 7.2
 SMALL, MEDIUM, LARGE = 8.5, 10.0, 13.0
 """Font sizes in points."""
 _BOLD_EM, _EM = 0.62, 0.58
+"""Mean width of a letter in font sizes."""
 GREY = "#5A6670"
 GOOD, LINE, FAINT, BAND = "#009E73", "#0072B2", "#56B4E9", "#E69F00"
 """Colours of lines and bands that stand for no state."""
-NAME_LENGTH = 26
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
@@ -62,21 +62,21 @@ def one_axes(height: float, title: str, below: str, left: float, right: float = 
     return axes
 
 
-def _lines(text: str, width: float, size: float, em: float) -> list[str]:
-    """Text broken so that it fits into `width` inches; em: mean width of a letter in font sizes."""
-    return textwrap.wrap(text, int((width - 0.25) * 72 / (em * size))) or [""]
+def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[str]:
+    """Text broken so that it fits into `width` inches at `size` points."""
+    return textwrap.wrap(text, int((width - 0.25) * 72 / ((_BOLD_EM if bold else _EM) * size))) or [""]
 
 
 def title_height(title: str, below: str, width: float = WIDTH, size: float = LARGE) -> float:
     """Inches that a title and what is below it take."""
-    large, small = _lines(title, width, size, _BOLD_EM), _lines(below, width, SMALL, _EM)
+    large, small = wrapped(title, width, size, bold=True), wrapped(below, width, SMALL)
     return (len(large) * size + len(small) * SMALL) * 1.25 / 72 + 0.16
 
 
 def write_title(figure: Figure, title: str, below: str, size: float = LARGE) -> None:
     """The finding in large letters, and under it small what it rests on."""
     width, height = figure.get_size_inches()
-    large, small = _lines(title, width, size, _BOLD_EM), _lines(below, width, SMALL, _EM)
+    large, small = wrapped(title, width, size, bold=True), wrapped(below, width, SMALL)
     left, top = 0.12 / width, 1 - 0.1 / height
     figure.suptitle("\n".join(large), x=left, y=top, ha="left", va="top", size=size, weight="bold", linespacing=1.15)
     under = top - (len(large) * size * 1.25 / 72 + 0.02) / height
@@ -115,11 +115,6 @@ def png(figure: Figure) -> bytes:
 def finite(value: float | None) -> TypeGuard[float]:
     """Whether there is a number to draw: not None, NaN or infinite."""
     return value is not None and math.isfinite(value)
-
-
-def short(name: str) -> str:
-    """A layer's name where there is little room."""
-    return shortened(name, NAME_LENGTH)
 
 
 def by_epoch(reports: Sequence[Report]) -> bool:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lightning_deadkernel.figures.canvas import (
     BAND,
     FAINT,
@@ -17,9 +19,9 @@ from lightning_deadkernel.figures.canvas import (
     figure_of,
     finite,
     one_axes,
-    short,
     spaced,
 )
+from lightning_deadkernel.figures.names import labels_of, stages_of
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.figures.titles import pasts_of
 from lightning_deadkernel.report.records import LayerReport
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _MOST_PAST = 25
 """Past windows drawn as faint lines."""
 _MOST_NAMES = 34
+_MOST_STAGES = 12
 
 
 def _curve(layers: Sequence[LayerReport | None]) -> list[float]:
@@ -110,12 +113,28 @@ def draw_gradient_flow(axes: Axes, reports: Sequence[Report]) -> None:
 
 
 def name_places(axes: Axes, names: Sequence[str]) -> None:
-    """Layer names under a picture that has one place per layer."""
-    at = spaced(len(names), _MOST_NAMES)
-    slanted = len(names) > 4
-    axes.set_xticks(at, [short(names[i]) for i in at], fontsize=SMALL, rotation=40 if slanted else 0)
+    """Layer names under a picture that has one place per layer; of many layers, where each stage begins."""
+    labels = labels_of(names)
+    if len(names) <= _MOST_NAMES:
+        slanted = len(names) > 4
+        axes.set_xticks(
+            range(len(names)), [labels[name] for name in names], fontsize=SMALL, rotation=40 if slanted else 0
+        )
+    else:
+        slanted = True
+        stages = stages_of(names, _MOST_STAGES)
+        starts = np.cumsum([0, *map(len, stages)])[:-1].tolist()
+        apart = [i for i, start in enumerate(starts) if not i or start - starts[i - 1] > 0.02 * len(names)]
+        axes.set_xticks([starts[i] for i in apart], [labels[stages[i][0]] for i in apart], fontsize=SMALL, rotation=40)
+        axes.grid(axis="x", color="#E8ECEF", linewidth=0.7)
     for label in axes.get_xticklabels() if slanted else ():
         label.set(ha="right", rotation_mode="anchor")
+
+
+def room_for_names(names: Sequence[str]) -> float:
+    """Inches that they need below the axis."""
+    longest = max(map(len, labels_of(names).values()))
+    return 0.075 * longest * 0.65 + 0.5 if len(names) > 4 else 0.5
 
 
 @picture(3)
@@ -123,11 +142,10 @@ def gradient_flow(reports: Sequence[Report]) -> Figure | None:
     """Gradient ratio by depth with the weak and vanishing bands; None where no gradient was looked at."""
     if not measured(reports[-1]):
         return None
-    names = [layer.name for layer in reports[-1].watched]
-    below = 0.075 * max(len(short(name)) for name in names) * 0.65 + 0.5 if len(names) > 4 else 0.5
+    names = [layer.name for layer in measured(reports[-1])]
     note = basis(reports) + ("; earlier windows faint" if len(reports) > 2 else "")
-    axes = one_axes(3.4, gradient_headline(reports[-1]), note, 0.95, bottom=below)
+    axes = one_axes(3.4, gradient_headline(reports[-1]), note, 0.95, bottom=room_for_names(names))
     draw_gradient_flow(axes, reports)
-    name_places(axes, [layer.name for layer in measured(reports[-1])])
+    name_places(axes, names)
     axes.set_xlabel("layers from input to output", fontsize=MEDIUM)
     return figure_of(axes)

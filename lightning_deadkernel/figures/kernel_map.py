@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_deadkernel.figures.canvas import GREY, SMALL, basis, figure_of, inches_of, one_axes, short, state_legend
-from lightning_deadkernel.figures.cells import EMPTY, Array, colour_table, places_of
+from lightning_deadkernel.figures.canvas import GREY, SMALL, basis, figure_of, inches_of, one_axes, state_legend
+from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
+from lightning_deadkernel.figures.names import labels_of, stage_label, stages_of
 from lightning_deadkernel.figures.registry import picture
-from lightning_deadkernel.figures.titles import state_headline, unhealthy
+from lightning_deadkernel.figures.titles import FAULTS, state_headline, unhealthy
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import BY_NAME, SHOWN, WORDS
@@ -21,171 +22,198 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_CELLS = 20_000
+"""Kernels that are drawn as a cell each; of more, shares are drawn, however many there are."""
+MOST_ROWS = 90
+"""Rows of one map; with more layers than that, neighbours share a row."""
 _COLUMNS = (32, 64, 128, 256)
 _MOST_LINES = 70
-_LINE = 0.115
+_LINE = 0.13
 """Inches per line of cells where there are many."""
 _LONE_LINE = 0.28
 """Inches per line of cells at most."""
-_TALLEST = 12.0
-"""Inches; with more layers than that holds, lines get thinner."""
 _GAP = 0.6
-"""Lines between two layers, up to..."""
-_MOST_SPACED = 70
-"""...this many layers."""
-
-
-def worst_of(places: Array, size: int) -> Array:
-    """(C,) words' places to one per `size` neighbours: the worst among them."""
-    if size == 1:
-        return places
-    padded = np.pad(places, (0, -len(places) % size), mode="edge")
-    by_gravity = np.argsort([word.gravity for word in SHOWN], kind="stable").astype(np.uint8)
-    gravity = np.argsort(by_gravity)[padded].reshape(-1, size)
-    return np.asarray(by_gravity[gravity.max(1)])
+"""Lines between two layers."""
+_LEAST_SHARE = 0.006
+"""Of a row's width: narrower parts of a row are drawn this wide, or one dead kernel of 4,096 would not be seen."""
 
 
 @dataclass(frozen=True)
 class MapLayout:
-    """Where the cells of a kernel map are."""
+    """Where the rows of a kernel map are."""
 
+    rows: tuple[tuple[LayerReport, ...], ...]
+    """Layers of each row."""
+    by_cell: bool
+    """A cell is a kernel; else the colours of a row are shares of its kernels."""
     columns: int
-    bin_size: int
-    """Channels per cell."""
+    """Cells per line."""
     starts: tuple[float, ...]
-    """Top of each layer, in lines."""
+    """Top of each row, in lines."""
     lines: tuple[int, ...]
-    """Lines that each layer takes."""
-    total: float
+    """Lines that each row takes."""
+
+    @property
+    def total(self) -> float:
+        """Lines in all."""
+        return self.starts[-1] + self.lines[-1]
+
+    @property
+    def height(self) -> float:
+        """Inches that the rows take."""
+        return max(min(self.total * _LONE_LINE, 3.0), self.total * _LINE)
+
+    def names(self) -> list[str]:
+        """What each row is called."""
+        stages = [stage_label([layer.name for layer in row]) for row in self.rows]
+        labels = labels_of(stages)
+        return [labels[stage] for stage in stages]
 
 
-def map_layout(channels: Sequence[int]) -> MapLayout:
-    """As few columns as let every layer fit; layers wrap, and beyond that channels share cells."""
-    gap = _GAP if len(channels) <= _MOST_SPACED else _GAP / 3
-    room = max(_MOST_LINES, math.ceil(len(channels) * (1 + gap)))
-    bin_size, columns = 1, _COLUMNS[0]
-    while (total := sum(_lines(channels, bin_size, columns)) + gap * (len(channels) - 1)) > room:
-        if columns < _COLUMNS[-1]:
-            columns = _COLUMNS[_COLUMNS.index(columns) + 1]
-        else:
-            bin_size *= 2
-    lines = _lines(channels, bin_size, columns)
-    starts = tuple(float(start) for start in np.cumsum([0.0] + [n + gap for n in lines[:-1]]))
-    columns = min(columns, max(math.ceil(count / bin_size) for count in channels))
-    return MapLayout(columns, bin_size, starts, lines, total)
+def map_layout(layers: Sequence[LayerReport], most: int = MOST_ROWS) -> MapLayout:
+    """One row a layer as long as there are few; as few columns as let every layer fit, and wide layers wrap."""
+    by_name = {layer.name: layer for layer in layers}
+    rows = tuple(tuple(by_name[name] for name in names) for names in stages_of(list(by_name), most))
+    by_cell = len(rows) == len(layers) and sum(layer.channels for layer in layers) <= MOST_CELLS
+    columns, lines = 1, (1,) * len(rows)
+    for columns in _COLUMNS if by_cell else ():
+        lines = tuple(math.ceil(row[0].channels / columns) for row in rows)
+        if sum(lines) + _GAP * (len(rows) - 1) <= _MOST_LINES:
+            break
+    if by_cell:
+        columns = min(columns, max(layer.channels for layer in layers))
+    starts = tuple(float(start) for start in np.cumsum([0.0, *(n + _GAP for n in lines[:-1])]))
+    return MapLayout(rows, by_cell, columns, starts, lines)
 
 
-def _lines(channels: Sequence[int], bin_size: int, columns: int) -> tuple[int, ...]:
-    return tuple(max(1, math.ceil(count / bin_size / columns)) for count in channels)
-
-
-def draw_kernel_map(axes: Axes, report: Report) -> set[str]:
-    """One cell per channel, one row (or more, where it is wide) per layer. Gives the words that were shown."""
-    from matplotlib.collections import LineCollection
-
-    layers = report.watched
-    layout = map_layout([layer.channels for layer in layers])
-    table, shown = colour_table(), set()
-    for layer, start, lines in zip(layers, layout.starts, layout.lines, strict=True):
-        places = worst_of(places_of(layer.codes), layout.bin_size)
-        shown |= {WORDS[place] for place in np.unique(places)}
-        cells = np.full(lines * layout.columns, EMPTY, np.uint8)
-        cells[: len(places)] = places
-        axes.imshow(
-            table[cells.reshape(lines, layout.columns)],
-            extent=(0, layout.columns, start + lines, start),
-            interpolation="nearest",
-            aspect="auto",
-            label=layer.name,
-        )
-        _mark_zero_kernels(axes, layer, start, layout)
-    if layout.columns <= 128:
-        seams = [[(x, 0), (x, layout.total)] for x in range(1, layout.columns)]
-        seams += [
-            [(0, start + line), (layout.columns, start + line)]
-            for start, lines in zip(layout.starts, layout.lines, strict=True)
-            for line in range(1, lines)
-        ]
-        axes.add_collection(LineCollection(seams, colors="white", linewidths=0.7), autolim=False)
+def draw_kernel_map(axes: Axes, layout: MapLayout) -> set[str]:
+    """One row per layer or stage: its kernels as cells, or as shares, the worst first. Gives the words shown."""
+    shown: set[str] = set()
     axes.set(xlim=(0, layout.columns), ylim=(layout.total, 0), xticks=[])
-    _name_layers(axes, layers, layout)
+    for row, start, lines in zip(layout.rows, layout.starts, layout.lines, strict=True):
+        places = np.concatenate([places_of(layer.codes) for layer in row])
+        shown |= {WORDS[place] for place in np.unique(places)}
+        if layout.by_cell:
+            cells = np.full(lines * layout.columns, EMPTY, np.uint8)
+            cells[: len(places)] = places
+            axes.imshow(
+                colour_table()[cells.reshape(lines, layout.columns)],
+                extent=(0, layout.columns, start + lines, start),
+                interpolation="nearest",
+                aspect="auto",
+                label=row[0].name,
+            )
+            _mark_zero_kernels(axes, row[0], start, layout)
+        else:
+            left = 0.0
+            for word, width in shares_of(np.bincount(places, minlength=len(WORDS)).tolist()):
+                axes.barh(start + 0.5, width, 1, left, color=BY_NAME[word].colour, linewidth=0, label=word)
+                left += width
+    if layout.by_cell and layout.columns <= 128:
+        _draw_seams(axes, layout)
+    axes.set(xlim=(0, layout.columns), ylim=(layout.total, 0), xticks=[])
+    _name_rows(axes, layout)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return shown
 
 
+def shares_of(counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Each word that is there and its share, the worst first; small ones are widened at the cost of the largest.
+
+    Args:
+        counts: kernels by their word's place in `WORDS`.
+    """
+    total = sum(counts)
+    order = sorted(range(len(SHOWN)), key=lambda place: -SHOWN[place].gravity)
+    shares = {WORDS[place]: max(counts[place] / total, _LEAST_SHARE) for place in order if counts[place]}
+    largest = max(shares, key=shares.__getitem__)
+    shares[largest] -= sum(shares.values()) - 1
+    return list(shares.items())
+
+
+def _draw_seams(axes: Axes, layout: MapLayout) -> None:
+    from matplotlib.collections import LineCollection
+
+    seams = [[(x, 0), (x, layout.total)] for x in range(1, layout.columns)]
+    seams += [
+        [(0, start + line), (layout.columns, start + line)]
+        for start, lines in zip(layout.starts, layout.lines, strict=True)
+        for line in range(1, lines)
+    ]
+    axes.add_collection(LineCollection(seams, colors="white", linewidths=0.7), autolim=False)
+
+
 def _mark_zero_kernels(axes: Axes, layer: LayerReport, start: float, layout: MapLayout) -> None:
-    cells = sorted({channel // layout.bin_size for channel in layer.zero_kernels})
-    if cells:
-        x = [cell % layout.columns + 0.5 for cell in cells]
-        y = [start + cell // layout.columns + 0.5 for cell in cells]
+    if layer.zero_kernels:
+        x = [channel % layout.columns + 0.5 for channel in layer.zero_kernels]
+        y = [start + channel // layout.columns + 0.5 for channel in layer.zero_kernels]
         axes.scatter(x, y, s=7 if layout.columns <= 128 else 3, c="black", linewidths=0, zorder=3, label="zero kernel")
 
 
-def _name_layers(axes: Axes, layers: Sequence[LayerReport], layout: MapLayout) -> None:
-    """Names at the left and counts at the right, those of unhealthy layers in any case, others where there is room."""
+def _name_rows(axes: Axes, layout: MapLayout) -> None:
+    """Names at the left and counts at the right, those of unhealthy rows in any case, others where there is room."""
     middles = [start + lines / 2 for start, lines in zip(layout.starts, layout.lines, strict=True)]
-    inches = inches_of(axes)[1] / layout.total
-    least = SMALL / 72 * 0.95 / inches
-    found = [unhealthy(layer) for layer in layers]
-    order = sorted(range(len(layers)), key=lambda i: not found[i][1])
+    least = SMALL / 72 * 0.95 / (inches_of(axes)[1] / layout.total)
+    found = [_unhealthy(row) for row in layout.rows]
+    order = sorted(range(len(middles)), key=lambda i: found[i] is None)
     named: list[int] = []
     for i in order:
         if all(abs(middles[i] - middles[other]) >= least for other in named):
             named.append(i)
-    axes.set_yticks([middles[i] for i in named], [short(layers[i].name) for i in named], fontsize=SMALL)
+    names = layout.names()
+    axes.set_yticks([middles[i] for i in named], [names[i] for i in named], fontsize=SMALL)
     for i in named:
-        word, bad = found[i]
-        count = f"{layers[i].channels:,}"
         axes.text(
             layout.columns * 1.008,
             middles[i],
-            f"{len(bad):,} of {count} {BY_NAME[word].text}" if bad else count,
+            found[i] or f"{sum(layer.channels for layer in layout.rows[i]):,}",
             fontsize=SMALL,
             va="center",
-            color="black" if bad else GREY,
-            weight="bold" if bad else "normal",
+            color="black" if found[i] else GREY,
+            weight="bold" if found[i] else "normal",
         )
 
 
-def map_height(report: Report) -> float:
-    """Inches that the cells take."""
-    total = map_layout([layer.channels for layer in report.watched]).total
-    return min(max(min(total * _LONE_LINE, 3.0), total * _LINE), _TALLEST)
+def _unhealthy(row: Sequence[LayerReport]) -> str | None:
+    """What a row's worst word is true of: ``"20 of 64 dead"``."""
+    found = [unhealthy(layer) for layer in row]
+    worst = next((fault for fault in FAULTS if any(word == fault for word, _ in found)), None)
+    if worst is None:
+        return None
+    number = sum(len(channels) for word, channels in found if word == worst)
+    return f"{number:,} of {sum(layer.channels for layer in row):,} {BY_NAME[worst].text}"
 
 
 @picture(1)
 def kernel_map(reports: Sequence[Report]) -> Figure | None:
-    """Every watched kernel of the last report as a cell, layers in forward order; None if nothing is watched."""
+    """Every watched kernel as a cell, layers in forward order; of very many, their shares.
+
+    None if nothing is watched.
+    """
     report = reports[-1]
     if not report.watched:
         return None
-    left = 0.3 + 0.073 * max(len(short(layer.name)) for layer in report.watched)
-    axes = one_axes(map_height(report), state_headline(reports), basis(reports) + map_note(report), left, 1.4, 0.5)
-    shown = draw_kernel_map(axes, report)
-    map_legend(axes, shown, any(layer.zero_kernels for layer in report.watched))
+    layout = map_layout(report.watched)
+    left = 0.3 + 0.073 * max(map(len, layout.names()))
+    note = basis(reports) + map_note(report, layout)
+    axes = one_axes(layout.height, state_headline(reports), note, left, 1.6, 0.5)
+    map_legend(axes, draw_kernel_map(axes, layout), report, layout)
     return figure_of(axes)
 
 
-def map_note(report: Report) -> str:
-    """How wide layers are shown, and what is not."""
-    layout = map_layout([layer.channels for layer in report.watched])
-    note = "" if layout.bin_size == 1 else f"; each cell is the worst of {layout.bin_size} neighbouring kernels"
-    if max(layout.lines) > 1:
-        note += f"; {layout.columns} cells a line"
+def map_note(report: Report, layout: MapLayout) -> str:
+    """What a row is, and what is not shown."""
+    note = f"; {layout.columns} cells a line" if max(layout.lines) > 1 else ""
+    if not layout.by_cell:
+        note += "; colours are shares of a row's kernels"
     left_out = len(report.layers) - len(report.watched)
     return note + (f"; {left_out:,} layer{'s' * (left_out > 1)} not watched" if left_out else "")
 
 
-def map_legend(axes: Axes, shown: set[str], zero_kernels: bool) -> None:
+def map_legend(axes: Axes, shown: set[str], report: Report, layout: MapLayout) -> None:
     """The words shown, and the dot."""
     bottom = -0.1 / inches_of(axes)[1]
-    state_legend(
-        axes,
-        sorted(shown),
-        zero_kernels,
-        loc="upper left",
-        bbox_to_anchor=(-0.005, bottom),
-        borderaxespad=0,
-        ncols=8,
-    )
+    dots = layout.by_cell and any(layer.zero_kernels for layer in report.watched)
+    place = {"loc": "upper left", "bbox_to_anchor": (-0.005, bottom), "borderaxespad": 0, "ncols": 8}
+    state_legend(axes, sorted(shown), dots, **place)

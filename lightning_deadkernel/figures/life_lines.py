@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_CHANNELS_IN_LIFE = 64
+_MOST_ROWS = 40
 _HARMLESS = [WORDS.index(word) for word in HARMLESS]
 _GRAVE = [WORDS.index(word) for word in FAULTS if BY_NAME[word].gravity > BY_NAME["dormant"].gravity]
 """What a kernel comes back to life from."""
@@ -37,31 +37,45 @@ _GRAVE = [WORDS.index(word) for word in FAULTS if BY_NAME[word].gravity > BY_NAM
 
 @dataclass(frozen=True)
 class Life:
-    """One layer's channels from window to window."""
+    """One layer's channels from window to window, as far as there is something to see."""
 
     layer: str
-    channels: tuple[int, ...]
-    """The channels shown, one per row."""
-    always_active: int
-    """Channels left out, because they were active in every window."""
+    rows: tuple[tuple[int, ...], ...]
+    """The channels of each row: those that were the same in every window share one."""
     words: Any
     """(rows, windows) uint8 places in `WORDS`; `EMPTY` where the layer was not watched."""
+    left_out: int
+    """Channels beyond the last row."""
+    healthy: int
+    """Channels left out because nothing was ever wrong with them."""
+    came_back: int
+    """Channels that are well after something worse than being dormant."""
 
 
-def life_of(reports: Sequence[Report], name: str) -> Life:
-    """All channels of a narrow layer; of a wide one those that were ever unhealthy, the longest unhealthy first."""
+def life_of(reports: Sequence[Report], name: str) -> Life | None:
+    """The channels of a layer that were ever unhealthy, the longest so first; None where none was.
+
+    Channels that fire seldom are not: that comes and goes.
+    """
     past = past_of(reports, name)
-    channels = max(layer.channels for layer in past if layer is not None)
+    channels = max((layer.channels for layer in past if layer is not None), default=0)
     words = np.full((channels, len(past)), EMPTY, np.uint8)
     for place, layer in enumerate(past):
         if layer is not None:
             words[:, place] = places_of(layer.codes)
-    if channels <= _MOST_CHANNELS_IN_LIFE:
-        return Life(name, tuple(range(channels)), 0, words)
-    unhealthy = ~np.isin(words, [*_HARMLESS, EMPTY])
-    rows = np.flatnonzero(unhealthy.any(1))
-    rows = rows[np.argsort(-unhealthy[rows].sum(1), kind="stable")]
-    return Life(name, tuple(int(row) for row in rows), channels - len(rows), words[rows])
+    words[np.isin(words, _HARMLESS)] = _HARMLESS[0]
+    bad = ~np.isin(words, [*_HARMLESS, EMPTY])
+    order = np.argsort(-bad.sum(1), kind="stable")
+    alike: dict[bytes, list[int]] = {}
+    for channel in order[bad[order].any(1)]:
+        alike.setdefault(words[channel].tobytes(), []).append(int(channel))
+    rows = list(alike.values())[:_MOST_ROWS]
+    if not rows:
+        return None
+    back = np.isin(words[:, :-1], _GRAVE).any(1) & np.isin(words[:, -1], _HARMLESS)
+    shown = words[[row[0] for row in rows]]
+    left_out = int(bad.any(1).sum()) - sum(map(len, rows))
+    return Life(name, tuple(map(tuple, rows)), shown, left_out, int((~bad.any(1)).sum()), int(back.sum()))
 
 
 def draw_life_lines(axes: Axes, reports: Sequence[Report], life: Life) -> set[str]:
@@ -70,33 +84,35 @@ def draw_life_lines(axes: Axes, reports: Sequence[Report], life: Life) -> set[st
     axes.imshow(table[life.words], extent=(-0.5, windows - 0.5, rows, 0), interpolation="nearest", aspect="auto")
     if windows <= 60:
         axes.vlines(np.arange(windows - 1) + 0.5, 0, rows, color="white", linewidth=0.7)
-    if rows <= 64:
-        axes.hlines(range(1, rows), -0.5, windows - 0.5, color="white", linewidth=0.7)
+    axes.hlines(range(1, rows), -0.5, windows - 0.5, color="white", linewidth=0.7)
     name, labels = times(reports)
     at = spaced(windows, 12)
     axes.set_xticks(at, [labels[i] for i in at], fontsize=SMALL)
     axes.set_xlabel(name, fontsize=MEDIUM)
-    inches = inches_of(axes)[1]
-    numbered = spaced(rows, int(inches * 72 / (SMALL * 1.15)))
-    axes.set_yticks([i + 0.5 for i in numbered], [str(life.channels[i]) for i in numbered], fontsize=SMALL)
+    named = spaced(rows, int(inches_of(axes)[1] * 72 / (SMALL * 1.15)))
+    axes.set_yticks([i + 0.5 for i in named], [row_label(life.rows[i]) for i in named], fontsize=SMALL)
     axes.set_ylabel("channel", fontsize=MEDIUM)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return {WORDS[place] for place in np.unique(life.words) if place != EMPTY}
 
 
+def row_label(channels: Sequence[int]) -> str:
+    """Which channels a row is about, in few letters."""
+    return ", ".join(map(str, sorted(channels))) if len(channels) <= 3 else f"{len(channels):,} channels"
+
+
 def life_note(life: Life) -> str:
-    """What is left out."""
-    if not life.always_active:
-        return ""
-    return f"{life.always_active:,} channel{'s' * (life.always_active > 1)} never unhealthy, not shown"
+    """What a row is, and what is left out."""
+    notes = ["rows are channels" + ", those alike together" * any(len(row) > 1 for row in life.rows)]
+    notes += [f"{life.left_out:,} more not shown"] if life.left_out else []
+    return "; ".join(notes + ([f"{life.healthy:,} always healthy not shown"] if life.healthy else []))
 
 
 def life_headline(reports: Sequence[Report], life: Life) -> str:
     """What the layer's kernels are now, since when, and how many came back."""
-    back = np.isin(life.words[:, :-1], _GRAVE).any(1) & np.isin(life.words[:, -1], _HARMLESS)
     text = layer_headline(reports, life.layer)
-    return text + (f"; {int(back.sum()):,} came back to life" if back.any() else "")
+    return text + (f"; {life.came_back:,} came back to life" if life.came_back else "")
 
 
 def most_changed(reports: Sequence[Report]) -> str | None:
@@ -115,26 +131,24 @@ def most_changed(reports: Sequence[Report]) -> str | None:
 
 @picture(2)
 def life_lines(reports: Sequence[Report], layer: str | None = None) -> Figure | None:
-    """One layer's channels from window to window; None if nothing is watched or there is nothing to tell.
+    """One layer's unhealthy channels from window to window: which died when, and which came back.
+
+    None where nothing was ever wrong with one.
 
     Args:
         reports: one per window.
-        layer: its name; None: the layer with most to tell.
+        layer: its name; None: the worst one.
 
     """
     name = layer or most_changed(reports)
-    if name is None or not reports[-1].window:
+    life = life_of(reports, name) if name is not None and reports[-1].window else None
+    if life is None:
         return None
-    life = life_of(reports, name)
-    if not life.channels:
-        return None
-    height = min(max(1.6, 0.16 * len(life.channels)), 6.5)
-    note = life_note(life)
-    below = f"{len(reports):,} windows, channels as rows" + (f"; {note}" if note else "")
-    axes = one_axes(height, life_headline(reports, life), below, 0.75, 0.25, 0.85)
+    height = min(max(0.6, 0.2 * len(life.rows)), 7.0)
+    below = f"{len(reports):,} windows; {life_note(life)}"
+    left = 0.5 + 0.073 * max(len(row_label(row)) for row in life.rows)
+    axes = one_axes(height, life_headline(reports, life), below, left, 0.25, 0.85)
     shown = draw_life_lines(axes, reports, life)
-    bottom = -0.48 / height
-    state_legend(
-        axes, sorted(shown), False, loc="upper left", bbox_to_anchor=(-0.005, bottom), borderaxespad=0, ncols=8
-    )
+    place = {"loc": "upper left", "bbox_to_anchor": (-0.005, -0.48 / height), "borderaxespad": 0, "ncols": 8}
+    state_legend(axes, sorted(shown), False, **place)
     return figure_of(axes)

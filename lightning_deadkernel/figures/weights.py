@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -20,8 +20,8 @@ from lightning_deadkernel.figures.canvas import (
     finite,
     inches_of,
     one_axes,
-    short,
 )
+from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.functional.histograms import to_edges
 from lightning_deadkernel.report.records import LayerReport
@@ -126,7 +126,7 @@ def weights(reports: Sequence[Report]) -> Figure | None:
     note = basis(reports) + "; grey: the Gaussian of the same rms"
     if len(layers) < len(report.watched):
         note += f"; the {len(layers)} layers with most near zeros of {len(report.watched):,}"
-    left = 0.3 + 0.073 * max(len(short(layer.name)) for layer in layers)
+    left = 0.3 + 0.073 * max(map(len, labels_of([layer.name for layer in layers]).values()))
     axes = one_axes(max(_ROW * len(layers), 1.2) + 0.25, weights_headline(report), note, left, 1.75, 0.65)
     draw_weights(axes, layers, histograms, smallest, largest)
     return figure_of(axes)
@@ -153,12 +153,18 @@ def draw_weights(
             continue
         outside = [density for place, density in enumerate(spread.density) if place != spread.center]
         top = max([*outside, *spread.gaussian, 1e-9]) / 0.86
-        for values, style in (
+        styles: tuple[tuple[list[float], dict[str, Any]], ...] = (
             (spread.gaussian, {"color": "#C9D1D6", "fill": True, "linewidth": 0, "label": "Gaussian"}),
             (spread.density, {"color": LINE, "fill": False, "linewidth": 1.2, "label": layer.name}),
-        ):
+        )
+        for values, style in styles:
             heights = [base + min(value / top, 0.95) for value in values]
-            axes.stairs(heights, spread.edges, baseline=base, **style)  # type: ignore[arg-type]
+            if spread.center is not None:
+                # a filled bar for all at zero: as a step of the outline it would be as wide as what lies beside it
+                at_zero, heights[spread.center] = heights[spread.center] - base, base
+                width = smallest * (1.2 if style["fill"] else 0.6)
+                axes.bar(0, at_zero, width, base, color=style["color"], linewidth=0, label="_at zero")
+            axes.stairs(heights, spread.edges, baseline=base, **style)
         axes.axhline(base, color="#E8ECEF", linewidth=0.7, zorder=0)
         zeros, near = layer.weight_sparsity, layer.weight_near_zeros
         for place, value in ((zeros_at, zeros), (near_zeros_at, near)):
@@ -177,7 +183,8 @@ def draw_weights(
             word, (place, len(layers) + 0.1), xycoords=("axes fraction", "data"), fontsize=SMALL, ha="right", color=GREY
         )
     axes.set_ylim(0, len(layers) + 0.05)
-    axes.set_yticks([len(layers) - row - 0.7 for row in range(len(layers))], [short(layer.name) for layer in layers])
+    labels = list(labels_of([layer.name for layer in layers]).values())
+    axes.set_yticks([len(layers) - row - 0.7 for row in range(len(layers))], labels)
     exponents = range(math.ceil(math.log10(smallest)), math.floor(math.log10(largest)) + 1)
     powers = [10.0**e for e in exponents]
     axes.set_xticks([*(-p for p in reversed(powers)), 0.0, *powers])
