@@ -14,10 +14,7 @@ from lightning_deadkernel.figures.canvas import png
 from lightning_deadkernel.figures.registry import Picture, picture, registered
 from lightning_deadkernel.report.report import Report
 
-__all__ = ["MOST_CHANNELS", "PICTURES", "Drawn", "Picture", "draw_all", "picture", "png", "why_none"]
-
-MOST_CHANNELS = 20_000
-"""Networks beyond this many kernels are drawn only when asked for: it takes seconds at a window's end."""
+__all__ = ["PICTURES", "Drawn", "Picture", "draw_all", "picture", "png", "why_none"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -26,21 +23,10 @@ PICTURES: dict[str, Picture] = registered()
 """Every picture by name, in the order in which to look at them."""
 
 
-def why_none(report: Report, asked: bool = False) -> str | None:
-    """Why no pictures are drawn, in one line; None if they are.
-
-    Args:
-        report: any of the run's reports.
-        asked: pictures were asked for, however large the network is.
-
-    """
+def why_none() -> str | None:
+    """Why no pictures can be drawn, in one line; None if they can."""
     if importlib.util.find_spec("matplotlib") is None:
         return "No pictures: matplotlib is not installed; pip install 'lightning-deadkernel[plots]' brings it."
-    if report.channels > MOST_CHANNELS and not asked:
-        return (
-            f"No pictures during training: the network has {report.channels:,} kernels, and drawing more than "
-            f"{MOST_CHANNELS:,} would hold it up."
-        )
     return None
 
 

@@ -144,7 +144,7 @@ def gradient_flow(reports: Sequence[Report]) -> Figure | None:
         return None
     names = [layer.name for layer in measured(reports[-1])]
     note = basis(reports) + ("; earlier windows faint" if len(reports) > 2 else "")
-    axes = one_axes(3.4, gradient_headline(reports[-1]), note, 0.95, bottom=room_for_names(names))
+    axes = one_axes(3.4, gradient_headline(reports[-1]), note, 1.1, bottom=room_for_names(names))
     draw_gradient_flow(axes, reports)
     name_places(axes, names)
     axes.set_xlabel("layers from input to output", fontsize=MEDIUM)

@@ -43,11 +43,10 @@ def past_of(reports: Sequence[Report], name: str) -> list[LayerReport | None]:
 
 def unhealthy(layer: LayerReport) -> tuple[str, list[int]]:
     """The worst word true of the layer and the channels it is true of; ``("active", [])`` if none is a fault."""
-    words = words_of(layer)
+    places = layer.codes.translate(WORD_OF_CODE)
     for fault in FAULTS:
-        channels = [channel for channel, word in enumerate(words) if word == fault]
-        if channels:
-            return fault, channels
+        if (place := WORDS.index(fault)) in places:
+            return fault, [channel for channel, shown in enumerate(places) if shown == place]
     return "active", []
 
 
@@ -104,7 +103,9 @@ def state_headline(reports: Sequence[Report]) -> str:
             return f"{report.channels:,} kernels in {len(report.watched):,} layers, before the first step"
         return f"None of {report.channels:,} kernels found {_worst_words()}"
     word, _ = unhealthy(layer)
-    others = [here for other in report.watched if other is not layer and (here := words_of(other).count(word))]
+    place = bytes([WORDS.index(word)])
+    counts = [other.codes.translate(WORD_OF_CODE).count(place) for other in report.watched if other is not layer]
+    others = [count for count in counts if count]
     text = layer_headline(reports, layer.name)
     if others:
         text += f"; {sum(others):,} more in {len(others):,} other layer{'s' * (len(others) > 1)}"

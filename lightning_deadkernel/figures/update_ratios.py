@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_PALE = "#B8C2C9"
 _ON_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 
 
@@ -102,6 +103,8 @@ def _curves(reports: Sequence[Report], names: Sequence[str], statistic: str) -> 
 
 def draw_update_ratios(axes: Axes, reports: Sequence[Report]) -> None:
     """One line a layer; of many layers, the extremes have colour and name, the others are grey."""
+    from matplotlib.collections import LineCollection
+
     layers = updated(reports[-1])
     names = [layer.name for layer in layers]
     medians, peaks = (_curves(reports, names, statistic) for statistic in ("update_ratio", "update_ratio_max"))
@@ -114,10 +117,14 @@ def draw_update_ratios(axes: Axes, reports: Sequence[Report]) -> None:
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(low, high)
-    for name in names:
-        if name not in strong:
-            axes.plot([v or math.nan for v in medians[name]], color="#B8C2C9", linewidth=0.8, label="_other")
-            _dots(axes, peaks[name], medians[name], "#B8C2C9", 1.5)
+    weak = [name for name in names if name not in strong]
+    if weak:
+        # one collection: hundreds of lines of their own take seconds
+        lines = [[(x, y) for x, y in enumerate(medians[name]) if y > 0] for name in weak]
+        axes.add_collection(LineCollection(lines, colors=_PALE, linewidths=0.8, label="_others"), autolim=False)
+        windows = zip(*(peaks[name] for name in weak), strict=True)
+        tops = [max((peak for peak in window if peak > 0), default=math.nan) for window in windows]
+        axes.plot(tops, ".", color=_PALE, markersize=4, label="_largest of others")
     ends = []
     for place, name in enumerate(strong):
         curve, colour = medians[name], _SERIES[place]
@@ -125,7 +132,7 @@ def draw_update_ratios(axes: Axes, reports: Sequence[Report]) -> None:
         drawn = [low if value == 0 else value for value in curve]
         marker = "o" if len(reports) <= 12 else None
         axes.plot(drawn, color=colour, linewidth=1.8, marker=marker, markersize=4, label=name, clip_on=False)
-        _dots(axes, peaks[name], curve, colour, 3.5)
+        _dots(axes, peaks[name], curve, colour)
         last = next((value for value in reversed(drawn) if value == value), None)
         if last is not None:
             ends.append((last, name, colour))
@@ -142,10 +149,10 @@ def draw_update_ratios(axes: Axes, reports: Sequence[Report]) -> None:
     _name_ends(axes, ends, labels_of(names))
 
 
-def _dots(axes: Axes, peaks: Sequence[float], medians: Sequence[float], colour: str, size: float) -> None:
+def _dots(axes: Axes, peaks: Sequence[float], medians: Sequence[float], colour: str) -> None:
     """The largest step of each window, joined with its median."""
     at = [i for i, peak in enumerate(peaks) if peak > 0]
-    axes.plot(at, [peaks[i] for i in at], ".", color=colour, markersize=size + 2, label="_largest", clip_on=False)
+    axes.plot(at, [peaks[i] for i in at], ".", color=colour, markersize=5.5, label="_largest", clip_on=False)
     low = axes.get_ylim()[0]
     bottoms = [medians[i] if medians[i] > 0 else low for i in at]
     axes.vlines(at, bottoms, [peaks[i] for i in at], color=colour, linewidth=0.7, alpha=0.6)

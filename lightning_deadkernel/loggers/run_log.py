@@ -11,12 +11,14 @@ from lightning_deadkernel.errors import DeadKernelWarning
 from lightning_deadkernel.loggers.adapter import Adapter, CustomChart, adapter_of
 from lightning_deadkernel.loggers.scalars import (
     LAYER_SCALARS,
+    SHARES,
     SUMMARY,
     ConstantKeys,
     Key,
     layer_scalars,
     quartile_scalars,
     summary_scalars,
+    within_share,
     worst_layers,
     worst_scalars,
 )
@@ -130,7 +132,7 @@ class RunLog:
         if self.layers is not True and self.layers:
             names = set(worst_layers(report, self.layers))
         return {
-            (f"{SUMMARY}.histograms.{statistic}", layer): counts
+            (f"{SUMMARY}.histograms.{statistic}", layer): within_share(counts) if statistic in SHARES else counts
             for statistic, layers in report.tensors.histograms.items()
             for layer, counts in layers.items()
             if layer in names

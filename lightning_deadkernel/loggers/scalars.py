@@ -22,6 +22,11 @@ SUMMARY = "deadkernel"
 """Section of the summary, of the overview picture and of the report's text. Dashboards sort sections by name: the
 per-layer sections are called ``deadkernel.<statistic>`` so that they come after it."""
 
+SHARES = {statistic.name for statistic in STATISTICS if statistic.form == "share"}
+"""Statistics that lie between 0 and 1."""
+_BIN_OF_ONE = 0x3F80_0000 >> 22
+"""Of `bit_histogram`: 1.0 is 0x3F800000 in float32."""
+
 QUARTILES = {"q25": 0.25, "q50": 0.5, "q75": 0.75}
 
 
@@ -115,12 +120,21 @@ def worst_layers(report: Report, k: int) -> list[str]:
     return [layer.name for layer in sorted(report.watched, key=badness, reverse=True)[:k]]
 
 
+def within_share(counts: Tensor) -> Tensor:
+    """Counts of shares, (1024,) int64, with the bin of [1, 1.5) joined to the one below: no share is beyond 1."""
+    joined = counts.clone()
+    joined[_BIN_OF_ONE - 1] += joined[_BIN_OF_ONE]
+    joined[_BIN_OF_ONE] = 0
+    return joined
+
+
 def quartile_scalars(histograms: Mapping[str, Mapping[str, Tensor]]) -> dict[Key, float]:
     """``deadkernel.<statistic>_q25/<layer>`` and so on, for loggers that know no histograms."""
     scalars = {}
     for statistic, layers in histograms.items():
         for layer, counts in layers.items():
-            quartiles = histogram_quantiles(counts, list(QUARTILES.values()))
+            within = within_share(counts) if statistic in SHARES else counts
+            quartiles = histogram_quantiles(within, list(QUARTILES.values()))
             for name, value in zip(QUARTILES, quartiles, strict=True):
                 scalars[(f"{SUMMARY}.{statistic}_{name}", layer)] = value
     return scalars

@@ -147,7 +147,7 @@ class Outputs:
     def _can_draw(self, report: Report) -> bool:
         if not self._options.log_figures or report.window == 0:
             return False
-        reason = figures.why_none(report)
+        reason = figures.why_none()
         if reason is not None:
             self._say_once(reason, reason)
         return reason is None

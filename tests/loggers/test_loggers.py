@@ -376,6 +376,23 @@ def test_the_adapter_is_that_of_the_nearest_known_base(tmp_path: Path) -> None:
     )
 
 
+def test_histograms_and_quartiles_of_shares_end_at_one(tmp_path: Path) -> None:
+    rates = torch.cat([torch.ones(30), torch.full((10,), 0.8), torch.zeros(2)])
+    tensors = WindowTensors(
+        {"firing_rate": {"conv1": bit_histogram(rates)}, "weights": {"conv1": bit_histogram(rates)}}
+    )
+    report = dataclasses.replace(history(windows=1)[-1], tensors=tensors)
+    board, memory = TensorBoardLogger(tmp_path), MemoryLogger()
+    log_all([board, memory], [report])
+    events = read_tensorboard(board)
+    (shares,), (weights,) = (
+        events.Histograms(f"deadkernel.histograms.{statistic}/conv1") for statistic in ("firing_rate", "weights")
+    )
+    assert (shares.histogram_value.max, weights.histogram_value.max) == (1.0, 1.5)
+    assert (shares.histogram_value.num, sum(shares.histogram_value.bucket)) == (42, 42)
+    assert memory.calls[0][1]["deadkernel.firing_rate_q75/conv1"] <= 1
+
+
 def test_a_logger_is_one_class_that_names_whom_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Adapter, "known", {**Adapter.known})
 

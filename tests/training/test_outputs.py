@@ -89,7 +89,7 @@ def test_without_pictures_none_is_drawn_and_none_is_written(tmp_path: Path) -> N
 def test_without_matplotlib_one_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outputs.figures, "why_none", lambda report: "No pictures: matplotlib is not installed.")
+    monkeypatch.setattr(outputs.figures, "why_none", lambda: "No pictures: matplotlib is not installed.")
     with caplog.at_level("INFO"):
         fit(tmp_path, DeadKernelMonitor(on_finding="ignore"))
     assert sum("matplotlib is not installed" in record.getMessage() for record in caplog.records) == 1
