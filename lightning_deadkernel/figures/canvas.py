@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import COLOURS, WORDS
-from lightning_deadkernel.report.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 
-from lightning_deadkernel.report.describe import shortened
+from lightning_deadkernel.report.text import shortened
 
 LENGTH = 24
 _NUMBERED = re.compile(r"(.*?)(\d+)")
