@@ -95,10 +95,11 @@ def _mixed_positions(node: Any, name: str, ndim: int) -> set[int]:
 
 def _split(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
     (dim,) = unwrapped(node._saved_dim, len(before))
-    uneven = len({output_shape(node, slot) for slot in range(len(node._input_metadata))}) > 1
+    one = name in ("Unbind", "Select")
+    uneven = not one and len({tuple(output.shape) for output in node._input_metadata}) > 1
     if dim == at.axis or uneven:  # what follows is worked out from one shape for all outputs
         return None
-    return _at(at, at.axis - (name in ("Unbind", "Select") and dim < at.axis))
+    return _at(at, at.axis - (one and dim < at.axis))
 
 
 def _indexed(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:

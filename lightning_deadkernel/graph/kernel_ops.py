@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import ACTIVATIONS
-from lightning_deadkernel.graph.channel_axis import Shape, carried, output_shape
+from lightning_deadkernel.graph.channel_axis import Shape, carried
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.ops import CONVOLUTIONS, FUNCTIONS, MATMULS, MIXERS, NORMS, REDUCTIONS
 from lightning_deadkernel.graph.parts import Part
@@ -92,7 +92,7 @@ class KernelOps:
         if graph.names[index] in CONVOLUTIONS:
             return int(getattr(graph.nodes[index], "_saved_transposed", layer.transposed))
         on_the_left = op.weight == MATMULS[graph.names[index]][0]
-        operand = output_shape(graph.nodes[value[0]], value[1])
+        operand = graph.shape(value)
         wanted = 0 if graph.names[index] in FUSED_LINEAR else len(operand) - (2 if on_the_left else 1)
         chain = self._chain(layer, value)
         return next((dim for dim in range(layer.main.ndim) if self._axis_along(layer, dim, chain) == wanted), None)
@@ -102,7 +102,7 @@ class KernelOps:
         op, graph = self.ops[index], self.graph
         layer, dim = op.layer, self.weight_axis(index)
         assert layer is not None
-        out, sizes = output_shape(graph.nodes[index]), layer.main.shape
+        out, sizes = graph.shapes[index][0], layer.main.shape
         if dim is None or dim >= len(sizes):
             return None
         if graph.names[index] in CONVOLUTIONS:
@@ -132,7 +132,7 @@ class KernelOps:
             if not inputs:
                 return None
             # of W / norm(W), the way of W itself
-            index = max(inputs, key=lambda value: prod(output_shape(graph.nodes[value[0]], value[1])))[0]
+            index = max(inputs, key=lambda value: prod(graph.shape(value)))[0]
         return chain[::-1]
 
     def _axis_along(self, layer: Layer, dim: int, chain: list[int] | None) -> int | None:
@@ -144,7 +144,7 @@ class KernelOps:
         for index in chain:
             if at is None:
                 return None
-            node, after = self.graph.nodes[index], output_shape(self.graph.nodes[index])
+            node, after = self.graph.nodes[index], self.graph.shapes[index][0]
             try:
                 at = carried(node, self.graph.names[index], at, shape)
             except LookupError:
@@ -163,7 +163,7 @@ class KernelOps:
 
         With an adjacency matrix, say, or attention weights.
         """
-        op, name, out = self.ops[index], self.graph.names[index], output_shape(self.graph.nodes[index])
+        op, name, out = self.ops[index], self.graph.names[index], self.graph.shapes[index][0]
         if name not in MATMULS:
             return ()
         left, _, bias = MATMULS[name]
@@ -199,7 +199,7 @@ class KernelOps:
         bias = (
             self._single_parameter(values[bias_at], channels) if bias_at is not None and bias_at < len(values) else None
         )
-        node, position, shape = index, at, output_shape(graph.nodes[index])
+        node, position, shape = index, at, graph.shapes[index][0]
         while len(graph.readers[node]) == 1:
             reader, argument = graph.readers[node][0]
             name = graph.names[reader]
@@ -224,7 +224,7 @@ class KernelOps:
                 break
             if after is None or name in REDUCTIONS or name in ACTIVATIONS:
                 break
-            node, position, shape = reader, after, output_shape(graph.nodes[reader])
+            node, position, shape = reader, after, graph.shapes[reader][0]
         return Neighbourhood(bias)
 
     @cached_property

@@ -21,7 +21,7 @@ from lightning_deadkernel.graph.activations import (
     mask,
     self_gated,
 )
-from lightning_deadkernel.graph.channel_axis import Shape, is_shared_by_channels, output_shape
+from lightning_deadkernel.graph.channel_axis import Shape, is_shared_by_channels
 from lightning_deadkernel.graph.kernel_ops import KernelOps
 from lightning_deadkernel.graph.ops import (
     ATTENTION,
@@ -186,7 +186,7 @@ class PathTracer:
     def _is_known_from(self, index: int) -> bool:
         """Ends a stretch at a node that all paths go through; True where another layer went on from there before."""
         trace = self.traces[index, 0]
-        if trace.behind is not None or trace.function is not None or len(self.graph.nodes[index]._input_metadata) > 1:
+        if trace.behind is not None or trace.function is not None or len(self.graph.shapes[index]) > 1:
             return False
         cut = (index, trace, self.beyond)
         self.stretches.append((cut, self.paths))
@@ -214,7 +214,7 @@ class PathTracer:
                 self.live += 1
 
     def _shape(self, value: Value) -> Shape:
-        return output_shape(self.graph.nodes[value[0]], value[1])
+        return self.graph.shape(value)
 
     def _reads(self, index: int, reader: Reader, parts: tuple[Part, ...], shape: Shape) -> list[ActivationRead]:
         depends = [(part.at.outer, part.at.inner) != (1, 1) for part in parts]
@@ -306,31 +306,45 @@ class PathTracer:
 
     def _pass(self, index: int, name: str, held: list[tuple[int, Value, Trace]]) -> None:
         """A node that is no activation: each output holds what it keeps of the channels."""
-        graph, node = self.graph, self.graph.nodes[index]
+        graph = self.graph
         # beside a value that has met no activation, those that are behind one change nothing
         held = [item for item in held if item[2].behind is None] or held
         shapes = [None if value is None else self._shape(value) for value in graph.inputs[index]]
-        for slot in range(len(node._input_metadata)):
-            channels, parts, blended = 0, [], None
-            for position, value, trace in held:
-                kept: list[Part] | None = [] if trace.blended is None else None
-                try:
-                    for part in trace.parts:
-                        moved = follow(node, name, part, self._shape(value), position, shapes, slot)
-                        kept = None if moved is None or kept is None else [*kept, *moved]
-                except LookupError:
-                    if trace.behind is None:
-                        self.paths.unknown.append(name)
-                        return
-                    kept = list(trace.parts) if name in ACTIVATIONS and name != "Glu" else None
-                if kept is None:
-                    blended = trace.blended or name
-                    channels |= trace.channels
-                else:
-                    channels |= reduce(or_, (part.channels for part in kept), 0)
-                    parts += [part for part in kept if part not in parts]
+        outputs = len(graph.shapes[index])
+        for slot in range(outputs):
+            if (
+                not slot or name != "Unbind"
+            ):  # whose outputs are all alike, and may be as many as a recurrence has steps
+                kept = self._kept(index, name, held, shapes, slot)
+            if kept is None:
+                return
+            channels, parts, blended = kept
             if channels:
-                self._hold(index, slot, name, held, channels, tuple(parts), blended)
+                self._hold(index, slot, name, held, channels, parts, blended)
+
+    def _kept(
+        self, index: int, name: str, held: list[tuple[int, Value, Trace]], shapes: list[Shape | None], slot: int
+    ) -> tuple[int, tuple[Part, ...], str | None] | None:
+        """What an output keeps: channels, where they are, what blended them; None where the op is unknown."""
+        channels, parts, blended = 0, [], None
+        for position, value, trace in held:
+            kept: list[Part] | None = [] if trace.blended is None else None
+            try:
+                for part in trace.parts:
+                    moved = follow(self.graph.nodes[index], name, part, self._shape(value), position, shapes, slot)
+                    kept = None if moved is None or kept is None else [*kept, *moved]
+            except LookupError:
+                if trace.behind is None:
+                    self.paths.unknown.append(name)
+                    return None
+                kept = list(trace.parts) if name in ACTIVATIONS and name != "Glu" else None
+            if kept is None:
+                blended = trace.blended or name
+                channels |= trace.channels
+            else:
+                channels |= reduce(or_, (part.channels for part in kept), 0)
+                parts += [part for part in kept if part not in parts]
+        return channels, tuple(parts), blended
 
     def _hold(
         self,
@@ -388,14 +402,14 @@ class PathTracer:
         saved_shapes = {
             tuple(peek(node, saved).shape) for saved in activation.names if isinstance(peek(node, saved), Tensor)
         }
-        if saved_shapes == {output_shape(node)}:
-            self.functions[index] = self._reads(index, reader, parts, output_shape(node))
+        if saved_shapes == {self.graph.shapes[index][0]}:
+            self.functions[index] = self._reads(index, reader, parts, self.graph.shapes[index][0])
         return True
 
     def _blends(self, index: int, parts: tuple[Part, ...]) -> bool:
         """Whether a norm's statistics are taken over several of these channels."""
         node, name = self.graph.nodes[index], self.graph.names[index]
-        shape = output_shape(node)
+        shape = self.graph.shapes[index][0]
         axis = parts[0].at.axis
         if "Batch" in name or "Instance" in name:
             return axis != 1
@@ -437,8 +451,7 @@ class PathTracer:
         self, index: int, name: str, held: list[tuple[int, Value, Trace]], position: int, value: Value, trace: Trace
     ) -> Reader | None:
         """How the node is read as an activation of the channels that its argument at `position` holds apart."""
-        node = self.graph.nodes[index]
-        if output_shape(node) != self._shape(value):
+        if self.graph.shapes[index][0] != self._shape(value):
             return None  # it meets a larger tensor, over whose entries it is repeated
         if name in ACTIVATIONS:
             return ACTIVATIONS[name]
@@ -473,10 +486,10 @@ class PathTracer:
 
     def _full_mask(self, index: int, saved: str, trace: Trace, keeps: bool) -> Reader | None:
         held = peek(self.graph.nodes[index], saved)
-        axes = {part.at.axis - len(output_shape(self.graph.nodes[index])) for part in trace.parts}
+        axes = {part.at.axis - len(self.graph.shapes[index][0]) for part in trace.parts}
         if not isinstance(held, Tensor) or any(is_shared_by_channels(held, axis) for axis in axes):
             return None
-        if tuple(held.shape) != output_shape(self.graph.nodes[index]):
+        if tuple(held.shape) != self.graph.shapes[index][0]:
             return None
         return mask(saved, keeps, self.graph.names[index].lower().replace("maskedfill", "masked_fill"))
 
@@ -484,7 +497,7 @@ class PathTracer:
         """A product with a mask of nothing but 0 and 1 that was made without a gradient: x * (x > 0)."""
         node, saved = self.graph.nodes[index], "other" if position == 0 else "self"
         other = peek(node, saved)
-        if not isinstance(other, Tensor) or other.numel() <= 1 or other.numel() != prod(output_shape(node)):
+        if not isinstance(other, Tensor) or other.numel() <= 1 or other.numel() != prod(self.graph.shapes[index][0]):
             return None  # a constant, or one value for many entries: no mask of each channel and position
         if other.dtype is not torch.bool:
             # Dropout scales what it keeps by 1/(1-p) > 1; a hand-made mask x * (x > 0) keeps it as it is.

@@ -38,6 +38,8 @@ class GraphMap:
         """Layers whose weight some op uses in another orientation than its module does."""
         self.shared: set[str] = set()
         """Layers whose consumers are known not to be all known."""
+        self.fed_otherwise: set[str] = set()
+        """Layers that read other things than activations."""
         self.failures: dict[str, Exception] = {}
         """Layers that could not be read -> why."""
         self.rows = {layer.name: rows_in(self.graph, layer) for layer in table.watched}
@@ -105,7 +107,11 @@ class GraphMap:
             )
             if paths.shared:  # once is enough, and a recurrence has as many uses as steps
                 self.shared.add(layer.name)
-        producers = kernels.producers(index) if facts.producers is not None else None
+        producers = None
+        if facts.producers is not None and layer.name not in self.fed_otherwise:
+            producers = kernels.producers(index)
+            if producers is None:
+                self.fed_otherwise.add(layer.name)
         source = cheapest_source(layer, beside, paths)
         return LayerUse(
             layer,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_deadkernel.graph.channel_axis import output_shape
+from lightning_deadkernel.graph.channel_axis import Shape
 from lightning_deadkernel.graph.layers import Layer, LayerTable
 from lightning_deadkernel.graph.ops import (
     CHECKPOINTS,
@@ -70,6 +70,10 @@ class Topology:
         self.inputs: list[list[Value | None]] = [
             [None if child is None else (place[child], slot) for child, slot in node.next_functions] for node in nodes
         ]
+        self.shapes: list[list[Shape]] = [
+            [tuple(map(int, out.shape)) for out in node._input_metadata] for node in nodes
+        ]
+        """Shapes of each node's outputs, which autograd keeps as those of the gradients that it expects."""
         self.readers: list[list[tuple[int, int]]] = [[] for _ in nodes]
         """(reading node, place among its arguments) of each node."""
         for index, values in enumerate(self.inputs):
@@ -87,6 +91,10 @@ class Topology:
         """The few parameters that alone make a node's output; None where data or many parameters do."""
         self.compiled = any(name in COMPILED for name in self.names)
         self.checkpointed = any(name in CHECKPOINTS for name in self.names)
+
+    def shape(self, value: Value) -> Shape:
+        """Shape of a value."""
+        return self.shapes[value[0]][value[1]]
 
     def is_leaf(self, index: int) -> bool:
         """Whether a node stands for a parameter."""
@@ -149,8 +157,8 @@ class Topology:
         values = self.inputs[index]
         if name in NORMS:
             return values[0] is None
-        out = output_shape(self.nodes[index])
-        shapes = [output_shape(self.nodes[value[0]], value[1]) for value in values if value is not None]
+        out = self.shapes[index][0]
+        shapes = [self.shape(value) for value in values if value is not None]
         return prod(out) > max(map(prod, shapes)) or len(out) > max(map(len, shapes))
 
     def _is_weight_side(self, index: int) -> bool:

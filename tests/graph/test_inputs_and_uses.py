@@ -324,7 +324,7 @@ def gru() -> Net:
 
 def visits(steps: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many nodes are looked at to learn a recurrence of so many steps."""
-    from lightning_deadkernel.graph import kernel_ops, paths
+    from lightning_deadkernel.graph import channel_axis, parts
 
     count = 0
 
@@ -333,9 +333,9 @@ def visits(steps: int, monkeypatch: pytest.MonkeyPatch) -> int:
         count += 1
         return own(node, slot)
 
-    own = paths.output_shape
+    own = channel_axis.output_shape
     with monkeypatch.context() as patched:
-        for module in (paths, kernel_ops):
+        for module in (channel_axis, parts):
             patched.setattr(module, "output_shape", counted)
         reader_of(gru(), rows(2, steps, 3))
     return count
