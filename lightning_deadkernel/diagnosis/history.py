@@ -182,7 +182,7 @@ class History:
                 self._states(past, window, layer, report)
             self._evidence(past, window, layer)
             near = [ratios.get(name, 0.0) for name in (layer.name, *(layer.producers or ()))]
-            self._reckless(past, window, max(near))
+            self._reckless(past, window, min(max(near), torch.finfo(torch.float32).max))
         if window.gradient_norm is not None and math.isfinite(window.gradient_norm):
             self.gradient_norms = [*self.gradient_norms, float(window.gradient_norm)][-BASELINE_WINDOWS:]
 

@@ -71,6 +71,9 @@ class Observer:
         """Layers in the graph of this backward; None: all that have a gradient."""
         self._looked_up: dict[str, Tensor] = {}
         """Tables of this backward -> (n,) the rows that it looks up."""
+        self._shapes = {layer.name: [leaf.shape for leaf in layer.leaves] for layer in layers}
+        self._unreadable: set[ActivationKey] = set()
+        """Activations of layers that have changed their shape."""
         self.arrange()
 
     def arrange(self) -> None:
@@ -81,7 +84,10 @@ class Observer:
             activations.update((key, layer.layer.channels) for key in layer.activations if key not in activations)
         # of all that were watched at the start, so that the ranks hold the same whatever is excluded later
         names = [layer.name for layer in self.window.steps.layers]
-        sources = {name: facts[name].source or Source(facts[name].layer) for name in names}
+        sources = {
+            name: (facts[name].source if facts[name].excluded is None else None) or Source(facts[name].layer)
+            for name in names
+        }
         self.window.arrange(sources, activations)
 
     def exclude(self, reasons: dict[str, str]) -> None:
@@ -89,6 +95,32 @@ class Observer:
         for name, reason in reasons.items():
             if self.reader.facts[name].excluded is None:
                 self.reader.facts[name].exclude(reason)
+
+    def exclude_resized(self) -> bool:
+        """Watches the layers no more whose parameters have another shape than at the start; whether there are any."""
+        lost = {}
+        for layer in self.reader.watched:
+            for leaf, shape in zip(layer.leaves, self._shapes[layer.name], strict=True):
+                if leaf.shape != shape:
+                    lost[layer.name] = (
+                        f"a parameter of it had the shape {tuple(shape)} and has {tuple(leaf.shape)} "
+                        "since the middle of training"
+                    )
+            source = self.reader.facts[layer.name].source
+            if source is not None and source.parameter is not None and len(source.parameter) != layer.channels:
+                reason = f"it has {layer.channels} channels, and its norm or bias {len(source.parameter)} by now"
+                lost.setdefault(layer.name, reason)
+        if not lost:
+            return False
+        keys = [key for key in self.window.channels.activations if lost.keys() & set(key)]
+        for name in {name for key in keys for name in key} - lost.keys():
+            lost[name] = "it shares its activation with a layer that has changed its shape"
+        self._unreadable.update(keys)
+        for name, reason in lost.items():
+            self.layer_lost(name, reason)
+        self.exclude(lost)
+        self.arrange()
+        return True
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -103,6 +135,8 @@ class Observer:
         if not sampled and (window.settled or (not self.several_optimizers and window.check_settled())):
             return
         gathered = unsharded(self.model) if window.steps.sharded else None
+        if sampled:
+            self.exclude_resized()
         nodes, found, new = self.reader.read(loss.grad_fn, gathered)
         if new:
             self.arrange()
@@ -121,7 +155,7 @@ class Observer:
         pending = self.window.channels.not_fired.parts
         seen: dict[ActivationKey, Tensor] = {}
         for key, read in found.reads:
-            if not sampled and key not in pending:
+            if (not sampled and key not in pending) or key in self._unreadable:
                 continue
             try:
                 activation = read.live(nodes[read.node])
@@ -129,6 +163,8 @@ class Observer:
                 saved = activation.saved_tensor(nodes[read.node])
                 if not read.fits(saved):
                     self.reader.drop(found)
+                    if self.exclude_resized() and key in self._unreadable:
+                        continue
                     raise LookupError("its feature map changes shape from step to step")
                 largest = self._look(key, read, activation, saved, sampled)
                 seen[key] = torch.fmax(seen[key], largest) if key in seen else largest
@@ -172,6 +208,11 @@ class Observer:
                     window.add_hidden(layer.name)
                     facts = self.reader.facts[layer.name]
                     facts.remark = facts.remark or "activation checkpointing (reentrant) hides its ops"
-        window.channels.read_gradients(self._taking_part, self._looked_up)
+        try:
+            window.channels.read_gradients(self._taking_part, self._looked_up)
+        except (ValueError, RuntimeError):
+            if not self.exclude_resized():
+                raise
+            window.channels.read_gradients(self._taking_part, self._looked_up)
         if sampled:
             window.channels.read_kernels()

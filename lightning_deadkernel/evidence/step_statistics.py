@@ -243,7 +243,11 @@ class StepStatistics:
             self._measure(list(self._before))
 
     def _measure(self, names: list[str]) -> None:
-        taken = {name: self._before.pop(name) for name in names}
+        copies = {name: self._before.pop(name) for name in names}
+        # a parameter that has another shape now has no update
+        taken = {name: copy for name, copy in copies.items() if copy[0].own(local(copy[0].main)).shape == copy[1].shape}
+        if not taken:
+            return
         olds = [old for _, old, _ in taken.values()]
         sizes = _norms(olds, self.device)
         # not `_foreach_sub_`, which refuses weights that live on several devices
@@ -344,6 +348,13 @@ def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
     """L2 norm of each, in at least float32."""
     wide = any(t.dtype == torch.float64 for t in tensors)
     norms = torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else torch.float32)
+    if device.type == "cpu" and not wide:  # elsewhere to look at them would wait for the device
+        # float32 squares vanish below 1e-19 and overflow above 1e19
+        exact = [
+            norm.double() if 1e-17 < norm < 1e17 else torch.linalg.vector_norm(t, dtype=torch.float64)
+            for norm, t in zip(norms, tensors, strict=True)
+        ]
+        return torch.stack(exact).float()
     return torch.stack([norm.to(device) for norm in norms])
 
 

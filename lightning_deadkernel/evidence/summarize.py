@@ -143,7 +143,10 @@ def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None
         return
     weight = whole(layer.weight())
     rows = layer.rows(weight)
-    entry["norms"], entry["largest"] = row_norms(rows).cpu(), row_max(rows).cpu()
+    entry["norms"], entry["largest"] = norms, largest = row_norms(rows).cpu(), row_max(rows).cpu()
+    beyond = (largest > 0) & ((largest < 1e-17) | (largest > 1e17)) & largest.isfinite()
+    if bool(beyond.any()) and norms.dtype == torch.float32:  # whose squares float32 cannot hold
+        norms[beyond] = row_norms(rows[beyond.to(rows.device)].double()).cpu().float()
     if facts.scale is not None:
         entry["norm_scale"] = whole(facts.scale.detach()).abs().float().cpu()
     if facts.source is not None and facts.source.parameter is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.functional.histograms import flat_view, tables, tally
+from lightning_deadkernel.functional.histograms import bit_histogram, flat_view, tables, tally
 
 NEAR_ZERO = 1e-2
 """A weight is near zero below this share of its layer's rms; a Gaussian has 2 Phi(0.01) - 1 = 0.0080 of them."""
@@ -50,6 +50,24 @@ def weight_summary(weights: Tensor) -> WeightSummary:
     Hoyer; with them, or with an rms outside [1e-17, 1e17], whose squares float32 cannot hold, rms and near zeros
     come from the bins.
     """
+    if weights.dtype == torch.float64:
+        summary = _summary(_scaled(weights))
+        return replace(summary, rms=summary.rms / _scale(weights), histogram=bit_histogram(weights))
+    return _summary(weights)
+
+
+def _scale(weights: Tensor) -> Tensor:
+    """The power of two that brings the largest finite size of float64 weights to between 1 and 2."""
+    largest = torch.where(weights.isfinite(), weights, 0).abs().max()
+    return torch.exp2(-torch.frexp(largest)[1].double() + 1)
+
+
+def _scaled(weights: Tensor) -> Tensor:
+    """float64 weights within float32's range: every share of them is the same."""
+    return weights.detach() * _scale(weights)
+
+
+def _summary(weights: Tensor) -> WeightSummary:
     counts, scratch, blocks = tables(weights, 1 << 15)
     flat = flat_view(weights)
     length = flat.numel() // 4096 * 4096

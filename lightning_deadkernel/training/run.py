@@ -240,6 +240,7 @@ class Run:
         """What every rank has to tell; None where any has failed. What is excluded on one becomes so on all."""
         mine: dict[str, Any] = {"failed": self._failed}
         if self.watching:
+            self._observer.exclude_resized()
             excluded = {name: facts.excluded for name, facts in self._observer.reader.facts.items() if facts.excluded}
             mine |= {"excluded": excluded} | self._observer.window.to_share()
         everyone = exchange(self._world, mine)
