@@ -113,6 +113,14 @@ class LayerContext:
         return self.observed.depth == 0 and not self.observed.consumers and self.window.index > 0
 
     @property
+    def rate(self) -> str:
+        """The learning rate in the user's own setting: ``"the learning rate (lr=0.4 of SGD)"``."""
+        rate, optimizer = self.observed.learning_rate, self.observed.optimizer
+        if rate is None or optimizer is None:
+            return "the learning rate"
+        return f"the learning rate (lr={rate:g} of {optimizer})"
+
+    @property
     def is_first_window(self) -> bool:
         """Whether the layer is seen for the first time."""
         return self.past.first_window == self.window.index

@@ -51,9 +51,16 @@ def tally(findings: Sequence[Finding]) -> str:
     )
 
 
+def _of(some: int, total: int, noun: str) -> str:
+    return count(some, noun) if some == total else f"{some:,} of {count(total, noun)}"
+
+
 def watched(report: ReportRecord) -> str:
-    """How much was looked at: ``"26 kernels in 4 layers watched over 1,437 samples"``."""
-    what = f"{count(report.channels, 'kernel')} in {count(len(report.watched), 'layer')}"
+    """How much was looked at: ``"26 of 34 kernels in 4 of 5 layers watched over 1,437 samples"``."""
+    kernels, layers = sum(layer.channels for layer in report.layers), len(report.layers)
+    what = f"{_of(report.channels, kernels, 'kernel')} in {_of(len(report.watched), layers, 'layer')}"
+    unknown = sum(len(layer.unknown) for layer in report.watched)
+    what += f" (what {unknown:,} of them are is unknown)" if unknown else ""
     if report.audited is not None:
         return f"{what} looked at by their weights alone"
     if report.window == 0:

@@ -246,3 +246,28 @@ def test_an_output_that_is_dead_behind_a_rectifier_is_not_offered_for_pruning() 
     run = Run().next(start("out")).next(output)
     assert run.report("out").dead == [0, 1, 2, 3]
     assert savings(window(1, output), tuple(run.layers.values())).channels == 0
+
+
+# -- advice for this user --------------------------------------------------------------------------------------------
+
+
+def test_advice_names_the_rate_and_the_optimizer_at_hand() -> None:
+    run = Run().next(start()).next(layer(update_ratio_max=0.8)).next(layer(**FIRST_OFF, optimizer="SGD"))
+    assert run.only("dead_channels").advice.startswith("Lower the learning rate (lr=0.1 of SGD) three- to tenfold")
+    unknown = Run().next(start()).next(layer(update_ratio_max=0.8)).next(layer(**FIRST_OFF))
+    assert unknown.only("dead_channels").advice.startswith("Lower the learning rate three- to tenfold")
+
+
+def test_an_output_unit_is_not_advised_as_a_hidden_one() -> None:
+    output: dict[str, Any] = {"depth": 0, "consumers": None}
+    run = Run().next(start("out"), start()).next(layer("out", **output | FIRST_OFF), alive("conv"))
+    assert "These are outputs of the network" in run.only("dead_channels", "out").advice
+    hidden = Run().next(start()).next(layer(**FIRST_OFF))
+    assert "outputs of the network" not in hidden.only("dead_channels").advice
+
+
+def test_whether_it_is_normal_is_answered_by_the_share_that_healthy_networks_have() -> None:
+    few = Run().next(start()).next(layer(**off(0))).only("dead_channels")
+    assert "25% of the layer is within what healthy deep networks without norms have" in few.advice
+    most = Run().next(start()).next(layer(**off(0, 1, 2))).only("dead_channels")
+    assert "75% of a layer is more than healthy networks have" in most.advice

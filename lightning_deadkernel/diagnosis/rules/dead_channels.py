@@ -25,6 +25,7 @@ without norms, and can be pruned without changing the output.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -73,6 +74,10 @@ BARE_SHIFT_REACH = 10.0
 FADED_RATE = 0.3
 """In healthy He-initialised networks, 20 layers deep and 64 wide, the channels that drift off fired on 0.05 to 24 % of
 inputs in their last window."""
+AS_OUTPUT = (
+    "These are outputs of the network: take away the rectifier after the last layer, or see whether any target asks for"
+    " a value above zero there."
+)
 SURE = 3.0
 """Of n samples on none of which a channel fired: its rate is below 3/n with 95 % confidence (the rule of three)."""
 
@@ -102,6 +107,8 @@ def dead_channels(context: WindowContext) -> Iterator[Found]:
         chance = sum(float(channels.float().mean()) for channels, cause in groups if cause.kind.by_chance)
         for channels, cause in groups:
             severity = _severity(layer, bool(dead.all()), channels, cause.kind, chance)
+            if layer.is_output and not cause.kind.on_purpose:
+                cause = replace(cause, advice=AS_OUTPUT)
             yield Found(layer, severity, cause, _evidence(layer, channels), channels)
 
 
@@ -155,8 +162,8 @@ def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
     return KNOCKED_OUT.because(
         f"fired until {layer.when(past.last_fired[channels])}, when one optimizer step changed the weights by"
         f" {span(ratio)} of their own norm (above {layer.thresholds.update_large:g} is reckless)",
-        "Lower the learning rate three- to tenfold, or warm it up over the first few hundred steps; clip the gradient"
-        " norm if the jump came late in training.",
+        f"Lower {layer.rate} three- to tenfold, or warm it up over the first few hundred steps; clip the gradient norm"
+        " if the jump came late in training.",
         f"{references.WARMUP}; {references.CS231N}",
         {"last_fired_in_window": int(past.last_fired[channels].max()), "update_ratio_max": float(ratio.max())},
     )
@@ -186,11 +193,17 @@ def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
     return SHIFT_NEGATIVE.because(
         f"the {name} is {span(observed.shift[channels])} against a {against} of {span(reach[channels])}: no usual input"
         " lifts the channel above zero",
-        "Set the shift of these channels to 0 to revive them; if it happens again, lower the learning rate or warm it"
-        " up.",
+        f"Set the shift of these channels to 0 to revive them; if it happens again, lower {layer.rate} or warm it up.",
         f"{references.CS231N}; {references.BATCH_NORM}" if normed else references.CS231N,
         {"shift": float(observed.shift[channels].min()), "reach": float(reach[channels].max())},
     )
+
+
+def _is_it_normal(share: float) -> str:
+    """This share of a layer against what healthy networks have."""
+    if share >= CHANCE_SHARE:
+        return f"{share:.0%} of a layer is more than healthy networks have (44 % in a deep layer at most). "
+    return f"{share:.0%} of the layer is within what healthy deep networks without norms have (up to 44 %). "
 
 
 def _was_born_dead(layer: LayerContext) -> Tensor:
@@ -201,8 +214,9 @@ def _was_born_dead(layer: LayerContext) -> Tensor:
 def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
     return BORN_DEAD.because(
         "has not fired once since training began at step 0: the draw of the initial weights put it there",
-        "Some of this is normal in deep networks without norms. Where it is much: put a norm before the activation,"
-        " make the layer wider, or use He initialisation, LeakyReLU or GELU.",
+        _is_it_normal(float(channels.float().mean()))
+        + "Where it is much: put a norm before the activation, make the layer wider, or use He initialisation,"
+        " LeakyReLU or GELU.",
         f"{references.LU}; {references.HE}",
     )
 
@@ -218,8 +232,9 @@ def _faded(layer: LayerContext, channels: Tensor) -> Cause:
         f"fired on {span(past.rate[channels] * 100, '.2g')} % of samples and positions in"
         f" {layer.when(past.last_fired[channels])} and then on none, with no reckless step seen: the drift of ordinary"
         " training",
-        "A few of these are normal, and some come back. If their number grows from window to window, put a norm before"
-        " the activation, lower the learning rate, or use LeakyReLU or GELU.",
+        _is_it_normal(float(channels.float().mean()))
+        + "Some come back. If their number grows from window to window, put a norm before the activation, lower"
+        f" {layer.rate}, or use LeakyReLU or GELU.",
         f"{references.LU}; {references.CS231N}",
         {
             "last_fired_in_window": int(past.last_fired[channels].max()),
@@ -247,8 +262,8 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
     ]
     return UNKNOWN.because(
         f"{text}; ruled out: {', '.join(filter(None, ruled_out))}",
-        "If their number grows from window to window, lower the learning rate or put a norm before the activation; a"
-        " small, steady number costs little.",
+        f"If their number grows from window to window, lower {layer.rate} or put a norm before the activation; a small,"
+        " steady number costs little.",
         f"{references.LU}; {references.CS231N}",
         {"last_fired_in_window": int(fired.max())} if once else {},
     )

@@ -87,8 +87,8 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
     return SATURATED.because(
         f"{text}, where the slope is next to zero"
         + (f"; {stopped} of them have no gradient at all" if stopped else ""),
-        "Put a norm before the activation, scale the initial weights down (Xavier initialisation) or lower the"
-        " learning rate.",
+        "Put a norm before the activation, scale the initial weights down (Xavier initialisation) or lower"
+        f" {layer.rate}.",
         references.GLOROT,
         ({} if share is None else {"saturated_share": share}) | {"without_gradient": stopped},
     )

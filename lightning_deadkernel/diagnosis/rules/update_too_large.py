@@ -42,11 +42,10 @@ def update_too_large(context: WindowContext) -> Iterator[Found]:
         cause = RECKLESS_UPDATES.because(
             f"a typical step changes the weights by {ratio:.2g} of their norm"
             + (", as in the window before" if again else ""),
-            "Lower the learning rate three- to tenfold or warm it up; clip the gradient norm if single batches cause"
-            " it."
+            f"Lower {layer.rate} three- to tenfold or warm it up; clip the gradient norm if single batches cause it."
             if again
             else "Nothing yet: first steps from small weights look like this. If it is still so in the next window,"
-            " lower the learning rate.",
+            f" lower {layer.rate}.",
             f"{references.CS231N}; {references.WARMUP}",
             {"update_ratio": ratio, "update_ratio_max": layer.observed.update_ratio_max or ratio},
         )

@@ -49,7 +49,7 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
             + (f"; its gradient is weak too ({observed.gradient_ratio:.1e} of the largest)" if weak else ""),
             "Fix the weak gradient first."
             if weak
-            else "Raise the learning rate, or check that this layer is meant to rest.",
+            else f"Raise {layer.rate} for {layer.name}, or check that this layer is meant to rest.",
             references.CS231N,
             {"update_ratio": ratio, "learning_rate": rate},
         )

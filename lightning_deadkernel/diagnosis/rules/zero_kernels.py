@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ from lightning_deadkernel.diagnosis.weight_causes import (
 )
 from lightning_deadkernel.report.records import Severity
 
+AS_OUTPUT = (
+    "These are outputs of the network, which are now constants: initialise their weights with random values, and see"
+    " whether the loss asks anything of them."
+)
+
 
 @rule(
     "{of} zero, or next to it",
@@ -77,6 +83,8 @@ def zero_kernels(context: WindowContext) -> Iterator[Found]:
             learning = _is_learning(layer) & channels
             if cause.kind is not DECAYED and not context.window.audited:  # decay itself moves a kernel
                 evidence["recoverable"] = int(learning.sum())
+            if layer.is_output and not cause.kind.on_purpose:
+                cause = replace(cause, advice=AS_OUTPUT)
             yield Found(layer, _severity(layer, channels, cause.kind, learning), cause, evidence, channels)
 
 
