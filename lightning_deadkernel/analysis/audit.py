@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
+from lightning_deadkernel.diagnosis.problems import find_problems
 from lightning_deadkernel.functional.kernels import row_max, row_norms
 from lightning_deadkernel.functional.sparsity import weight_summary
 from lightning_deadkernel.observation import LayerWindow, Window
@@ -95,6 +96,7 @@ def audit_state_dict(
         sampled_steps=0,
         layers=reports,
         findings=findings,
+        problems=find_problems(findings, lambda window: "the file was written"),
         audited=source,
         thresholds=thresholds,
     )

@@ -109,6 +109,7 @@ def _statement(statement: Statement) -> RenderableType:
         statement.severity,
         plain(statement.title),
         *statement.facts,
+        *((part.severity, plain(part.line)) for part in statement.parts),
         label_style=_SEVERITIES[statement.severity],
         style="bold",
     )

@@ -22,7 +22,7 @@ from lightning_deadkernel.report.document import (
     Table,
     Text,
 )
-from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, ReportRecord
+from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, Problem, ReportRecord
 from lightning_deadkernel.report.states import (
     COUNTED,
     SHOWN,
@@ -48,7 +48,8 @@ def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) 
     audited = report.audited is not None
     blocks: list[Block | None] = [
         Paragraph(sentences.watched_and_not(report)),
-        _section("Findings", _statements(report, sentences.by_severity(report.findings))),
+        _section("Problems", _statements([_problem(report, problem) for problem in report.problems])),
+        _section("Remarks" if report.problems else "Findings", _statements(_others(report))),
         _section("What pruning would save", *_savings(report)),
         # an audit knows no states: which kernels are zero, its findings say
         _section("Every kernel", None if audited else _kernel_map(report)),
@@ -72,13 +73,16 @@ def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) 
 def describe_briefly(report: ReportRecord) -> Document:
     """What one wants to see when a training ends: the layers with something to say, and the worst finding."""
     findings = sentences.by_severity(report.findings)
-    rest = f"Further: {sentences.tally(findings[1:])}, in the report." if findings[1:] else ""
+    told = report.problems[0].findings if report.problems else findings[:1]
+    further = [finding for finding in findings if finding not in told]
+    rest = f"Further: {sentences.tally(further)}, in the report." if further else ""
     healthy = not findings and bool(report.watched)
     opening = sentences.verdict(report) if not findings else sentences.watched_and_not(report)
+    first = [_problem(report, report.problems[0], full=False)] if report.problems else _others(report)[:1]
     blocks = [
         Paragraph(opening, "good" if healthy else "plain"),
         _brief_table(report),
-        _statements(report, findings[:1]),
+        _statements(first),
         Paragraph(rest) if rest else None,
         *_savings(report),
     ]
@@ -102,8 +106,32 @@ def _bullets(items: Sequence[Text]) -> Bullets | None:
 # -- findings ----------------------------------------------------------------------------------------------------------
 
 
-def _statements(report: ReportRecord, findings: Sequence[Finding]) -> Statements | None:
-    return Statements(tuple(_statement(report, finding) for finding in findings)) if findings else None
+def _statements(items: Sequence[Statement]) -> Statements | None:
+    return Statements(tuple(items)) if items else None
+
+
+def _others(report: ReportRecord) -> list[Statement]:
+    """The findings that are no part of a problem."""
+    told = {place for problem in report.problems for place in problem.places}
+    rest = [finding for place, finding in enumerate(report.findings) if place not in told]
+    return [_statement(report, finding) for finding in sentences.by_severity(rest)]
+
+
+def _problem(report: ReportRecord, problem: Problem, full: bool = True) -> Statement:
+    """A problem with its findings; where it has but one, or not in `full`, with the evidence of its root alone."""
+    root = _statement(report, problem.findings[0])
+    several = full and len(problem.findings) > 1
+    story = problem.story.removeprefix(f"{problem.title}: ")
+    facts = [("Story", story[:1].upper() + story[1:])]
+    if not several:
+        facts += [(label, text) for label, text in root.facts if label in ("Channels", "Evidence")]
+    if problem.reference:
+        facts.append(("Reference", problem.reference))
+    where = problem.findings[0].layer
+    named = where is not None and problem.title.startswith(f"{where}: ")
+    title: Text = (Name(where), problem.title[len(where) :]) if named and where is not None else problem.title
+    parts = tuple(_statement(report, finding) for finding in problem.findings) if several else ()
+    return Statement(problem.severity, problem.findings[0].kind, title, tuple(facts), parts)
 
 
 def _statement(report: ReportRecord, finding: Finding) -> Statement:

@@ -5,11 +5,14 @@ Text is plain and of one line: nothing in it is escaped for any format, and no c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from lightning_deadkernel.report.records import Severity
+
+_ADDRESS = re.compile(r"(https?://[^\s<>|`]*[^\s<>|`.,;:)\]])")
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,32 @@ class Table:
     """What was left out."""
 
 
+_IN_LINE = ("Channels", "Evidence")
+
+
 @dataclass(frozen=True)
 class Statement:
-    """A finding."""
+    """A problem, or a finding."""
 
     severity: Severity
     kind: str
+    """Of the finding, or of the problem's root."""
     title: Text
     facts: tuple[tuple[str, str], ...]
-    """Label and text, such as ``("Advice", "Lower the learning rate.")``."""
+    """Label and text, such as ``("Advice", "Lower the learning rate.")``; the first is what to read first."""
+    parts: tuple[Statement, ...] = ()
+    """The findings that a problem is made of; where space is short, each is a line."""
+
+    @property
+    def line(self) -> Text:
+        """Its title and evidence in a line."""
+        told = [f"channels {text}" if label == "Channels" else text for label, text in self.facts if label in _IN_LINE]
+        return (*parts(self.title), f"; {'; '.join(told)}" if told else "")
 
 
 @dataclass(frozen=True)
 class Statements:
-    """Findings, the worst first."""
+    """Problems or findings, the worst first."""
 
     items: tuple[Statement, ...]
 
@@ -156,6 +171,11 @@ def _printable(value: Any) -> Any:
 def parts(text: Text) -> Iterator[str | Name]:
     """The words and names of a line."""
     yield from (text,) if isinstance(text, str) else text
+
+
+def addresses(text: str) -> list[str]:
+    """A text cut at web addresses: words, address, words, ... , words."""
+    return _ADDRESS.split(text)
 
 
 def plain(text: Text) -> str:

@@ -11,7 +11,7 @@ from itertools import groupby
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lightning_deadkernel.report.document import Document, Section, Strip, parts
+from lightning_deadkernel.report.document import Document, Section, Strip, addresses, parts
 
 STRIP_WIDTH = 640
 """Pixels of the widest strip of the kernel map."""
@@ -55,6 +55,7 @@ def _environment() -> Environment:
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.globals.update(
         parts=parts,
+        addresses=addresses,
         outline=outline,
         most=MOST_STATEMENTS,
         base64=lambda png: base64.b64encode(png).decode("ascii"),

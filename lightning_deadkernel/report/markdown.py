@@ -15,11 +15,11 @@ from lightning_deadkernel.report.document import (
     Statements,
     Table,
     Text,
+    addresses,
     parts,
     printable,
 )
 
-_URL = re.compile(r"(https?://[^\s<>|`]*[^\s<>|`.,;:)\]])")
 _ACTIVE = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
 _BLOCK_START, _BACKSLASH = re.compile(r"^(\d*)([#+.)>-])"), r"\1\\\2"
 _ENTITY = re.compile(r"&(?=#?\w)")
@@ -51,9 +51,9 @@ def _block(block: Block, level: int) -> str:
 
 def _statement(place: int, statement: Statement, level: int) -> str:
     facts = (("Severity", f"{statement.severity} ({statement.kind})"), *statement.facts)
-    return f"{'#' * level} {place}. {_line(statement.title)}\n\n" + _list(
-        [f"**{label}:** {escape(text)}" for label, text in facts]
-    )
+    items = [f"**{label}:** {escape(text)}" for label, text in facts]
+    items += [f"**{part.severity}** in {_line(part.line)}" for part in statement.parts]
+    return f"{'#' * level} {place}. {_line(statement.title)}\n\n{_list(items)}"
 
 
 def _table(content: Table) -> str:
@@ -88,7 +88,7 @@ def escape(text: str) -> str:
     and what only some dialects know by entities. Underscores within a word mean nothing to
     either: they stay readable.
     """
-    found = _URL.split(_one_line(text))
+    found = addresses(_one_line(text))
     return "".join(f"<{part}>" if place % 2 else _escaped(part) for place, part in enumerate(found))
 
 

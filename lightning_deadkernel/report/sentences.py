@@ -91,7 +91,9 @@ def verdict(report: ReportRecord) -> str:
         return f"Nothing wrong: {watched(report)}. {count(len(findings), 'remark')}, none of them a problem by itself."
     if report.problems:
         first = report.problems[0]
-        tail = f" In all: {count(len(report.problems), 'problem')}, {tally(findings)}." if len(findings) > 1 else ""
+        remarks = len(findings) - sum(len(problem.findings) for problem in report.problems)
+        tail = f" In all: {count(len(report.problems), 'problem')}" if len(report.problems) > 1 or remarks else ""
+        tail += f" and {count(remarks, 'remark')}." if remarks else "." if tail else ""
         title = first.title if first.findings[0].layer is not None else first.title[0].upper() + first.title[1:]
         return f"{title}.{tail}"
     same = [f for f in findings if (f.kind, f.layer) == (worst.kind, worst.layer) and f is not worst]

@@ -98,7 +98,7 @@ def test_an_audit_is_a_report_that_saves_loads_and_says_what_it_rests_on(tmp_pat
     report = audit_state_dict(state_of(sick), "best.ckpt")
     report.save(tmp_path / "audit.json")
     assert Report.load(tmp_path / "audit.json") == report
-    assert report.verdict == "conv1: 4 of 16 kernels are zero, or next to it. In all: 1 warning, 1 info."
+    assert report.verdict == "conv1: 4 of 16 kernels are zero, or next to it. In all: 1 problem and 1 remark."
     text = report.to_markdown()
     alone = "58 kernels in 3 layers looked at by their weights alone; whether kernels fire, only training can tell"
     assert "# Dead kernels: the weights in best.ckpt; nothing was run" in text
@@ -268,7 +268,7 @@ def test_the_command_prints_a_table_json_or_markdown(
     assert main(["audit", path]) == 0
     table = " ".join(capsys.readouterr().out.split())
     assert "conv1: 4 of 16 kernels are zero, or next to it." in table
-    assert "advice If it should not be, train with DeadKernelMonitor from the start" in table
+    assert "If it should not be, train with DeadKernelMonitor from the start" in table
     assert "conv1 16x1x3x3 16 4" in table
     assert main(["audit", path, "--format=json"]) == 0
     assert capsys.readouterr().out == to_json(audit(path))

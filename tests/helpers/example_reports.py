@@ -11,6 +11,7 @@ from helpers.reports import codes
 from helpers.windows import layer, start, window
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
+from lightning_deadkernel.diagnosis.problems import find_problems
 from lightning_deadkernel.diagnosis.pruning import savings
 from lightning_deadkernel.observation import Consumer, LayerWindow
 from lightning_deadkernel.report.records import (
@@ -142,6 +143,7 @@ def _diagnosed(layers: Any, last: int, run: RunDescription | None, notes: tuple[
         sampled_steps=seen.sampled_steps,
         layers=reports,
         findings=findings,
+        problems=find_problems(findings, history.when),
         savings=savings(seen, reports),
         notes=notes,
         gradient_norm=seen.gradient_norm,

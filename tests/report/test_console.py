@@ -70,9 +70,9 @@ def test_only_layers_with_something_to_say_are_shown() -> None:
 
 
 def test_the_worst_finding_is_shown_with_its_advice_and_the_others_are_counted() -> None:
-    text = to_text(describe_briefly(sick_report()), 120)
-    assert "error     head: all kernels are identical" in text
-    assert "advice    Initialise the weight with random values" in text
+    text = " ".join(to_text(describe_briefly(sick_report()), 120).split())
+    assert "error head: all kernels are identical" in text
+    assert "Initialise the weight with random values" in text
     assert "knocked out" not in text
     assert f"Further: {tally(sick_report().findings[1:])}, in the report." in text
 
@@ -145,7 +145,7 @@ def test_a_layers_name_does_not_steer_the_terminal() -> None:
 
 def test_what_has_no_layer_is_said_of_the_network() -> None:
     finding = replace(sick_report().findings[0], layer=None, title="the gradient explodes")
-    text = to_text(describe_briefly(replace(sick_report(), findings=(finding,))), 100)
+    text = to_text(describe_briefly(replace(sick_report(), findings=(finding,), problems=())), 100)
     assert "the network: the gradient explodes" in text
 
 

@@ -47,9 +47,9 @@ def test_the_note_is_the_golden_one(kind: str, golden: Callable[[str, str], None
 def test_the_verdict_comes_before_findings_layers_and_what_was_not_watched() -> None:
     text = sick_report().to_markdown()
     headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
-    assert headings == ["Findings", "What pruning would save", "Layers", "Not watched", "Notes", "Run"]
-    verdict = "**head: all kernels are identical (constant initialisation). In all: 1 error"
-    assert text.index(verdict) < text.index("## Findings")
+    assert headings == ["Problems", "Remarks", "What pruning would save", "Layers", "Not watched", "Notes", "Run"]
+    verdict = "**head: all kernels are identical (constant initialisation). In all: 4 problems and"
+    assert text.index(verdict) < text.index("## Problems")
 
 
 def test_a_healthy_report_says_so_with_its_counts() -> None:
@@ -66,7 +66,7 @@ def test_causes_of_one_finding_are_counted_together_in_the_verdict() -> None:
     report = sick_report()
     (dead,) = [found for found in report.findings if found.kind == "dead_channels" and found.layer == "features.3"]
     other = replace(dead, channels=(9,), cause="born dead: never fired")
-    said = verdict(replace(report, findings=(dead, other)))
+    said = verdict(replace(report, findings=(dead, other), problems=()))
     assert said.startswith("features.3: 6 of 32 kernels are dead (knocked out), and 1 more for other reasons.")
 
 
@@ -173,7 +173,7 @@ def test_tables_lists_and_links_come_out_as_such(render: object) -> None:
     html = render(sick_report().to_markdown())  # type: ignore[operator]
     assert html.count("<table>") == 1
     assert html.count("<tr>") == 5
-    assert html.count("<h3>") == len(sick_report().findings)
+    assert html.count("<h3>") == len(sick_report().problems) + 3
     assert '<a href="https://proceedings.mlr.press/v9/glorot10a.html"' in html
     assert "weight_decay 0.01" in shown(html)
 
