@@ -1,10 +1,16 @@
 """One callback that tells of every kernel of a network whether it is alive, why it is not, and what to do about it."""
 
-from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
-from lightning_deadkernel.monitor import DeadKernelMonitor
-from lightning_deadkernel.report.records import Finding, LayerReport
-from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.thresholds import Thresholds
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
+    from lightning_deadkernel.monitor import DeadKernelMonitor
+    from lightning_deadkernel.report.records import Finding, LayerReport, Problem
+    from lightning_deadkernel.report.report import Report
+    from lightning_deadkernel.thresholds import Thresholds
 
 __version__ = "0.1.0"
 
@@ -14,6 +20,29 @@ __all__ = [
     "DeadKernelWarning",
     "Finding",
     "LayerReport",
+    "Problem",
     "Report",
     "Thresholds",
 ]
+
+_HOMES = {
+    "DeadKernelError": "errors",
+    "DeadKernelMonitor": "monitor",
+    "DeadKernelWarning": "errors",
+    "Finding": "report.records",
+    "LayerReport": "report.records",
+    "Problem": "report.records",
+    "Report": "report.report",
+    "Thresholds": "thresholds",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are asked for: Lightning takes seconds, which the command's help need not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

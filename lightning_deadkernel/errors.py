@@ -7,6 +7,10 @@ class DeadKernelError(RuntimeError):
     """Raised at a window's end by `on_finding="raise"`, after the report has been saved; names the finding."""
 
 
+class OptionError(ValueError):
+    """An option that the model cannot meet, such as a pattern that matches no layer."""
+
+
 class DeadKernelWarning(UserWarning):
     """A finding, or something that could not be watched."""
 

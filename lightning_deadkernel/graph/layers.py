@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_deadkernel.errors import OptionError
 from lightning_deadkernel.graph.rows import KERNELS, RowSpan, spans_of
 from lightning_deadkernel.graph.sharding import local
 from lightning_deadkernel.observation import LOOKED_UP
@@ -231,11 +232,11 @@ def _why_excluded(layer: Layer, include: Sequence[str] | None, exclude: Sequence
 
 def check_patterns(option: str, patterns: Sequence[str] | None, names: Sequence[str]) -> None:
     """Raises:
-    ValueError: if a glob pattern matches no layer name.
+    OptionError: if a glob pattern matches no layer name.
     """
     for pattern in patterns or ():
         if not any(fnmatchcase(name, pattern) for name in names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(
+            raise OptionError(
                 f"Expected every pattern of `{option}` to match a layer, but {pattern!r} matches none of: {shown}."
             )

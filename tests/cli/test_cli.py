@@ -11,8 +11,10 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
+import lightning_deadkernel
 from lightning_deadkernel import DeadKernelMonitor, Thresholds, __version__
-from lightning_deadkernel.cli.main import DeadKernelCLI, main
+from lightning_deadkernel.cli.main import main
+from lightning_deadkernel.cli.train import DeadKernelCLI
 from lightning_deadkernel.demo import DigitsDataModule, SmallCNN
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -183,6 +185,35 @@ def test_help_names_every_command_and_version_the_version(capsys: pytest.Capture
     assert f"lightning-deadkernel {__version__}" in out
 
 
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_import_neither_lightning_nor_torch(argument: str) -> None:
+    code = f"""
+import sys
+from lightning_deadkernel.cli import main
+try:
+    main([{argument!r}])
+except SystemExit:
+    print(sorted(set(sys.modules) & {{"torch", "lightning", "numpy", "rich", "jsonargparse"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_public_name_is_there_when_it_is_asked_for() -> None:
+    assert all(getattr(lightning_deadkernel, name).__name__ == name for name in lightning_deadkernel.__all__)
+    assert set(lightning_deadkernel.__all__) <= set(dir(lightning_deadkernel))
+    with pytest.raises(AttributeError, match="no attribute 'Monitor'"):
+        lightning_deadkernel.Monitor  # noqa: B018
+
+
+def test_a_pattern_that_matches_no_layer_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = [f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=1"]
+    assert main(["fit", *BASE, *where, "--trainer.callbacks.include=['conb*']"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "'conb*' matches none of: conv1, conv2, head" in error
+
+
 @pytest.mark.parametrize("args", [[], ["fti"]])
 def test_no_command_or_an_unknown_one_ends_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -279,6 +310,16 @@ def test_show_in_full_names_every_finding_and_the_other_formats_are_those_saved(
     assert capsys.readouterr().out == (saved / "report.md").read_text()
 
 
+def test_show_writes_the_report_as_a_page_where_it_is_told(
+    sick_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(sick_run), "--html", str(tmp_path / "new" / "page.html")]) == 0
+    assert "identical" in capsys.readouterr().out
+    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "all kernels are identical" in page
+
+
 @pytest.mark.parametrize(("limit", "status"), [("dead_fraction=1", 0), ("weight_sparsity=-1", 1), ("deadness=0", 2)])
 def test_show_fails_on_a_limit(limit: str, status: int, sick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(sick_run), "--fail-on", limit]) == status
@@ -356,7 +397,7 @@ def test_importing_the_package_imports_no_module_of_an_extra_that_lightning_does
     code = """
 import sys, lightning.pytorch, torchmetrics
 before = set(sys.modules)
-import lightning_deadkernel
+from lightning_deadkernel import DeadKernelMonitor, Report
 print(sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -368,6 +409,6 @@ print(sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 def test_the_command_without_jsonargparse_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys.modules["lightning_deadkernel.cli.main"], "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["lightning_deadkernel.cli.train"], "find_spec", lambda name: None)
     assert main(["fit", *BASE, *DRY]) == 2
     assert "pip install 'lightning-deadkernel[cli]'" in capsys.readouterr().err

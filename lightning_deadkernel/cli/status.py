@@ -1,0 +1,25 @@
+"""What all commands share: their name, how they end, and which of them train."""
+
+from __future__ import annotations
+
+import sys
+
+PROGRAM = "lightning-deadkernel"
+TRAINER_COMMANDS = {
+    "fit": "train any LightningModule on any LightningDataModule, with the monitor in place",
+    "validate": "run one validation epoch; the monitor, which watches training, has nothing to do",
+    "test": "run one test epoch; the monitor, which watches training, has nothing to do",
+}
+
+EXIT_FOUND, EXIT_ERROR = 1, 2
+"""1: something was found that the user had asked to fail on; 2: it could not be done."""
+
+
+class CommandError(Exception):
+    """What the user asked for cannot be done; the message says why."""
+
+
+def failed(message: str, status: int = EXIT_ERROR) -> int:
+    """Says why on standard error, in a line."""
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    return status
