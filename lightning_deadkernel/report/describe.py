@@ -70,8 +70,13 @@ def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) 
     )
 
 
-def describe_briefly(report: ReportRecord) -> Document:
-    """What one wants to see when a training ends: the layers with something to say, and the worst finding."""
+def describe_briefly(report: ReportRecord, saved: str = "") -> Document:
+    """What one wants to see when a training ends: the layers with something to say, and the first problem.
+
+    Args:
+        report: what to describe.
+        saved: where all of it is, which is said last.
+    """
     findings = sentences.by_severity(report.findings)
     told = report.problems[0].findings if report.problems else findings[:1]
     further = [finding for finding in findings if finding not in told]
@@ -85,6 +90,7 @@ def describe_briefly(report: ReportRecord) -> Document:
         _statements(first),
         Paragraph(rest) if rest else None,
         *_savings(report),
+        Paragraph(f"The whole report: {saved}", "strong") if saved else None,
     ]
     return Document(
         title=f"{PROGRAM}: {sentences.moment(report)}",
@@ -123,7 +129,10 @@ def _problem(report: ReportRecord, problem: Problem, full: bool = True) -> State
     several = full and len(problem.findings) > 1
     story = problem.story.removeprefix(f"{problem.title}: ")
     facts = [("Story", story[:1].upper() + story[1:])]
-    if not several:
+    layers = list(dict.fromkeys(finding.layer for finding in problem.findings if finding.layer is not None))
+    if len(layers) > 1:
+        facts.append(("Layers", sentences.listed(layers)))
+    if len(problem.findings) == 1:
         facts += [(label, text) for label, text in root.facts if label in ("Channels", "Evidence")]
     if problem.reference:
         facts.append(("Reference", problem.reference))

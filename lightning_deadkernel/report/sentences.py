@@ -36,6 +36,12 @@ def _rests_on(finding: Finding, audited: bool) -> str:
     return f"seen in window {finding.window:,}{over}"
 
 
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """``"conv1, conv2 and 3 more"``."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def by_severity(findings: Sequence[Finding]) -> list[Finding]:
     """Worst first, otherwise as they come."""
     return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))

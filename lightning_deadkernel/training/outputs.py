@@ -98,9 +98,7 @@ class Outputs:
         folder = self._folder
         if folder is not None:
             self._to_loggers("the files to the loggers", lambda log: log.files(folder))
-        self._try("the table", lambda: print_document(describe_briefly(report)))
-        if folder is not None:
-            rank_zero_info(f"DeadKernelMonitor: the report is in {folder}")
+        self._try("the table", lambda: print_document(describe_briefly(report, self._place())))
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -115,6 +113,13 @@ class Outputs:
                 self._named.add(part)
                 warn_internal(f"could not write {part} this time: {type(error).__name__}: {error}.")
         self._done.add(part)
+
+    def _place(self) -> str:
+        """Where the report is, for the last line on the console; empty where it is not saved."""
+        if self._folder is None:
+            return ""
+        page = self._folder / "report.html"
+        return str(page if page.is_file() else self._folder)
 
     def _find_folder(self) -> None:
         if self._folder is None and self._options.save_report and not self._trainer.fast_dev_run:

@@ -293,7 +293,8 @@ def test_show_takes_a_run_its_report_folder_or_the_file(sick_run: Path, capsys: 
         assert main(["show", str(place)]) == 0
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] == shown[2]
-    assert "net.linear1: all kernels are identical" in shown[0]
+    assert "all kernels are identical in 3 layers" in shown[0]
+    assert "layers    net.linear1, net.linear2, net.linear3" in shown[0]
 
 
 def test_show_in_full_names_every_finding_and_the_other_formats_are_those_saved(
@@ -381,7 +382,7 @@ def test_on_finding_raise_ends_with_1_and_names_the_finding(tmp_path: Path, caps
     assert main(["fit", *model, *where, *options, "--trainer.max_epochs=3"]) == 1
     error = capsys.readouterr().err
     assert "identical" in error
-    assert "net.linear" in error
+    assert "in 3 layers" in error
     assert "Traceback" not in error
 
 
