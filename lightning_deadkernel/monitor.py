@@ -29,7 +29,7 @@ class DeadKernelMonitor(Callback):
         every_n_train_steps: window length in optimizer steps; None: one window per training epoch.
         include: glob patterns of the names of layers to watch; None: all.
         exclude: glob patterns of the names of layers not to watch.
-        thresholds: where the lines of the diagnosis are drawn.
+        thresholds: where the lines of the diagnosis are drawn; a mapping of their names to numbers is taken too.
         log_histograms: log histograms of weights, gradients, firing rates and kernel norms at window ends.
         log_figures: draw and log pictures at window ends and at the end of fit (needs the ``plots`` extra).
         log_layers: log per-layer scalars; a number k logs those of the k worst layers. The summary is always logged.
@@ -82,11 +82,10 @@ class DeadKernelMonitor(Callback):
         options.check_globs("exclude", exclude)
         options.check_choice("when_compiled", when_compiled, get_args(options.WhenCompiled))
         options.check_choice("on_finding", on_finding, get_args(options.OnFinding))
-        options.check_thresholds(thresholds)
         options.check_log_layers(log_layers)
         self.every_n_train_steps = every_n_train_steps
         self.include, self.exclude = include, exclude
-        self.thresholds = thresholds
+        self.thresholds = options.thresholds_of(thresholds)
         self.log_histograms, self.log_figures, self.log_layers = log_histograms, log_figures, log_layers
         self.save_report = save_report
         self.when_compiled: options.WhenCompiled = when_compiled

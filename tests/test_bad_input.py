@@ -84,9 +84,9 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "Expected `when_compiled` to be one of 'sample', 'gradients', but got 'always'.",
     ),
     "thresholds of another kind": (
-        {"thresholds": {"dormant": 0.1}},
+        {"thresholds": [0.1]},
         TypeError,
-        "Expected `thresholds` to be a Thresholds, but got {'dormant': 0.1}.",
+        "Expected `thresholds` to be a Thresholds or a mapping of their names, but got [0.1].",
     ),
 }
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
+from lightning_deadkernel import DeadKernelMonitor
 from lightning_deadkernel.thresholds import RULES, Thresholds
 
 
@@ -68,3 +72,13 @@ def test_thresholds_nest_in_yaml_and_show_in_help() -> None:
     told.add_class_arguments(Thresholds, "thresholds")
     assert "--thresholds.gini" in told.format_help()
     assert "Sokar et al. 2023" in " ".join(told.format_help().split())
+
+
+@pytest.mark.parametrize("kind", [dict, MappingProxyType])
+def test_a_mapping_of_some_names_gives_thresholds_as_yaml_does(kind: Callable[[dict[str, float]], Any]) -> None:
+    monitor = DeadKernelMonitor(thresholds=kind({"dormant": 0.1, "gini": 0.8}))
+    assert monitor.thresholds == Thresholds(dormant=0.1, gini=0.8)
+    with pytest.raises(TypeError, match="`thresholds` has no 'dorment'; near names: dormant"):
+        DeadKernelMonitor(thresholds=kind({"dorment": 0.1}))
+    with pytest.raises(ValueError, match=r"`thresholds.dormant` to be a float in \[0, 1\), but got 7"):
+        DeadKernelMonitor(thresholds=kind({"dormant": 7}))

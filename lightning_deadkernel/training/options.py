@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, Literal, Protocol
 
 from lightning_deadkernel.thresholds import Thresholds
@@ -52,10 +54,23 @@ def check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Expected `{option}` to be one of {', '.join(map(repr, choices))}, but got {value!r}.")
 
 
-def check_thresholds(value: Any) -> None:
-    """Raises TypeError for anything but a `Thresholds`."""
-    if not isinstance(value, Thresholds):
-        raise TypeError(f"Expected `thresholds` to be a Thresholds, but got {value!r}.")
+def thresholds_of(value: Any) -> Thresholds:
+    """The thresholds, or those of a mapping of their names to numbers, as yaml and Hydra give it.
+
+    Raises:
+        TypeError: for anything else, and for names that are none.
+        ValueError: for a number outside of its interval.
+    """
+    if isinstance(value, Thresholds):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(f"Expected `thresholds` to be a Thresholds or a mapping of their names, but got {value!r}.")
+    names = [field.name for field in fields(Thresholds)]
+    unknown = [name for name in value if name not in names]
+    if unknown:
+        near = get_close_matches(str(unknown[0]), names, n=3) or names
+        raise TypeError(f"`thresholds` has no {unknown[0]!r}; near names: {', '.join(near)}.")
+    return Thresholds(**dict(value))
 
 
 def check_log_layers(value: Any) -> None:
