@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
+    from lightning_deadkernel.figures.feature_maps import plot_feature_maps
     from lightning_deadkernel.monitor import DeadKernelMonitor
     from lightning_deadkernel.report.records import Finding, LayerReport, Problem
     from lightning_deadkernel.report.report import Report
@@ -23,6 +24,7 @@ __all__ = [
     "Problem",
     "Report",
     "Thresholds",
+    "plot_feature_maps",
 ]
 
 _HOMES = {
@@ -34,6 +36,7 @@ _HOMES = {
     "Problem": "report.records",
     "Report": "report.report",
     "Thresholds": "thresholds",
+    "plot_feature_maps": "figures.feature_maps",
 }
 
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from lightning_deadkernel.figures.canvas import SMALL, WIDTH, basis, figure_of, one_axes, state_legend
+from lightning_deadkernel.figures.canvas import basis, figure_of, one_axes, state_legend
 from lightning_deadkernel.figures.registry import picture
+from lightning_deadkernel.figures.tiles import MARGIN, MOST_TILES, Grid, Tile, draw_tiles
 from lightning_deadkernel.figures.titles import HARMLESS, layer_headline, unhealthy, words_of
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.report.states import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_MOST_KERNELS = 96
-_COLUMNS = 16
-_NUMBER = 0.17
-"""Inches for the number under each."""
 
 
 def as_image(kernel: Tensor, largest: float) -> np.ndarray[Any, Any]:
@@ -49,8 +43,6 @@ def kernels_headline(reports: Sequence[Report], layer: LayerReport) -> str:
 @picture(6)
 def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
     """The first convolution's kernels, those at fault framed in their state's colour; None where there is none."""
-    from matplotlib.patches import Rectangle
-
     report = reports[-1]
     tensors = report.tensors
     if tensors is None or tensors.first_kernels is None or tensors.first_layer is None:
@@ -60,36 +52,25 @@ def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
         return None
     words, kernels, zeros = words_of(layer), tensors.first_kernels, set(layer.zero_kernels)
     order = sorted(range(len(words)), key=lambda c: c not in zeros and words[c] in HARMLESS)
-    shown = sorted(order[:_MOST_KERNELS])
-    columns = min(_COLUMNS, max(8, math.ceil(math.sqrt(2 * len(shown)))))
-    rows = math.ceil(len(shown) / columns)
-    cell = (WIDTH - 0.4) / columns
+    shown = sorted(order[:MOST_TILES])
     note = basis(reports) + ("; red, green, blue as in the input" if kernels.shape[1] == 3 else "")
     if kernels.shape[1] not in (1, 3):
         note += f"; mean over {kernels.shape[1]} inputs"
     if len(shown) < len(words):
         note += f"; {len(shown):,} of {len(words):,} shown"
-    title = kernels_headline(reports, layer)
-    axes = one_axes(rows * (cell + _NUMBER), title, note, 0.2, 0.2, 0.4)
-    # the unit of both axes is an inch, so that kernels are square
-    axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + _NUMBER), 0), xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
     largest = float(kernels.abs().nan_to_num(posinf=0).max())
-    framed = set()
-    for place, channel in enumerate(shown):
-        row, column = divmod(place, columns)
-        left, top, size = (column + 0.07) * cell, row * (cell + _NUMBER), cell * 0.86
-        image = as_image(kernels[channel], largest)
-        extent = (left, left + size, top + size, top)
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect="auto")
-        fault, zero = words[channel] not in HARMLESS, channel in zeros
-        colour = COLOURS[words[channel]] if fault else "black" if zero else "#C9D1D6"
-        width = 3.5 if fault or zero else 0.6
-        axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=colour, linewidth=width))
-        label, weight = f"{channel} zero" if zero else str(channel), "bold" if fault or zero else "normal"
-        axes.text(left + size / 2, top + size + 0.03, label, fontsize=SMALL - 1, ha="center", va="top", weight=weight)
-        framed |= {words[channel]} if fault else set()
-    axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + _NUMBER), 0))
+    tiles = [
+        Tile(
+            as_image(kernels[channel], largest),
+            f"{channel} zero" if channel in zeros else str(channel),
+            words[channel],
+            marked=channel in zeros,
+        )
+        for channel in shown
+    ]
+    grid = Grid.of(len(tiles))
+    axes = one_axes(grid.height, kernels_headline(reports, layer), note, MARGIN, MARGIN, 0.4)
+    framed = draw_tiles(axes, tiles, grid)
     if framed:
         state_legend(axes, sorted(framed), False, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
     return figure_of(axes)
