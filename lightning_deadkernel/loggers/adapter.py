@@ -99,6 +99,9 @@ class Adapter:
     def charts(self, charts: Sequence[CustomChart]) -> None:
         """Which scalars belong into one chart; called once."""
 
+    def describe(self, descriptions: Mapping[str, str]) -> None:
+        """What the scalars and histograms of each section show; called once, before the first of them."""
+
     def histograms(self, histograms: Mapping[Key, Tensor], step: int) -> None:
         """Histograms, each (1024,) int64 counts in the bins of `histograms.bit_histogram`."""
 

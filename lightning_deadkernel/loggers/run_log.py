@@ -10,6 +10,7 @@ from typing import Any
 from lightning_deadkernel.errors import DeadKernelWarning
 from lightning_deadkernel.loggers.adapter import Adapter, CustomChart, adapter_of
 from lightning_deadkernel.loggers.scalars import (
+    DESCRIPTIONS,
     LAYER_SCALARS,
     SHARES,
     SUMMARY,
@@ -123,6 +124,7 @@ class RunLog:
             self._charts_written = True
             charts = custom_charts(list(scalars))
             self._each(lambda adapter: adapter.charts(charts))
+            self._each(lambda adapter: adapter.describe(DESCRIPTIONS))
         self._each(lambda adapter: adapter.scalars(scalars if adapter.native_histograms else scalars | quartiles, step))
 
     def _histograms(self, report: Report) -> dict[Key, Any]:

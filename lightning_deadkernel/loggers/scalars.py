@@ -39,6 +39,8 @@ class LayerScalar:
     of: Callable[[LayerReport], float | None]
     badness: Callable[[float], float] = lambda value: value
     """Larger is worse; ranks the layers when only the worst are logged."""
+    description: str = ""
+    """In a sentence, for those who see a curve and nothing else."""
     applies: Callable[[LayerReport], bool] = lambda layer: True
     """Whether a layer has this scalar at all, whatever a window shows of it."""
 
@@ -55,7 +57,14 @@ def _share(word: Word) -> LayerScalar:
         return len(getattr(layer, word.attribute)) / layer.channels if layer.channels else None
 
     name = f"{word.name.replace('-', '_')}_fraction"
-    return LayerScalar(name, f"kernels {word.text}", of, applies=lambda layer: layer.gating in word.logged)
+    description = f"Share of the layer's kernels each of which {word.meaning}."
+    return LayerScalar(name, f"kernels {word.text}", of, float, description, lambda layer: layer.gating in word.logged)
+
+
+def _which_is_bad(statistic: Statistic) -> str:
+    if isinstance(statistic.bad, float):
+        return f"about {statistic.bad:g} is healthy"
+    return "the larger, the worse" if statistic.bad == "high" else "the smaller, the worse"
 
 
 def _number(statistic: Statistic) -> LayerScalar:
@@ -64,6 +73,7 @@ def _number(statistic: Statistic) -> LayerScalar:
         statistic.title,
         attrgetter(statistic.name),
         statistic.badness,
+        f"{statistic.title[0].upper()}{statistic.title[1:]} of each layer; {_which_is_bad(statistic)}.",
         lambda layer: layer.gating is not None or not statistic.needs_activation,
     )
 
@@ -73,6 +83,10 @@ LAYER_SCALARS: tuple[LayerScalar, ...] = (
     *(_number(statistic) for statistic in STATISTICS if statistic.logged),
 )
 """Every per-layer scalar: logged as ``deadkernel.<name>/<layer>``."""
+
+
+DESCRIPTIONS: dict[str, str] = {f"{SUMMARY}.{scalar.name}": scalar.description for scalar in LAYER_SCALARS}
+"""Section -> what its scalars show."""
 
 
 def summary_scalars(report: Report) -> dict[Key, float]:

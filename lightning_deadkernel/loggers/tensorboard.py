@@ -27,6 +27,24 @@ class TensorBoardAdapter(Adapter, serves="TensorBoardLogger"):
 
     native_histograms = True
 
+    def __init__(self, logger: Any) -> None:
+        super().__init__(logger)
+        self._descriptions: dict[str, str] = {}
+        """Section -> what its tags show."""
+        self._described: set[str] = set()
+        """Tags that have been written: the first event of a tag describes it."""
+
+    def describe(self, descriptions: Mapping[str, str]) -> None:
+        """Shown behind the info button of each card."""
+        self._descriptions = dict(descriptions)
+
+    def _value(self, key: Key, **content: Any) -> Any:
+        tag, description = self.tagged_with_prefix(key), self._descriptions.get(key[0])
+        if description is not None and tag not in self._described:
+            self._described.add(tag)
+            content["metadata"] = self._records.SummaryMetadata(summary_description=description)
+        return self._records.Summary.Value(tag=tag, **content)
+
     @cached_property
     def _records(self) -> Any:
         """TensorBoard's record classes: this file is imported where TensorBoard is not installed."""
@@ -48,8 +66,7 @@ class TensorBoardAdapter(Adapter, serves="TensorBoardLogger"):
 
     def scalars(self, scalars: Mapping[Key, float], step: int) -> None:
         """All scalars of a window as one event: an event each costs ten times as much."""
-        value = self._records.Summary.Value
-        self._write([value(tag=self.tagged_with_prefix(k), simple_value=v) for k, v in scalars.items()], step)
+        self._write([self._value(key, simple_value=value) for key, value in scalars.items()], step)
 
     def histograms(self, histograms: Mapping[Key, Tensor], step: int) -> None:
         """Writes the counts as they are; sums are of the buckets' middles."""

@@ -376,6 +376,25 @@ def test_the_adapter_is_that_of_the_nearest_known_base(tmp_path: Path) -> None:
     )
 
 
+def test_every_layer_card_of_tensorboard_says_what_it_shows_and_says_it_once(
+    tmp_path: Path, reports: list[Report]
+) -> None:
+    board = TensorBoardLogger(tmp_path)
+    log_all([board], reports)
+    board.experiment.flush()
+    (path,) = Path(board.log_dir).glob("events.*")
+    described = Counter(
+        (value.tag, value.metadata.summary_description)
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.metadata.summary_description
+    )
+    dead = ("deadkernel.dead_fraction/conv1", "Share of the layer's kernels each of which never fired behind a")
+    assert [n for (tag, text), n in described.items() if tag == dead[0] and text.startswith(dead[1])] == [1]
+    ratio = ("deadkernel.update_ratio/conv2", "Update ratio of each layer; about 0.001 is healthy.")
+    assert described[ratio] == 1
+
+
 def test_histograms_and_quartiles_of_shares_end_at_one(tmp_path: Path) -> None:
     rates = torch.cat([torch.ones(30), torch.full((10,), 0.8), torch.zeros(2)])
     tensors = WindowTensors(
