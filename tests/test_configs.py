@@ -44,6 +44,7 @@ def test_every_question_has_a_config_and_a_cured_twin_that_differs_in_little() -
         assert sick["data"] == cured["data"]
         arguments = [config["model"]["init_args"] for config in (sick, cured)]
         changed = {key for key in arguments[0] | arguments[1] if arguments[0].get(key) != arguments[1].get(key)}
+        changed.discard("init_scale")  # a number that one kind of initialisation has
         assert 1 <= len(changed) <= 3
 
 
@@ -162,25 +163,28 @@ def test_relu_with_he_initialisation_does_not_vanish(tmp_path: Path) -> None:
     report = run("vanishing_sigmoid_cured", tmp_path, "--trainer.max_epochs=3")
     for kind in ("vanishing_gradient", "weak_gradient", "identical_kernels", "update_too_small"):
         assert of_kind(report, kind) == []
-    assert worth_acting_on(report) == []
+    assert report.findings == ()
     update = report["net.linear1"].update_ratio
     assert update is not None
     assert update > 1e-4
 
 
-def test_sparse_weights_of_dark_pixels_are_told_of_and_called_normal(tmp_path: Path) -> None:
-    report = run("sparse_weights", tmp_path, "--trainer.max_epochs=6")
-    (finding,) = of_kind(report, "sparse_weights")
-    assert (finding.layer, finding.severity, finding.cause_word) == ("net.linear1", "info", "dead inputs")
-    near = report["net.linear1"].weight_near_zeros
-    assert near is not None
-    assert near > 0.15
+def test_most_weights_are_small_and_a_few_are_large_and_that_is_called_normal(tmp_path: Path) -> None:
+    report = run("sparse_weights", tmp_path)
+    found = of_kind(report, "sparse_weights")
+    assert {finding.layer for finding in found} == {"net.linear1", "net.linear2", "net.head"}
+    assert {(finding.severity, finding.cause_word) for finding in found} == {("info", "heavy tails")}
+    for layer in report.watched:
+        assert layer.weight_near_zeros is not None
+        assert layer.weight_near_zeros > 0.15
+        assert not layer.zero_kernels
     assert worth_acting_on(report) == []
 
 
-def test_sparse_weights_are_gone_under_adamw(tmp_path: Path) -> None:
+def test_weights_keep_their_shape_without_the_term_that_pulls_them_to_zero(tmp_path: Path) -> None:
     report = run("sparse_weights_cured", tmp_path, "--trainer.max_epochs=6")
     assert of_kind(report, "sparse_weights") == []
-    near = report["net.linear1"].weight_near_zeros
-    assert near is not None
-    assert near < 0.02
+    for layer in report.watched:
+        assert layer.weight_near_zeros is not None
+        assert layer.weight_near_zeros < 0.02
+    assert worth_acting_on(report) == []

@@ -77,9 +77,10 @@ class ImageClassifier(L.LightningModule):
         lr: Learning rate.
         weight_decay: Weight decay of all parameters, norms and biases included.
         momentum: Momentum of "sgd"; unused otherwise.
+        l1: Factor of the sum of all |w| that is added to the loss; norms and biases are left out.
 
     Raises:
-        ValueError: If `optimizer` is none of these.
+        ValueError: If `optimizer` is none of these, or `l1` is negative.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ImageClassifier(L.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
+        l1: float = 0.0,
     ) -> None:
         super().__init__()
         if optimizer not in ("adam", "adamw", "sgd"):
@@ -96,6 +98,9 @@ class ImageClassifier(L.LightningModule):
         self.lr = lr
         self.weight_decay = weight_decay
         self.momentum = momentum
+        if l1 < 0:
+            raise ValueError(f"Expected `l1` to be 0 or a positive float, but got {l1!r}.")
+        self.l1 = l1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer for all parameters."""
@@ -111,6 +116,8 @@ class ImageClassifier(L.LightningModule):
         images, labels = batch
         loss = F.cross_entropy(self(images), labels)
         self.log("train_loss", loss, prog_bar=True)
+        if self.l1:
+            loss = loss + self.l1 * sum(weight.abs().sum() for weight in self.parameters() if weight.ndim > 1)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -138,7 +145,7 @@ class SmallCNN(ImageClassifier):
         classes: Number of classes.
         width: Kernels of the first convolution; the second has twice as many.
         activation: Activation after each norm.
-        **optimization: `optimizer`, `lr`, `weight_decay` and `momentum` of `ImageClassifier`.
+        **optimization: `optimizer`, `lr`, `weight_decay`, `momentum` and `l1` of `ImageClassifier`.
     """
 
     def __init__(
@@ -179,7 +186,7 @@ class PlainCNN(ImageClassifier):
         activation: Activation after each convolution.
         init: How the weights before the head are drawn, see `initialise`; the head has PyTorch's own.
         init_scale: The value for `init="constant"`, the bound for "uniform"; unused otherwise.
-        **optimization: `optimizer`, `lr`, `weight_decay` and `momentum` of `ImageClassifier`.
+        **optimization: `optimizer`, `lr`, `weight_decay`, `momentum` and `l1` of `ImageClassifier`.
     """
 
     def __init__(
@@ -222,7 +229,7 @@ class MLP(ImageClassifier):
         norm: Put batch norm between each hidden layer and its activation.
         init: How the weights before the head are drawn, see `initialise`; the head has PyTorch's own.
         init_scale: The value for `init="constant"`, the bound for "uniform"; unused otherwise.
-        **optimization: `optimizer`, `lr`, `weight_decay` and `momentum` of `ImageClassifier`.
+        **optimization: `optimizer`, `lr`, `weight_decay`, `momentum` and `l1` of `ImageClassifier`.
 
     Raises:
         ValueError: If `depth` is less than 1.
