@@ -149,8 +149,10 @@ def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None
         norms[beyond] = row_norms(rows[beyond.to(rows.device)].double()).cpu().float()
     if facts.scale is not None:
         entry["norm_scale"] = whole(facts.scale.detach()).abs().float().cpu()
-    if facts.source is not None and facts.source.parameter is not None:
-        entry["shift"] = whole(facts.source.parameter.detach()).float().cpu()
+    # where the kernel itself is the source (its norm has no shift, there are several), its bias is still added
+    shift = facts.source.parameter if facts.source is not None and facts.source.parameter is not None else layer.bias
+    if shift is not None:
+        entry["shift"] = whole(shift.detach()).float().cpu()
     summary = weight_summary(layer.own(weight))
     entry["weight_sparsity"], entry["weight_near_zeros"] = float(summary.zeros), float(summary.near_zeros)
     entry["gini"], entry["hoyer"] = float(summary.gini), float(summary.hoyer)

@@ -138,6 +138,9 @@ class Trace:
     """It holds a mean or the like of the channels."""
 
 
+LENGTHS = frozenset({"LinalgVectorNorm", "Norm"})
+"""Never below zero, so that a lower bound on them is never an off side."""
+
 Cut = tuple[int, Trace, bool]
 """A value that all that is left of the paths goes through, what it holds, and whether activations are passed."""
 
@@ -453,6 +456,8 @@ class PathTracer:
         """How the node is read as an activation of the channels that its argument at `position` holds apart."""
         if self.graph.shapes[index][0] != self._shape(value):
             return None  # it meets a larger tensor, over whose entries it is repeated
+        if name in ("Clamp", "ClampMin") and self.graph.names[value[0]] in LENGTHS:
+            return None  # a bound that keeps a division from zero, as in `F.normalize`
         if name in ACTIVATIONS:
             return ACTIVATIONS[name]
         if not trace.parts:

@@ -159,3 +159,8 @@ def test_a_product_of_the_channels_with_what_is_made_of_them_is_one_activation()
 def test_a_gate_of_another_branch_leaves_the_channels_followable() -> None:
     paths = block_paths(lambda x: F.relu(x * torch.sigmoid(torch.ones(4, 1, 1, requires_grad=True) * 2)))
     assert (len(paths.reads), paths.unknown) == (1, [])
+
+
+def test_a_bound_on_a_length_is_no_activation() -> None:
+    paths = block_paths(lambda x: F.relu(F.normalize(x, dim=2)))
+    assert (len(paths.reads), paths.reaches, paths.unknown) == (1, 0, [])

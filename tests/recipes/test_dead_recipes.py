@@ -257,3 +257,14 @@ def test_tanh_driven_to_its_ends_is_saturated(seed: int) -> None:
     (finding,) = found(report, "saturated_channels")
     assert (finding.channels, finding.severity) == (tuple(KILLED), "warning")
     assert finding.evidence["saturated_share"] > 0.99
+
+
+def test_a_masked_kernel_that_hands_on_its_bias_is_not_removable() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.RMSNorm(6), nn.Linear(6, 10))
+    mask = torch.ones(6, 64)
+    mask[2] = 0.0
+    prune.custom_from_mask(net[1], "weight", mask)
+    report = last(train(net, sgd(0.01), epochs=1))
+    assert report["net.1"].zero_kernels == [2]
+    assert report.savings is not None
+    assert report.savings.channels == 0
