@@ -206,5 +206,5 @@ def test_a_weight_kept_with_its_inputs_first_is_drawn_and_logged(tmp_path: Path)
     assert monitor.report is not None
     assert monitor.report["weight"].channels == 8
     names = {path.name for path in (tmp_path / "run" / "version_0" / "deadkernel").iterdir()}
-    assert {*FILES, "overview.png", "life_lines.png"} <= names
+    assert {*FILES, "overview.png"} <= names
     assert image_steps(tmp_path)[-1] == 11
