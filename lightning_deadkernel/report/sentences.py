@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from lightning_deadkernel.observation import OF_KERNELS
 from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, ReportRecord, Savings
 from lightning_deadkernel.report.text import count, number, percent, size
 from lightning_deadkernel.thresholds import Thresholds
@@ -63,7 +64,8 @@ def _of(some: int, total: int, noun: str) -> str:
 
 def watched(report: ReportRecord) -> str:
     """How much was looked at: ``"26 of 34 kernels in 4 of 5 layers watched over 1,437 samples"``."""
-    kernels, layers = sum(layer.channels for layer in report.layers), len(report.layers)
+    kernels = sum(layer.channels for layer in report.layers if layer.rows in OF_KERNELS)
+    layers = len(report.layers)
     what = f"{_of(report.channels, kernels, 'kernel')} in {_of(len(report.watched), layers, 'layer')}"
     unknown = sum(len(layer.unknown) for layer in report.watched)
     what += f" (what {unknown:,} of them are is unknown)" if unknown else ""

@@ -178,6 +178,19 @@ def test_a_small_gradient_beside_healthy_updates_of_a_normalising_optimizer_is_w
     assert severity(optimizer="SGD", update_ratio=1e-3) == "error"
 
 
+def test_a_weak_gradient_under_a_normalising_optimizer_is_left_to_the_updates() -> None:
+    weak: dict[str, Any] = {"gradient_ratio": 1e-5, "weak_share": 1.0, "optimizer": "Adam"}
+    assert begun().next(layer(**weak), alive()).only("weak_gradient").severity == "info"
+    slow = begun(update_ratio=1e-8).next(layer(**weak, update_ratio=1e-8), alive())
+    assert slow.only("update_too_small").severity == "warning"
+
+
+def test_equal_rows_of_a_parameter_that_is_no_linear_layer_are_worth_knowing_until_they_stay() -> None:
+    run = Run().next(start(kind="MambaMixer", identical=True))
+    assert run.only("identical_kernels").severity == "info"
+    assert run.next(layer(kind="MambaMixer", identical=True)).only("identical_kernels").severity == "error"
+
+
 # -- sparse, identical -----------------------------------------------------------------------------------------------
 
 

@@ -24,8 +24,9 @@ SMALL_SCALE = 0.1
 """Scales of norms are initialised to one; a branch whose scale is below a tenth is all but shut."""
 BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
 DEEP = 5
-HEALTHY_STEP = 1e-4
-"""||dW|| / ||W|| of a step from which on a layer learns well enough: a tenth of the healthy landmark."""
+HEALTHY_STEP = 1e-5
+"""||dW|| / ||W|| of a step from which on a layer learns well enough under an optimizer that normalises its steps: a
+hundredth of the healthy landmark, ten times the line of slow."""
 
 CAUSES = (ZERO_AT_INITIALISATION, UNDERFLOW, SATURATED_DOWNSTREAM, SATURATED, DEPTH, UNKNOWN)
 
@@ -68,14 +69,16 @@ def is_scale_growing(layer: LayerContext) -> bool:
     )
 
 
-def is_harmless(layer: LayerContext) -> bool:
-    """Whether the layer learns as fast as any all the same: its optimizer normalises its steps, and they are healthy.
+def is_normalised(layer: LayerContext) -> bool:
+    """Whether its optimizer divides by the size of the gradient (Adam and its kin), so that a small one makes no small
+    step."""
+    return layer.observed.optimizer is not None and layer.observed.optimizer not in PLAIN
 
-    Adam and its kin divide by the size of the gradient, so a small gradient makes no small step.
-    """
+
+def is_harmless(layer: LayerContext) -> bool:
+    """Whether the layer learns all the same: its optimizer normalises its steps, and they are healthy."""
     ratio = layer.observed.update_ratio
-    optimizer = layer.observed.optimizer
-    return optimizer is not None and optimizer not in PLAIN and ratio is not None and ratio >= HEALTHY_STEP
+    return is_normalised(layer) and ratio is not None and ratio >= HEALTHY_STEP
 
 
 class Explainer:

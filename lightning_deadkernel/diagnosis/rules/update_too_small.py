@@ -27,6 +27,7 @@ from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import SLOW_UPDATES
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
 
 SCHEDULED = 0.01
 """A learning rate below a hundredth of the largest there was is what the schedule asks for."""
@@ -53,8 +54,9 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
             references.CS231N,
             {"update_ratio": ratio, "learning_rate": rate},
         )
-        # a weak gradient is a finding of its own, and the root of this
-        yield Found(layer, "warning" if again and not weak else "info", cause)
+        # where steps are as large as gradients, a weak one is a finding of its own, and the root of this
+        follows = weak and not is_normalised(layer)
+        yield Found(layer, "warning" if again and not follows else "info", cause)
 
 
 def _is_scheduled(layer: LayerContext) -> bool:

@@ -31,7 +31,7 @@ from lightning_deadkernel.diagnosis.rules._small_gradient import (
     CAUSES,
     Explainer,
     evidence,
-    is_harmless,
+    is_normalised,
     is_scale_growing,
     is_weak,
 )
@@ -49,6 +49,6 @@ def weak_gradient(context: WindowContext) -> Iterator[Found]:
         if is_weak(layer):
             ratio = layer.observed.gradient_ratio or 0.0
             clear = ratio < MARGIN * layer.thresholds.weak_gradient
-            harm = clear and not is_scale_growing(layer) and not is_harmless(layer)
+            harm = clear and not is_scale_growing(layer) and not is_normalised(layer)
             severity: Severity = "warning" if harm else "info"
             yield Found(layer, severity, explain.cause(layer), evidence(layer, layer.observed.weak_share))
