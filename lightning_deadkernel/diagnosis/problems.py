@@ -110,20 +110,16 @@ def _story(
 ) -> str:
     """What, since when, and what to do, in a sentence or two each."""
     explanation = first.cause.split(": ", 1)[-1]
-    what = f"{title}: {explanation}"
     since = [finding.evidence["since_window"] for finding in roots if "since_window" in finding.evidence]
-    rest = [f"so since {when(int(min(since)))}"] if since else []
+    sentences = [f"{title}: {explanation}"]
+    if since:
+        sentences.append(f"Since {when(int(min(since)))}")
     layers = [finding.layer for finding in all_ if finding not in roots and finding.layer is not None]
     others = list(dict.fromkeys(layer for layer in layers if layer not in {finding.layer for finding in roots}))
     if others:
         names = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
-        rest.append(f"with it {'goes' if len(others) == 1 else 'go'} {names}")
-    sentences = [what, ", and ".join(rest), first.advice]
-    return " ".join(
-        f"{sentence[0].upper() if place else sentence[0]}{sentence[1:].rstrip('.')}."
-        for place, sentence in enumerate(sentences)
-        if sentence
-    )
+        sentences.append(f"It also stops {names}")
+    return " ".join(f"{sentence.rstrip('.')}." for sentence in [*sentences, first.advice])
 
 
 def new_problems(problems: Sequence[Problem], known: set[tuple[str, str | None]]) -> tuple[Problem, ...]:

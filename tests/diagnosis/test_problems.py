@@ -36,7 +36,7 @@ def test_a_story_says_what_since_when_by_the_runs_clock_and_what_to_do() -> None
     (problem,) = knocked_out("conv").problems
     assert problem.story == (
         "conv: 1 of 4 kernels is dead (knocked out): fired until epoch 0 (step 20), when one optimizer step changed the"
-        " weights by 0.8 of their own norm (above 0.1 is reckless). So since epoch 1 (step 40). Lower the learning rate"
+        " weights by 0.8 of their own norm (above 0.1 is reckless). Since epoch 1 (step 40). Lower the learning rate"
         " three- to tenfold, or warm it up over the first few hundred steps; clip the gradient norm if the jump came"
         " late in training."
     )
@@ -61,7 +61,7 @@ def test_a_dead_layer_and_all_that_follows_from_it_up_and_down_are_one_problem_r
     (problem,) = run.problems
     assert [finding.layer for finding in problem.findings] == ["c", "a", "b", "d"]
     assert problem.title == "c: 4 of 4 kernels are dead (shift driven negative)"
-    assert "with it go a, b, d" in problem.story
+    assert "It also stops a, b, d." in problem.story
     assert problem.severity == "error"
 
 

@@ -200,10 +200,10 @@ def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
 
 
 def _is_it_normal(share: float) -> str:
-    """This share of a layer against what healthy networks have."""
+    """The dead share of a layer against what healthy networks have."""
     if share >= CHANCE_SHARE:
-        return f"{share:.0%} of a layer is more than healthy networks have (44 % in a deep layer at most). "
-    return f"{share:.0%} of the layer is within what healthy deep networks without norms have (up to 44 %). "
+        return f"{share:.0%} of the layer dead is more than healthy networks have (44 % in a deep layer at most). "
+    return f"{share:.0%} of the layer dead is within what healthy deep networks without norms have (up to 44 %). "
 
 
 def _was_born_dead(layer: LayerContext) -> Tensor:
@@ -214,7 +214,7 @@ def _was_born_dead(layer: LayerContext) -> Tensor:
 def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
     return BORN_DEAD.because(
         "has not fired once since training began at step 0: the draw of the initial weights put it there",
-        _is_it_normal(float(channels.float().mean()))
+        _is_it_normal(len(layer.report.dead) / layer.observed.channels)
         + "Where it is much: put a norm before the activation, make the layer wider, or use He initialisation,"
         " LeakyReLU or GELU.",
         f"{references.LU}; {references.HE}",
@@ -232,7 +232,7 @@ def _faded(layer: LayerContext, channels: Tensor) -> Cause:
         f"fired on {span(past.rate[channels] * 100, '.2g')} % of samples and positions in"
         f" {layer.when(past.last_fired[channels])} and then on none, with no reckless step seen: the drift of ordinary"
         " training",
-        _is_it_normal(float(channels.float().mean()))
+        _is_it_normal(len(layer.report.dead) / layer.observed.channels)
         + "Some come back. If their number grows from window to window, put a norm before the activation, lower"
         f" {layer.rate}, or use LeakyReLU or GELU.",
         f"{references.LU}; {references.CS231N}",
