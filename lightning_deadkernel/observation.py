@@ -89,7 +89,8 @@ class LayerStatistics:
     depth: int = 0
     """Kernel ops on the longest path from this layer to the loss; 0 for the layer next to the loss."""
     activation: str | None = None
-    """``"relu"``, ... ; None where none follows; ``"unknown"`` where it cannot be read."""
+    """``"relu"``, ... ; None where none follows; ``"attention"`` where that reads the channels; ``"mixed"`` where the
+    next activation is one of several channels together; ``"unknown"`` where it cannot be read."""
     gating: Gating | None = None
     """None where no activation is readable on every path to the loss."""
     rows: Rows = "kernels"

@@ -9,6 +9,7 @@ from torch import nn
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
 from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.ops import adds_up
 from lightning_deadkernel.graph.paths import Paths
 from lightning_deadkernel.observation import Gating, Rows
 
@@ -125,7 +126,10 @@ class LayerFacts:
 
     @property
     def activation(self) -> str | None:
-        """Label of the activation; None where none follows; ``"unknown"`` where it cannot be read."""
+        """Label of the activation; None where none follows; ``"mixed"`` where it is that of several channels together;
+        ``"unknown"`` where it cannot be read."""
+        if self.lost and adds_up(self.lost) and not (self.unknown or self.unreadable):
+            return "mixed"
         if self.unknown or self.lost or self.unreadable:
             return "unknown"
         if not self.readable:

@@ -104,6 +104,12 @@ FUNCTIONS = frozenset(
 )
 """Functions of each entry alone, of which hand-written norms, gates and losses are made."""
 
+
+def adds_up(name: str) -> bool:
+    """Whether an op makes averages, sums or extremes of entries, so that over the channels' axis it mixes channels."""
+    return name in REDUCTIONS or "AvgPool" in name or "Upsample" in name
+
+
 COMPILED = frozenset({"CompiledFunction"})
 CHECKPOINTS = frozenset({"CheckpointFunction"})
 

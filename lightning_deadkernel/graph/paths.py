@@ -384,7 +384,7 @@ class PathTracer:
                 channels,
                 parts,
                 None if parts else blended,
-                not parts and any(trace.gated for trace in traces),
+                not parts and all(trace.gated for trace in traces),
                 None if live else traces[0].behind,
                 function,
                 bool(apart) and (name in REDUCTIONS or all(trace.averaged for trace in apart)),

@@ -320,3 +320,23 @@ def test_a_penalty_in_the_loss_keeps_dead_channels_dead() -> None:
 
     net = Penalised(lambda net, x: net.head(F.relu(net.conv(x))), conv=conv(dead=DEAD), head=conv(8, 2))
     assert watch(net, images())["conv"].dead == list(DEAD)
+
+
+def test_channels_that_an_average_mixes_before_an_activation_have_a_word_of_their_own_and_none_is_called_dead() -> None:
+    def resized(net: Any, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(net.conv(x).permute(0, 2, 1, 3), (4, 8)).permute(0, 2, 1, 3)
+
+    net = Net(lambda net, x: net.head(F.relu(resized(net, x))), conv=conv(dead=DEAD), head=nn.Conv2d(4, 2, 1))
+    report = watch(net, images())
+    assert (report["conv"].activation, report["conv"].dead) == ("mixed", [])
+    assert "AdaptiveAvgPool2D" in (report["conv"].note or "")
+
+
+def test_cross_covariance_attention_reads_its_projections() -> None:
+    def attend(net: Any, x: Tensor) -> Tensor:
+        q, k, v = net.qkv(x).reshape(4, 5, 3, 2, 4).permute(2, 0, 3, 4, 1).unbind(0)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        return net.out(((q @ k.transpose(-2, -1)).softmax(-1) @ v).permute(0, 3, 1, 2).reshape(4, 5, 8))  # type: ignore[no-any-return]
+
+    report = watch(Net(attend, qkv=nn.Linear(6, 24), out=nn.Linear(8, 2)), rows(8, 5, 6))
+    assert report["qkv"].activation == "attention"
