@@ -19,7 +19,7 @@ from lightning_deadkernel.errors import DeadKernelWarning
 from lightning_deadkernel.report.records import LayerReport
 from zoo.architectures import MODELS, Training, build, zoo_importable
 
-KINDS = ("read", "none follows", "attention or mixed", "unknown", "excluded", "tied", "frozen")
+KINDS = ("read", "none follows", "attention", "mixed", "unknown", "excluded", "tied", "frozen")
 COLUMNS = ("layers", *KINDS, "no row", "warnings")
 
 
@@ -32,7 +32,7 @@ def kind_of(layer: LayerReport) -> str:
     if layer.activation is None:
         return "none follows"
     if layer.activation != "unknown":
-        return "attention or mixed" if "attention" in layer.activation or "mixed" in layer.activation else "read"
+        return layer.activation if layer.activation in ("attention", "mixed") else "read"
     return "unknown"
 
 
@@ -43,7 +43,13 @@ def why(layer: LayerReport) -> str:
 
 
 def without_a_row(training: Training, report: Report) -> list[str]:
-    """Trained parameters of two or more axes, not vectors by shape, that belong to no listed layer and to no note."""
+    """Trained parameters of two or more axes, not vectors by shape, that belong to no listed layer and to no note.
+
+    A tied one is listed under one of its names.
+    """
+    tied: dict[int, list[str]] = {}
+    for name, parameter in training.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).extend((name, name.rpartition(".")[0]))
     names = {layer.name for layer in report.layers} | {layer.name.rpartition(".")[0] for layer in report.layers}
     notes = " ".join(report.notes)
     return [
@@ -51,7 +57,7 @@ def without_a_row(training: Training, report: Report) -> list[str]:
         for name, parameter in training.named_parameters()
         if parameter.requires_grad
         and parameter.numel() > max(parameter.shape, default=0)
-        and not {name, name.rpartition(".")[0]} & names
+        and not names.intersection(tied[id(parameter)])
         and name not in notes
     ]
 
