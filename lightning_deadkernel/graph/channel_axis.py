@@ -78,7 +78,7 @@ def _reduced(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> Channel
     return _at(at, at.axis - sum(d < at.axis for d in gone))
 
 
-_SPATIAL = re.compile(r"(?:Pool|Upsample\w*?)([123])D")
+_SPATIAL = re.compile(r"(?:[Pp]ool|Upsample\w*?)([123])D")
 
 
 def _mixed_positions(node: Any, name: str, ndim: int) -> set[int]:

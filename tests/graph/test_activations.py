@@ -228,6 +228,7 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout after": lambda x: F.dropout(F.relu(x), 0.5),
     "max pooling": lambda x: F.relu(F.max_pool2d(x, 2)),
     "average pooling": lambda x: F.relu(F.avg_pool2d(x, 2)),
+    "max unpooling": lambda x: F.relu(F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)),
     "global pooling": lambda x: F.relu(F.adaptive_avg_pool2d(x, 1)),
     "mean over positions": lambda x: F.relu(x.mean((2, 3)))[..., None, None],
     "upsampling": lambda x: F.relu(F.interpolate(x, scale_factor=2)),
