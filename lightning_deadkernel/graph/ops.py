@@ -78,8 +78,8 @@ SAME_SHAPE = frozenset(
     "MaxPool2DWithIndices MaxPool3DWithIndices MaxPool2D MaxPool3D MaxPool1DWithIndices MaxPool1D "
     "MkldnnMaxPool2D MkldnnMaxPool3D AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D "
     "AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D AdaptiveMaxPool1D AdaptiveMaxPool2D AdaptiveMaxPool3D "
-    "FractionalMaxPool2D FractionalMaxPool3D MaxUnpool2D MaxUnpool3D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
-    "UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleLinear1D UpsampleBilinear2D "
+    "FractionalMaxPool2D FractionalMaxPool3D MaxUnpool2D MaxUnpool3D UpsampleNearest1D UpsampleNearest2D "
+    "UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleLinear1D UpsampleBilinear2D "
     "UpsampleBicubic2D UpsampleTrilinear3D UpsampleBilinear2DAa UpsampleBicubic2DAa Slice Narrow "
     "Repeat AllReduce AllGather RegisterPostBackwardFunction".split()
 )
