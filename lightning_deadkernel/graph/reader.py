@@ -15,9 +15,10 @@ from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layers import Layer, LayerTable
 from lightning_deadkernel.graph.ops import NORMS
 from lightning_deadkernel.graph.parts import Part
-from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths, PathTracer
+from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths
 from lightning_deadkernel.graph.rows_in_graph import NO_KERNEL_OPS, first_ops, is_factor, lookups_of, rows_in
 from lightning_deadkernel.graph.topology import Gathered, Topology, walk
+from lightning_deadkernel.graph.tracer import PathTracer
 from lightning_deadkernel.observation import OF_KERNELS as BY_OP
 from lightning_deadkernel.observation import Consumer
 

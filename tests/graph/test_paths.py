@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lightning_deadkernel.graph.kernel_ops import KernelOps
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.parts import Part
-from lightning_deadkernel.graph.paths import Paths, PathTracer
+from lightning_deadkernel.graph.paths import Paths
 from lightning_deadkernel.graph.topology import Topology, walk
+from lightning_deadkernel.graph.tracer import PathTracer
 
 OPS = ("relu", "scale", "norm", "pool", "drop")
 step = st.tuples(st.sampled_from(OPS), st.integers(0, 5), st.integers(0, 5))

@@ -25,9 +25,9 @@ def largest(x: Tensor, k: int) -> Tensor:
 
 
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], str, str]] = {
-    "x * (x > 0)": (lambda x: x * (x > 0), "mul", "dead"),
-    "x * (x > 0).float()": (lambda x: x * (x > 0).float(), "mul", "dead"),
-    "JumpReLU": (lambda x: x * (x > 0.1).to(x.dtype), "mul", "dead"),
+    "x * (x > 0)": (lambda x: x * (x > 0), "mask", "dead"),
+    "x * (x > 0).float()": (lambda x: x * (x > 0).float(), "mask", "dead"),
+    "JumpReLU": (lambda x: x * (x > 0.1).to(x.dtype), "mask", "dead"),
     "where(x > 0, x, 0)": (lambda x: torch.where(x > 0, x, 0.0), "where", "dead"),
     "where(x <= 0, 0, x)": (lambda x: torch.where(x <= 0, 0.0, x), "where", "dead"),
     "masked_fill": (lambda x: x.masked_fill(x < 0, 0.0), "masked_fill", "dead"),
