@@ -30,6 +30,8 @@ def _removable(layer: LayerWindow, report: LayerReport, seen: bool) -> Tensor:
         nothing |= layer.norm_scale == 0
     if layer.shift is not None:
         nothing &= layer.shift == 0
+    if layer.shared_statistics:  # what is zero there counts in the mean of the others
+        return removable
     some, none = gradient_seen(layer)
     return removable | (nothing & none & ~some)
 

@@ -193,12 +193,12 @@ def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segment
 
 
 def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
+    entry["off_gradient"], entry["shared_statistics"] = facts.off_gradient, facts.statistics
     keys: list[ActivationKey] = [key for key in facts.activations if ("fired", key) in seen.segments]
     if facts.gating is None or not keys:
         entry["gating"] = None
         return
     entry["fired"] = torch.stack([seen.segments["fired", key] for key in keys]).amax(0) > 0
-    entry["off_gradient"], entry["shared_statistics"] = facts.off_gradient, facts.statistics
     readable = torch.tensor([bool(facts.readable >> channel & 1) for channel in range(entry["channels"])])
     entry["readable"] = None if bool(readable.all()) else readable
     entry["exact"] = seen.counts.unread == 0

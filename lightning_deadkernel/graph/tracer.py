@@ -316,6 +316,8 @@ class PathTracer:
         activation = reader(node) if reader is not None and len(live) == 1 and trace.parts else None
         if reader is None or activation is None:
             return False
+        if trace.averaged and activation.kind == "bounded" and name in FUNCTIONS:
+            return False  # the least that a norm is divided by is no activation
         if self.beyond:
             self._put((index, 0), trace)
             return True

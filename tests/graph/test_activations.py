@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from helpers.tiny_nets import DEAD, Net, between, conv, images, kill, reader_of, rows, watch
 from lightning_deadkernel.graph.facts import LayerFacts
@@ -325,6 +326,7 @@ WRITTEN_NORMS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "F.normalize": (F.normalize, "silent"),
     "root mean square": (lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5), "silent"),
     "local response": (lambda x: F.local_response_norm(x, 2), "silent"),
+    "F.normalize of positions": (lambda x: F.normalize(x, dim=2), "dead"),
     "softmax by hand": (lambda x: (e := torch.exp(x / 99)) / e.sum(1, keepdim=True) - 0.01, "silent"),
     "layer norm of all": (lambda x: F.layer_norm(x, x.shape[1:]), "silent"),
     "the mean of each channel": (lambda x: x - x.mean((2, 3), keepdim=True), "dead"),
@@ -357,6 +359,19 @@ def test_only_channels_whose_removal_changes_nothing_count_as_savings() -> None:
         return savings.channels
 
     assert (dead(nn.LayerNorm(8)), dead(nn.BatchNorm1d(8))) == (0, 1)
+
+
+@pytest.mark.parametrize(("axis", "count"), [(1, 0), (0, 1)])
+def test_a_pruned_kernel_counts_in_the_mean_of_the_others_and_may_not_go(axis: int, count: int) -> None:
+    net = Net(
+        lambda net, x: net.head((h := net.fc(x)) - h.mean(axis, keepdim=True)), fc=nn.Linear(5, 8), head=nn.Linear(8, 2)
+    )
+    mask = torch.ones(8, 5).index_fill(0, torch.tensor([3]), 0.0)
+    prune.custom_from_mask(net.fc, "weight", mask)
+    net.fc.register_parameter("bias", None)
+    savings = watch(net, rows(8, 5)).savings
+    assert savings is not None
+    assert savings.channels == count
 
 
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.LayerNorm((8, 8, 8)), nn.BatchNorm2d(8, affine=False)])
