@@ -38,6 +38,10 @@ MOST_ROWS = 20
 """Layers in the brief table; the rest is counted and is in the full document."""
 
 
+MOST_MEASURED = 20_000
+"""Kernels up to which a page tells what was measured of each: some 30 letters a kernel."""
+
+
 def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) -> Document:
     """All that the report says: verdict, findings, kernels, layers, and what was not watched.
 
@@ -46,19 +50,17 @@ def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) 
         pictures: title -> PNG, in the order in which to show them.
     """
     audited = report.audited is not None
+    others = _section("Remarks" if report.problems else "Findings", _statements(_others(report)))
     blocks: list[Block | None] = [
         Paragraph(sentences.watched_and_not(report)),
         _section("Problems", _statements([_problem(report, problem) for problem in report.problems])),
-        _section("Remarks" if report.problems else "Findings", _statements(_others(report))),
-        _section("What pruning would save", *_savings(report)),
+        *([] if report.problems else [others]),
+        _section("Pictures", _pictures(pictures or {})),
         # an audit knows no states: which kernels are zero, its findings say
         _section("Every kernel", None if audited else _kernel_map(report)),
-        _section("Pictures", Pictures(tuple(pictures.items())) if pictures else None),
-        _section(
-            "Layers",
-            layer_table(report.watched, audited=audited),
-            _bullets(_notes_on_layers(report)),
-        ),
+        _section("Layers", layer_table(report.watched, audited=audited), _bullets(_notes_on_layers(report))),
+        *([others] if report.problems else []),
+        _section("What pruning would save", *_savings(report)),
         _section("Not watched", _bullets(_not_watched(report))),
         _section("Notes", _bullets(report.notes)),
         _section("Run", _bullets(_run(report))),
@@ -103,6 +105,15 @@ def _section(title: str, *blocks: Block | None) -> Section | None:
     """A section of what there is; None where there is nothing."""
     there = tuple(block for block in blocks if block is not None)
     return Section(title, there) if there else None
+
+
+def _pictures(pictures: Mapping[str, bytes]) -> Pictures | None:
+    """Pictures under their names in words."""
+    named = tuple(
+        (title.replace("_", " ").capitalize() if title.isidentifier() else title, png)
+        for title, png in pictures.items()
+    )
+    return Pictures(named) if named else None
 
 
 def _bullets(items: Sequence[Text]) -> Bullets | None:
@@ -256,10 +267,29 @@ def _kernel_map(report: ReportRecord) -> KernelMap | None:
         legend=tuple(LegendEntry(SHOWN[word].name, SHOWN[word].meaning, SHOWN[word].colour) for word in shown),
         mark=ZERO_KERNEL_FLAG.meaning if any(layer.zero_kernels for layer in layers) else "",
         strips=tuple(
-            Strip(layer.name, cells.translate(place_in_legend), tuple(layer.zero_kernels), kernels_in_words(layer))
+            Strip(
+                name=layer.name,
+                cells=cells.translate(place_in_legend),
+                marks=tuple(layer.zero_kernels),
+                text=kernels_in_words(layer),
+                measures=_measures(layer) if report.channels <= MOST_MEASURED else (),
+            )
             for layer, cells in zip(layers, words, strict=True)
         ),
     )
+
+
+def _measures(layer: LayerReport) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What is known of each single kernel."""
+    values = layer.values
+    if values is None:
+        return ()
+    known = (
+        ("fires", values.firing_rate, percent),
+        ("norm", values.norms, number),
+        ("gradient", values.gradient, number),
+    )
+    return tuple((title, tuple(map(form, numbers))) for title, numbers, form in known if numbers)
 
 
 def kernels_in_words(layer: LayerReport) -> str:

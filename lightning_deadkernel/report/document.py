@@ -105,6 +105,8 @@ class Strip:
     """Kernels with a mark on their cell."""
     text: str
     """The same in words."""
+    measures: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """What was measured, and of each kernel how much: ``("fires", ("50%", "0%"))``."""
 
 
 @dataclass(frozen=True)

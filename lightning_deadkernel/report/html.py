@@ -23,9 +23,10 @@ _LEAST_MARKED_CELL = 5.0
 def to_html(document: Document) -> str:
     """The document as a self-contained page; every text is escaped.
 
-    Its one script sorts tables; the page's content security policy names it by its hash and allows no other.
+    Its one script sorts tables and tells what is under the pointer; the page's content security policy names it by its
+    hash and allows no other.
     """
-    script = _file("tables.js")
+    script = _file("page.js")
     sections = [block for block in document.blocks if isinstance(block, Section)]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _rendered("page.html.j2", document, sections=sections, script=Markup(script), digest=digest)
@@ -56,6 +57,7 @@ def _environment() -> Environment:
     environment.globals.update(
         parts=parts,
         addresses=addresses,
+        packed=_packed,
         outline=outline,
         most=MOST_STATEMENTS,
         base64=lambda png: base64.b64encode(png).decode("ascii"),
@@ -68,6 +70,11 @@ def _file(name: str) -> str:
     environment = _environment()
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
+
+
+def _packed(measures: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+    """All measures of a strip in few letters, for the page's script: there may be tens of thousands of kernels."""
+    return "|".join(f"{title} {' '.join(values)}" for title, values in measures)
 
 
 @dataclass(frozen=True)

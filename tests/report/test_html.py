@@ -128,7 +128,7 @@ def test_the_contents_lead_to_every_section() -> None:
     contents = re.findall(r'<a href="#([^"]*)">([^<]*)</a>', html)
     sections = re.findall(r'<section id="([^"]*)">\s*<h2>([^<]*)</h2>', html)
     assert contents == sections
-    assert [title for _, title in contents][:3] == ["Problems", "Remarks", "What pruning would save"]
+    assert [title for _, title in contents][:3] == ["Problems", "Every kernel", "Layers"]
 
 
 def test_of_many_findings_the_first_are_shown_and_the_others_folded() -> None:
@@ -148,7 +148,7 @@ def test_a_healthy_page_has_its_verdict_and_no_findings() -> None:
 
 
 def test_the_legend_explains_what_is_shown_and_no_more() -> None:
-    legend = re.search(r'<ul class="legend">(.*?)</ul>', to_html(describe(sick_report())), flags=re.DOTALL)
+    legend = re.search(r'<ul class="legend"[^>]*>(.*?)</ul>', to_html(describe(sick_report())), flags=re.DOTALL)
     assert legend is not None
     names = ["active", "dead", "zero-gradient", "rare", "zero kernel"]
     assert re.findall(r"<b>([^<]*)</b>", legend.group(1)) == names
@@ -237,6 +237,47 @@ def test_a_browser_shows_the_findings_and_makes_no_element_of_a_name(hostile: bo
 
 
 @pytest.mark.browser
+@pytest.mark.browser
+def test_a_click_sorts_the_layers_and_the_pointer_tells_of_a_kernel(tmp_path: Path) -> None:
+    selenium = pytest.importorskip("selenium.webdriver")
+    driver_path = shutil.which("chromedriver")
+    if CHROMIUM is None or driver_path is None:
+        pytest.skip("no chromium and chromedriver on PATH")
+    path = tmp_path / "report.html"
+    sick_report().save(path)
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,2000"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(driver_path))
+    try:
+        driver.get(path.as_uri())
+
+        def layers() -> list[str]:
+            return [cell.text for cell in driver.find_elements("css selector", "tbody td:first-child")]
+
+        dead = next(b for b in driver.find_elements("css selector", "th button") if b.text == "dead")
+        assert layers() == ["features.0", "features.3", "attention.mix", "head"]
+        dead.click()
+        assert layers()[:2] == ["features.3", "features.0"]
+        dead.click()
+        assert layers()[:2] == ["features.0", "features.3"]
+        strip = driver.find_element("css selector", ".strip")
+        svg = strip.find_element("css selector", "svg")
+        before = strip.find_element("css selector", ".soft").text
+        cell = svg.size["width"] / 16
+        place = round(-svg.size["width"] / 2 + 3.5 * cell)
+        selenium.ActionChains(driver).move_to_element_with_offset(svg, place, 0).perform()
+        told = strip.find_element("css selector", ".soft").text
+        assert told == "kernel 3: dead, fires 0%, norm 1.0e-12, gradient 0"
+        selenium.ActionChains(driver).move_to_element(dead).perform()
+        assert strip.find_element("css selector", ".soft").text == before
+        assert driver.get_log("browser") == []
+    finally:
+        driver.quit()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_a_browser_paints_the_states_in_their_colours(tmp_path: Path) -> None:
     plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib reads the picture")

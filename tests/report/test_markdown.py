@@ -47,7 +47,7 @@ def test_the_note_is_the_golden_one(kind: str, golden: Callable[[str, str], None
 def test_the_verdict_comes_before_findings_layers_and_what_was_not_watched() -> None:
     text = sick_report().to_markdown()
     headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
-    assert headings == ["Problems", "Remarks", "What pruning would save", "Layers", "Not watched", "Notes", "Run"]
+    assert headings == ["Problems", "Layers", "Remarks", "What pruning would save", "Not watched", "Notes", "Run"]
     verdict = "**head: all kernels are identical (constant initialisation). In all: 4 problems and"
     assert text.index(verdict) < text.index("## Problems")
 

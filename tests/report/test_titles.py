@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import lightning  # noqa: F401 (it tells which rank may warn)
 import pytest
 
 from helpers.windows import FIRST_OFF, Run, layer, start

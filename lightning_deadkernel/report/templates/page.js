@@ -1,4 +1,5 @@
-// Tables sort by a click on a heading, and long ones have a filter. Without this script they are as complete.
+// Tables sort by a click on a heading, and long ones have a filter; a kernel under the pointer says what it is. Without
+// this script the page is as complete.
 for (const table of document.querySelectorAll(".deadkernel table")) {
   const body = table.tBodies[0], headings = [...table.tHead.rows[0].cells];
   const value = (row, column) => {
@@ -33,5 +34,21 @@ for (const table of document.querySelectorAll(".deadkernel table")) {
       for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
     });
     table.parentElement.before(input);
+  }
+}
+for (const map of document.querySelectorAll(".deadkernel .map")) {
+  const names = JSON.parse(map.parentElement.querySelector("[data-names]").dataset.names);
+  for (const strip of map.querySelectorAll(".strip")) {
+    const svg = strip.querySelector("svg"), text = strip.querySelector(".soft"), whole = text.textContent;
+    const cells = atob(strip.dataset.cells), measures = strip.dataset.measures.split("|").filter(Boolean).map((line) => line.split(" "));
+    svg.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect(), { width: columns, height: rows } = svg.viewBox.baseVal;
+      const column = Math.floor((event.clientX - box.left) / box.width * columns);
+      const kernel = Math.floor((event.clientY - box.top) / box.height * rows) * columns + column;
+      if (column < 0 || column >= columns || !(kernel < cells.length)) return;
+      const measured = measures.map(([title, ...values]) => `, ${title} ${values[kernel]}`).join("");
+      text.textContent = `kernel ${kernel}: ${names[cells.charCodeAt(kernel)]}${measured}`;
+    });
+    svg.addEventListener("pointerleave", () => { text.textContent = whole; });
   }
 }
