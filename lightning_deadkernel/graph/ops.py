@@ -80,8 +80,8 @@ SAME_SHAPE = frozenset(
     "AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D AdaptiveMaxPool1D AdaptiveMaxPool2D AdaptiveMaxPool3D "
     "FractionalMaxPool2D FractionalMaxPool3D MaxUnpool2D MaxUnpool3D UpsampleNearest1D UpsampleNearest2D "
     "UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D "
-    "UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D UpsampleBilinear2DAa UpsampleBicubic2DAa Slice Narrow "
-    "Repeat AllReduce AllGather RegisterPostBackwardFunction".split()
+    "UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D UpsampleBilinear2DAa "
+    "UpsampleBicubic2DAa Slice Narrow Repeat AllReduce AllGather RegisterPostBackwardFunction".split()
 )
 """Keeps the channel axis where it is, counted from the right; its size there must not change."""
 

@@ -1,0 +1,187 @@
+"""What the monitor says after a real fit, against the oracle."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+
+from fuzz.network import Loader, Network, batches, build
+from fuzz.oracle import Oracle
+from fuzz.programs import Program
+from lightning_deadkernel import DeadKernelMonitor, Report
+from lightning_deadkernel.errors import DeadKernelInternalWarning
+from lightning_deadkernel.report.records import LayerReport
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One claim that does not hold."""
+
+    kind: str
+    layer: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.layer}: {self.what}"
+
+
+@dataclass
+class Outcome:
+    """A network after its training."""
+
+    net: Network
+    random_states: torch.Tensor
+    """Of torch's generator: as each step found it, and at the end."""
+    report: Report | None
+    warned: list[str]
+
+
+def fit(program: Program, watched: bool) -> Outcome:
+    """Trains through Lightning, with the monitor or without."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    net = build(program)
+    monitor = DeadKernelMonitor(log_figures=False, log_histograms=False, save_report=False, on_finding="ignore")
+    options: dict[str, Any] = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    with warnings.catch_warnings(record=True) as caught, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("always")
+        torch.manual_seed(0)
+        trainer = L.Trainer(callbacks=[monitor] if watched else [], **options)
+        trainer.fit(net, Loader(batches(program)))
+    internal = [str(w.message) for w in caught if issubclass(w.category, DeadKernelInternalWarning)]
+    return Outcome(net, torch.stack([*net.random_states, torch.get_rng_state()]), monitor.report, internal)
+
+
+def disagreements(program: Program) -> list[Disagreement]:
+    """All claims about one network that do not hold."""
+    try:
+        seen = fit(program, True)
+    except Exception as error:
+        return [Disagreement("the fit failed", "", f"{type(error).__name__}: {error}")]
+    found = [Disagreement("internal warning", "", text) for text in seen.warned]
+    found += _training(program, seen)
+    if seen.report is None:
+        return [*found, Disagreement("no report", "", "the monitor made none")]
+    oracle = Oracle(program)
+    for layer in seen.report.layers:
+        known = layer.name in oracle.truths and not (layer.name in oracle.turned and layer.name not in program.live())
+        if known and layer.excluded is None:
+            found += _states(layer, oracle)
+    return [*found, *_savings(seen.report, oracle)]
+
+
+def _training(program: Program, seen: Outcome) -> list[Disagreement]:
+    """Weights, buffers and random numbers are those of a training without the monitor."""
+    found: list[Disagreement] = []
+    for _ in range(4):  # a sum can differ from run to run by where its numbers lie in memory: not in all of them
+        found = list(_differences(seen, fit(program, False)))
+        if not found:
+            break
+        seen = fit(program, True)
+    return found
+
+
+def _differences(seen: Outcome, plain: Outcome) -> Iterator[Disagreement]:
+    other = plain.net.state_dict()
+    for name, value in seen.net.state_dict().items():
+        if not torch.equal(value.nan_to_num(), other[name].nan_to_num()):
+            yield Disagreement("training differs", name, "it is not what it is without the monitor")
+    if not torch.equal(seen.random_states, plain.random_states):
+        yield Disagreement("training differs", "", "random numbers were drawn")
+
+
+def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
+    truth = oracle.truths[layer.name]
+    states = layer.states
+    if len(states) != len(truth.kernel_gradient):
+        yield Disagreement(
+            "channels", layer.name, f"{len(states)} are reported, of which there are {len(truth.kernel_gradient)}"
+        )
+        return
+
+    def where(*wanted: str) -> list[int]:
+        return [channel for channel, state in enumerate(states) if state in wanted]
+
+    def say(kind: str, channels: list[int], what: str) -> Iterator[Disagreement]:
+        if channels:
+            read = f"read by {layer.evidence}, {layer.activation}" + (f", note: {layer.note}" if layer.note else "")
+            yield Disagreement(kind, layer.name, f"channels {channels} {what} ({read}; states {states})")
+
+    def nonzero(values: torch.Tensor | None, channels: list[int]) -> list[int]:
+        return [] if values is None else [channel for channel in channels if float(values[channel]) != 0]
+
+    dead = where("dead")
+    yield from say("dead with a gradient at the kernel", nonzero(truth.kernel_gradient, dead), "have one")
+    # exactly 0 for want of a bias and of inputs, it stays so, though some activations pass a gradient there
+    still = [] if truth.has_bias or truth.low is None else (truth.constant() & (truth.low == 0)).nonzero().flatten()
+    yield from say(
+        "dead with a gradient at the output",
+        nonzero(truth.output_gradient, sorted(set(dead) - {int(channel) for channel in still})),
+        "have one",
+    )
+    yield from say("dead though it fires", nonzero(truth.fires, dead), "make some rectifier positive, or meet none")
+    if truth.low is not None:
+        kept = sorted(set(dead) - set(oracle.may_go(layer.name, dead)))
+        yield from say("dead though it matters", kept, "change the output when they are replaced")
+    silenced = where("starved", "zero-gradient")
+    yield from say(
+        f"called {_words(states, silenced)} with a gradient", nonzero(truth.kernel_gradient, silenced), "have one"
+    )
+    active = where("active", "frozen")
+    if truth.output_gradient is not None and truth.fires is not None and truth.passes is not None:
+        mute = [c for c in active if not float(truth.output_gradient[c]) and not float(truth.kernel_gradient[c])]
+        mute = sorted(set(mute) - set(_behind_a_shift(layer.name, oracle)))
+        yield from say("active without a gradient", mute, "have none at the output nor at the kernel")
+        never = [c for c in active if not float(truth.fires[c]) and not float(truth.passes[c])]
+        never = [] if layer.name in oracle.turned else sorted(set(never) - set(_behind_a_shift(layer.name, oracle)))
+        yield from say("active though it never fired", never, "make no rectifier positive, and pass no activation")
+    shut = truth.shut()
+    hidden = layer.name in oracle.hidden
+    if shut is not None and not hidden and layer.evidence in ("activation", "sampled activation"):
+        without = (shut & (truth.kernel_gradient == 0)).nonzero().flatten().tolist()
+        missed = [channel for channel in without if states[channel] not in ("dead", "unknown", "excluded")]
+        yield from say(f"shut by rectifiers, called {_words(states, missed)}", missed, "never passed any of them")
+
+
+def _behind_a_shift(layer: str, oracle: Oracle) -> list[int]:
+    """Channels that are constant, or cut off by a scale of zero, where the shift of a norm may learn in their place."""
+    truth, ops = oracle.truths[layer], oracle.program.ops
+    penalised = any(op.name == "penalty" and op.options["layer"] == layer for op in ops)
+    if penalised or truth.arrives is None or not any(op.name.endswith("_norm") for op in ops):
+        return []
+    return [int(channel) for channel in (truth.constant() | (truth.arrives == 0)).nonzero().flatten()]
+
+
+def _words(states: list[str], channels: list[int]) -> str:
+    return ", ".join(sorted({states[channel] for channel in channels}))
+
+
+def _savings(report: Report, oracle: Oracle) -> Iterator[Disagreement]:
+    """No more channels are said to be removable than may go."""
+    if report.savings is None or not report.savings.channels:
+        return
+    removable = 0
+    for layer in report.layers:
+        truth = oracle.truths.get(layer.name)
+        if truth is None or truth.low is None or len(layer.states) != len(truth.kernel_gradient):
+            removable += layer.channels
+            continue
+        quiet = (truth.kernel_gradient == 0).nonzero().flatten().tolist()
+        removable += len(oracle.may_go(layer.name, quiet))
+    if report.savings.channels > removable:
+        yield Disagreement("savings", "", f"{report.savings.channels} channels are said to go, {removable} may")

@@ -1,0 +1,98 @@
+"""Terms of the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fuzz.network import Network
+from fuzz.ops.registry import ALL, op, used_before
+from fuzz.programs import Op
+
+
+def _given(net: Network, *values: Tensor) -> list[Tensor]:
+    for x in values:
+        net.read(x)
+        net.outputs.append(x)
+    return [x.double() if x.dtype == torch.float64 else x.float() for x in values]
+
+
+@op("loss", ALL, weight=4)
+def mse(net: Network, me: Op, x: Tensor) -> Tensor:
+    (x,) = _given(net, x)
+    return F.mse_loss(x, torch.full_like(x, 0.3))
+
+
+@op("loss", "flat", weight=4)
+def cross_entropy(net: Network, me: Op, x: Tensor) -> Tensor:
+    (x,) = _given(net, x)
+    return F.cross_entropy(x, torch.arange(len(x)) % x.shape[1])
+
+
+@op("loss", ALL, weight=1)
+def bce(net: Network, me: Op, x: Tensor) -> Tensor:
+    (x,) = _given(net, x)
+    return F.binary_cross_entropy_with_logits(x, torch.full_like(x, 0.9))
+
+
+@op("loss", ALL, weight=1)
+def smooth_l1(net: Network, me: Op, x: Tensor) -> Tensor:
+    (x,) = _given(net, x)
+    return F.smooth_l1_loss(x, torch.full_like(x, 0.3))
+
+
+@op("loss", ALL, weight=1)
+def mean_square(net: Network, me: Op, x: Tensor) -> Tensor:
+    (x,) = _given(net, x)
+    return (x * x).mean() + x.sum() / x.numel()
+
+
+@op("loss", ALL, weight=1)
+def hinge(net: Network, me: Op, x: Tensor) -> Tensor:
+    (x,) = _given(net, net.activated(F.relu, 1 - x, True))  # a hinge that is shut is a rectifier that is off
+    return x.mean()
+
+
+@op("loss", ALL, values=2, weight=1.5)
+def mse_between(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    if x.shape != y.shape:
+        raise ValueError(f"shapes {tuple(x.shape)} and {tuple(y.shape)} differ")
+    x, y = _given(net, x, y)
+    return F.mse_loss(x, y)
+
+
+@op("loss", "flat", values=2, weight=1)
+def distillation(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    x, y = _given(net, x, y)
+    return F.kl_div(x.log_softmax(1), y.log_softmax(1), log_target=True, reduction="batchmean")
+
+
+@op("loss", "flat", values=2, weight=0.7)
+def cosine_between(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    x, y = _given(net, x, y)
+    return 1 - F.cosine_similarity(x, y).mean()
+
+
+@op("loss", "flat", values=2, weight=0.7)
+def contrastive(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    x, y = _given(net, x, y)
+    return F.cross_entropy(x @ y.t(), torch.arange(len(x)))
+
+
+@op("penalty", "", draw=used_before)
+def penalty(net: Network, me: Op) -> Tensor:
+    """An L2 term: a gradient at the kernel that says nothing of what listens to it."""
+    return 1e-3 * sum((leaf.float() ** 2).sum() for leaf in net.kernels[me.options["layer"]].leaves())
+
+
+@op("double", ALL, draw=lambda r, x: {"input": None})
+def gradient_penalty(net: Network, me: Op, x: Tensor) -> Tensor:
+    """Double backward, as in WGAN-GP and physics-informed losses."""
+    net.read(x)
+    given = net.values[me.options["input"]]
+    if getattr(net.watcher, "cuts", False):  # the path to the input ends at the first activation
+        net.watcher.end(x)
+        return x.sum() * 0
+    (slope,) = torch.autograd.grad(x.square().sum(), given, create_graph=True)
+    return (slope.float().flatten(1).square().sum(1) + 1e-6).sqrt().sub(1).square().mean()
