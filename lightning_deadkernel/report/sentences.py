@@ -68,7 +68,7 @@ def watched(report: ReportRecord) -> str:
     layers = len(report.layers)
     what = f"{_of(report.channels, kernels, 'kernel')} in {_of(len(report.watched), layers, 'layer')}"
     unknown = sum(len(layer.unknown) for layer in report.watched)
-    what += f" (what {unknown:,} of them are is unknown)" if unknown else ""
+    what += f" (what {unknown:,} of them are is unknown)" if unknown and report.audited is None else ""
     if report.audited is not None:
         return f"{what} looked at by their weights alone"
     if report.window == 0:
