@@ -128,21 +128,26 @@ def overview(reports: Sequence[Report]) -> Figure | None:
 
 
 def _stories(report: Report) -> tuple[list[_Story], int]:
-    """What was found, the worst first, layers of one fate together; and how many findings are left out."""
-
-    def fate(finding: Finding) -> tuple[str, str, str]:
-        return finding.kind, finding.cause_word, finding.advice
-
+    """The problems, then what is worth knowing, layers of one fate together; and how many findings are left out."""
+    told = {place for problem in report.problems[:_MOST_STORIES] for place in problem.places}
+    stories = [
+        _Story(
+            problem.severity,
+            wrapped(problem.title, _WIDTH - 0.4, MEDIUM, bold=True),
+            wrapped(problem.story, _WIDTH - 0.4, MEDIUM),
+        )
+        for problem in report.problems[:_MOST_STORIES]
+    ]
     groups: dict[tuple[str, str, str], list[Finding]] = {}
-    for finding in by_severity(report.findings):
-        groups.setdefault(fate(finding), []).append(finding)
+    in_problems = {place for problem in report.problems for place in problem.places}
+    for finding in by_severity([f for place, f in enumerate(report.findings) if place not in in_problems]):
+        groups.setdefault((finding.kind, finding.cause_word, finding.advice), []).append(finding)
     labels = labels_of([layer.name for layer in report.layers])
-    stories = [_story(group, labels) for group in list(groups.values())[:_MOST_STORIES]]
-    told = sum(len(group) for group in list(groups.values())[:_MOST_STORIES])
+    more = list(groups.values())[: _MOST_STORIES - len(stories)]
+    stories += [_story(group, labels) for group in more]
     if not stories:
-        lines = wrapped(watched_and_not(report), _WIDTH - 0.4, MEDIUM)
-        stories = [_Story("none", [], lines)]
-    return stories, len(report.findings) - told
+        return [_Story("none", [], wrapped(watched_and_not(report), _WIDTH - 0.4, MEDIUM))], 0
+    return stories, len(report.findings) - len(told) - sum(map(len, more))
 
 
 def _story(findings: Sequence[Finding], labels: Mapping[str, str]) -> _Story:

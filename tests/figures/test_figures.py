@@ -34,7 +34,7 @@ from lightning_deadkernel.figures.update_ratios import update_ratios
 from lightning_deadkernel.figures.weights import GAUSSIAN_NEAR_ZEROS, spread_of, weights
 from lightning_deadkernel.functional.histograms import bit_histogram
 from lightning_deadkernel.observation import STATISTICS, WindowTensors
-from lightning_deadkernel.report.records import LayerReport, OptimizerDescription, RunDescription
+from lightning_deadkernel.report.records import LayerReport, OptimizerDescription, Problem, RunDescription
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import COLOURS, DORMANT, RARE, STATES, WORD_OF_CODE, WORDS, ZERO_KERNEL, word_of
 
@@ -461,6 +461,18 @@ def test_the_overview_tells_what_was_found_and_what_to_do_before_all_pictures(un
     assert sorted(headings) == ["Every kernel", "Gradients reach", "Update ratios", "conv2"]
     lowest = min(text.get_position()[1] for text in figure.texts if text.get_text().startswith("Why: "))
     assert lowest > max(axes.get_position().y1 for axes in figure.axes)
+
+
+def test_a_problem_is_told_once_in_its_own_words_and_its_findings_are_not_told_again(unwell: list[Report]) -> None:
+    findings = (*(finding("dead_channels", name, [0]) for name in ("conv1", "conv2")), finding("rare", "fc", [1]))
+    problem = Problem("conv1 died", "warning", "It died of decay. Use AdamW.", "decayed", "Use AdamW.", "", (0, 1))
+    figure = overview([*unwell[:-1], dataclasses.replace(unwell[-1], findings=findings, problems=(problem,))])
+    shown = texts(figure)
+    assert shown.count("conv1 died") == 1
+    assert "It died of decay. Use AdamW." in shown
+    assert not any(findings[1].headline in text for text in shown)
+    assert any(findings[2].headline in text for text in shown)
+    assert not any("more finding" in text for text in shown)
 
 
 def test_layers_of_one_fate_are_one_story_and_what_is_left_out_is_counted(unwell: list[Report]) -> None:
