@@ -38,7 +38,7 @@ from lightning_deadkernel.figures.life_lines import (
 from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.figures.update_ratios import draw_update_ratios, update_headline, updated
-from lightning_deadkernel.report.records import Finding
+from lightning_deadkernel.report.records import Finding, Problem
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.sentences import by_severity, verdict, watched_and_not
 from lightning_deadkernel.report.states import COLOURS
@@ -134,7 +134,7 @@ def _stories(report: Report) -> tuple[list[_Story], int]:
         _Story(
             problem.severity,
             wrapped(problem.title, _WIDTH - 0.4, MEDIUM, bold=True),
-            wrapped(problem.story, _WIDTH - 0.4, MEDIUM),
+            wrapped(_after_title(problem), _WIDTH - 0.4, MEDIUM),
         )
         for problem in report.problems[:_MOST_STORIES]
     ]
@@ -148,6 +148,12 @@ def _stories(report: Report) -> tuple[list[_Story], int]:
     if not stories:
         return [_Story("none", [], wrapped(watched_and_not(report), _WIDTH - 0.4, MEDIUM))], 0
     return stories, len(report.findings) - len(told) - sum(map(len, more))
+
+
+def _after_title(problem: Problem) -> str:
+    """The story without the title that it may begin with, which stands above it."""
+    rest = problem.story.removeprefix(problem.title).lstrip(":. ")
+    return rest[:1].upper() + rest[1:]
 
 
 def _story(findings: Sequence[Finding], labels: Mapping[str, str]) -> _Story:

@@ -465,7 +465,9 @@ def test_the_overview_tells_what_was_found_and_what_to_do_before_all_pictures(un
 
 def test_a_problem_is_told_once_in_its_own_words_and_its_findings_are_not_told_again(unwell: list[Report]) -> None:
     findings = (*(finding("dead_channels", name, [0]) for name in ("conv1", "conv2")), finding("rare", "fc", [1]))
-    problem = Problem("conv1 died", "warning", "It died of decay. Use AdamW.", "decayed", "Use AdamW.", "", (0, 1))
+    problem = Problem(
+        "conv1 died", "warning", "conv1 died: it died of decay. Use AdamW.", "decayed", "Use AdamW.", "", (0, 1)
+    )
     figure = overview([*unwell[:-1], dataclasses.replace(unwell[-1], findings=findings, problems=(problem,))])
     shown = texts(figure)
     assert shown.count("conv1 died") == 1
