@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.training import SAFELY
 from lightning_deadkernel.demo import (
     MLP,
     DatasetNotFoundError,
@@ -274,6 +275,6 @@ def test_a_trained_small_cnn_reads_digits_and_loads_from_its_checkpoint(tmp_path
     (metrics,) = trainer.test(model, datamodule=data, verbose=False)
     assert metrics["test_accuracy"] > 0.9
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    again = SmallCNN.load_from_checkpoint(checkpoint, weights_only=True)
+    again = SmallCNN.load_from_checkpoint(checkpoint, **SAFELY)
     assert again.lr == 0.003
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

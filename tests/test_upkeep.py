@@ -16,6 +16,12 @@ CUDA = ("nvidia-", "cuda-", "triton")
 """What torch pins for itself, and constraints.txt leaves out."""
 
 
+def pins(name: str) -> list[Requirement]:
+    """What one of the files of constraints pins."""
+    lines = (ROOT / name).read_text().splitlines()
+    return [Requirement(line.partition(" #")[0]) for line in lines if not line.startswith("#")]
+
+
 def required(lines: Iterable[str], extras: Iterable[str], own: dict[str, list[str]], seen: set[str]) -> set[str]:
     """All packages that these requirements install here; `own` has the requirements of this package's extras."""
     found: set[str] = set()
@@ -33,9 +39,8 @@ def required(lines: Iterable[str], extras: Iterable[str], own: dict[str, list[st
 
 
 def test_the_constraints_pin_all_that_the_extras_install_and_nothing_else() -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = [Requirement(line.partition(" #")[0]) for line in lines if not line.startswith("#")]
-    pinned = {canonicalize_name(pin.name): pin for pin in pins if pin.marker is None or pin.marker.evaluate()}
+    here = [pin for pin in pins("constraints.txt") if pin.marker is None or pin.marker.evaluate()]
+    pinned = {canonicalize_name(pin.name): pin for pin in here}
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     try:
@@ -50,9 +55,34 @@ def test_the_constraints_pin_all_that_the_extras_install_and_nothing_else() -> N
     assert set(pinned) == needed
 
 
+def test_the_lowest_constraints_pin_the_oldest_releases_that_are_promised() -> None:
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    promised = [
+        Requirement(line) for line in [*project["dependencies"], *extras["cli"], *extras["plots"], *extras["demo"]]
+    ]
+    lowest = {canonicalize_name(pin.name): pin.specifier for pin in pins("constraints-lowest.txt")}
+    for needed in promised:
+        if needed.name != "lightning-deadkernel":
+            (floor,) = needed.specifier
+            assert floor.operator == ">="
+            assert floor.version in lowest[canonicalize_name(needed.name)], needed.name
+
+
 def test_the_source_distribution_takes_along_every_file_that_tests_read() -> None:
     included = (ROOT / "pyproject.toml").read_text().partition("sdist]")[2].partition("]\n")[0]
-    for name in ("docs", ".ci", "configs", "tests", "README.md", "constraints.txt", "CONTRIBUTING.md", "SECURITY.md"):
+    for name in (
+        "docs",
+        ".ci",
+        "configs",
+        "tests",
+        "README.md",
+        "constraints.txt",
+        "constraints-lowest.txt",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "action.yml",
+    ):
         assert (ROOT / name).exists()
         assert f'"/{name}"' in included
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.models import Layers, Tiny, images
+from helpers.training import SAFELY
 from helpers.twins import assert_identical, monitor_of, train
 from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.evidence.observer import Observer
@@ -130,7 +131,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     """A resume from the checkpoint in the folder, whatever the number of ranks."""
     os.chdir(folder)
     path = folder / "at.ckpt"
-    run = train(Tiny, monitor_of(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, weights_only=True), **_resumable())
+    run = train(Tiny, monitor_of(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, **SAFELY), **_resumable())
     return {"resumed": run.monitor.reports}
 
 

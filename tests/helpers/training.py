@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import lightning as L
@@ -20,6 +21,8 @@ SHORT: dict[str, Any] = {
     "enable_model_summary": False,
 }
 """Options of a Trainer that trains one epoch and writes and prints nothing."""
+SAFELY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(L.Trainer.fit).parameters else {}
+"""For what resumes or loads: only plain data is read from the checkpoint. Lightning before 2.6 cannot be asked."""
 
 
 def quiet(**options: Any) -> DeadKernelMonitor:

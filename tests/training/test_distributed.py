@@ -14,6 +14,7 @@ from torch import nn
 from helpers.ddp_jobs import SyncBatchNormStandIn
 from helpers.distributed import TESTS, launch
 from helpers.models import DEAD, Layers, Resumable, Tiny, dead
+from helpers.training import SAFELY
 from helpers.twins import monitor_of, train, train_twice
 from lightning_deadkernel import Report
 
@@ -75,7 +76,7 @@ def test_a_window_half_open_on_two_ranks_is_taken_up_by_two_by_three_and_by_one(
         monitor_of(),
         data=Resumable,
         max_epochs=1,
-        fit=lambda t, m, d: t.fit(m, d, ckpt_path=tmp_path / "at.ckpt", weights_only=True),
+        fit=lambda t, m, d: t.fit(m, d, ckpt_path=tmp_path / "at.ckpt", **SAFELY),
     ).report
     for ranks, report in ((3, by_three), (1, by_one)):
         assert (report.window, report.batches, report.optimizer_steps) == (1, 6, 6)

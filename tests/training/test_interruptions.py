@@ -18,6 +18,7 @@ import lightning_deadkernel.training.run
 import lightning_deadkernel.training.window_end
 from helpers import models
 from helpers.models import DEAD, Tiny, dead
+from helpers.training import SAFELY
 from helpers.twins import monitor_of, train, train_twice
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning
@@ -105,7 +106,7 @@ def test_a_checkpoint_that_is_saved_on_an_exception_can_be_resumed(tmp_path):
         enable_checkpointing=True,
     )
     path = tmp_path / "on_exception.ckpt"
-    run = train(Tiny, monitor_of(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, weights_only=True))
+    run = train(Tiny, monitor_of(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, **SAFELY))
     assert run.trainer.global_step == 12
     assert dead(run.report) == DEAD
 

@@ -12,15 +12,16 @@ from torch.utils.data import DataLoader
 import lightning_deadkernel.evidence.step_statistics
 import lightning_deadkernel.training.record
 from helpers.models import DEAD, Layers, Resumable, Save, Tiny, dead, images
+from helpers.training import SAFELY
 from helpers.twins import assert_identical, monitor_of, train
 from lightning_deadkernel.errors import DeadKernelInternalWarning, DeadKernelWarning
 
 
 def resume(path, **options):
-    weights_only = options.pop("weights_only", None)
+    loading = options.pop("loading", {})
 
     def fit(trainer, model, data):
-        trainer.fit(model, data, ckpt_path=path, weights_only=weights_only)
+        trainer.fit(model, data, ckpt_path=path, **loading)
 
     return train(options.pop("make", Tiny), options.pop("monitor", monitor_of()), data=Resumable, fit=fit, **options)
 
@@ -49,7 +50,7 @@ def same_reports(resumed, whole) -> None:
 def test_the_history_of_a_resumed_run_equals_the_uninterrupted_runs(tmp_path, step, every):
     path = tmp_path / "at.ckpt"
     whole = saved(path, step, monitor_of(every_n_train_steps=every))
-    resumed = resume(path, monitor=monitor_of(every_n_train_steps=every), weights_only=True)
+    resumed = resume(path, monitor=monitor_of(every_n_train_steps=every), loading=SAFELY)
     same_reports(resumed.monitor.reports, whole.monitor.reports)
     assert dead(resumed.report) == DEAD
     assert_identical(resumed.monitor.state_dict()["history"], whole.monitor.state_dict()["history"], "history")

@@ -10,9 +10,9 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import (
     EarlyStopping,
-    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
@@ -240,7 +240,13 @@ def test_a_layer_that_is_used_on_unsampled_steps_alone_is_watched():
 
 @pytest.mark.parametrize(
     "averaging",
-    [lambda: [EMAWeightAveraging(decay=0.9)], lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1)]],
+    [
+        pytest.param(
+            lambda: [callbacks.EMAWeightAveraging(decay=0.9)],
+            marks=pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="Lightning 2.6 brought it"),
+        ),
+        lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1)],
+    ],
     ids=["EMA", "SWA"],
 )
 def test_callbacks_that_swap_weights_get_along(averaging):
