@@ -119,7 +119,7 @@ def _labelled(
     label: str, text: str, *facts: tuple[str, str], width: int = _LABEL, label_style: str = "", style: str = ""
 ) -> RenderableType:
     """Labels on the left, texts wrapped on the right."""
-    grid = Grid.grid(padding=(0, 1), collapse_padding=True)
+    grid = Grid.grid(padding=(0, 1, 0, 0))
     grid.add_column(min_width=width, no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row(Text(label, style=label_style), Text(text, style=style))
