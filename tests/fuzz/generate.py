@@ -14,6 +14,9 @@ from fuzz.oracle import probed
 from fuzz.programs import Op, Program
 
 NORMS_WITH_SCALE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
+REFUSALS = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
+"""What torch raises of a line that does not fit."""
+
 LARGE = 1e4
 """Where the loss and the gradients are smaller, a step changes next to nothing."""
 
@@ -49,7 +52,7 @@ def trains(made: Program) -> bool:
                 return False
             optimizer.step()
         probed(net, batches(made)[0], 0)  # what the oracle cannot cut where it works in place is left out
-    except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+    except REFUSALS:
         return False
     return bool(net.kernels)
 
@@ -95,7 +98,7 @@ class _Draft:
         """Runs a line; keeps it if it does not raise."""
         try:
             out = OPS[op.name].run(self.net, op, *(self.values[name][0] for name in op.args))
-        except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError, NotImplementedError):
+        except REFUSALS:
             if op.target in self.net._modules:
                 del self.net._modules[op.target]
                 self.net.kernels.pop(op.target, None)
