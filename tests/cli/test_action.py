@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-ACTION = Path(__file__).parents[2] / "action.yml"
+ACTION = Path(__file__).parents[2] / ".github" / "actions" / "audit" / "action.yml"
 
 
 @pytest.mark.slow
