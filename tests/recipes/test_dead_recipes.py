@@ -268,3 +268,14 @@ def test_a_masked_kernel_that_hands_on_its_bias_is_not_removable() -> None:
     assert report["net.1"].zero_kernels == [2]
     assert report.savings is not None
     assert report.savings.channels == 0
+
+
+def test_a_channel_in_the_statistics_of_others_is_not_removable_though_its_scale_is_zero() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 10))
+    with torch.no_grad():
+        net[2].weight[2] = 0.0
+        net[4].weight.zero_()  # no gradient comes back from here, so that nothing wakes it
+    net[4].requires_grad_(False)
+    report = last(train(net, sgd(0.01), epochs=1))
+    assert report.savings is not None
+    assert report.savings.channels == 0
