@@ -42,7 +42,8 @@ class LayerOverlap:
     jaccard: float | None
     """Mean over the pairs of runs of |A & B| / |A | B|; None where no pair has a dead channel."""
     chance: float | None
-    """What `jaccard` would be on average if each run's dead channels were drawn at random, see `expected_jaccard`."""
+    """What `jaccard` would be on average if each run's dead channels were drawn at random, see `expected_jaccard`; None
+    where no two runs have dead channels."""
     p_value: float | None
     """Share of such random draws that overlap at least as much; None where no two runs have dead channels."""
 
@@ -81,7 +82,7 @@ class Comparison:
 
     def verdict(self) -> str:
         """The answer in one line."""
-        told = [layer for layer in self.layers if layer.jaccard is not None and layer.chance is not None]
+        told = [layer for layer in self.layers if layer.jaccard is not None]
         if not self.layers:
             return "No layer is in all of these runs, so nothing can be compared."
         if not told:
@@ -101,7 +102,7 @@ class Comparison:
 
     def reading(self) -> str:
         """How to read the numbers; empty where there are none."""
-        return _READING if any(layer.ever for layer in self.layers) else ""
+        return _READING if self.p_value is not None else ""
 
     def document(self) -> Document:
         """The answer, the dead kernels of each layer, and the findings of each run."""
@@ -230,7 +231,8 @@ def _overlap(
         always=tuple(sorted(frozenset.intersection(*sets))),
         ever=tuple(sorted(frozenset.union(*sets))),
         jaccard=sum(indices) / len(indices) if indices else None,
-        chance=sum(chances) / len(chances) if chances else None,
+        # where only one run has dead kernels nothing can overlap, by chance or not
+        chance=sum(chances) / len(chances) if draws is not None else None,
         p_value=None if draws is None else _p_value(_shared(sets), draws),
     )
     return overlap, draws

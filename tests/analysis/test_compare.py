@@ -62,8 +62,10 @@ def test_runs_without_dead_kernels_have_no_index() -> None:
 def test_dead_kernels_in_one_run_only_have_index_0_and_no_p_value() -> None:
     comparison = compare([run(9, {1, 2}), run(9, ())])
     (layer,) = comparison.layers
-    assert (layer.jaccard, layer.chance, layer.p_value) == (0.0, 0.0, None)
+    assert (layer.jaccard, layer.chance, layer.p_value) == (0.0, None, None)
     assert "Only one run has dead kernels" in comparison.verdict()
+    assert comparison.reading() == ""
+    assert "drawn at random" not in comparison.to_markdown()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 7])
