@@ -68,13 +68,9 @@ def watched(report: ReportRecord) -> str:
     layers = len(report.layers)
     what = f"{_of(report.channels, kernels, 'kernel')} in {_of(len(report.watched), layers, 'layer')}"
     unknown = sum(len(layer.unknown) for layer in report.watched)
-<<<<<<< Updated upstream
-    what += f" (what {unknown:,} of them are is unknown)" if unknown and report.audited is None else ""
-=======
->>>>>>> Stashed changes
     if report.audited is not None:
         return f"{what} looked at by their weights alone"
-    what += f" (what {unknown:,} of them are is unknown)" if unknown else ""
+    what += f" ({unknown:,} of them unknown)" if unknown else ""
     if report.window == 0:
         return f"{what} looked at before the first step"
     if report.samples is None:
