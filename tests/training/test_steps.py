@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from importlib.metadata import version
 
 import lightning as L
 import pytest
@@ -491,5 +492,5 @@ def test_a_report_says_whose_training_it_is():
     assert optimizer.settings["lr"] == 3e-4
     assert optimizer.settings["weight_decay"] == 0.02
     assert [optimizer.settings[f"betas[{i}]"] for i in range(2)] == [0.8, 0.99]
-    assert run.versions["torch"] == torch.__version__
+    assert run.versions["torch"] == version("torch")
     assert run.started <= run.ended
