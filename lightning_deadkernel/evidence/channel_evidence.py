@@ -1,4 +1,7 @@
-"""What was seen of every channel in the open window: two flat tensors on the device, reduced over ranks at its end."""
+"""What was seen of every channel in the open window: two flat tensors on the device, reduced over ranks at its end.
+
+Past 300 lines because activations and gradients share one layout of the two tensors, which must not be known twice.
+"""
 
 from __future__ import annotations
 

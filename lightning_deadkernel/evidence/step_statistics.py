@@ -1,6 +1,7 @@
 """Sizes of gradients and updates, taken on sampled steps only; kept on the device, read once per window.
 
 A step only notes this rank's part and talks to no other rank; `StepStatistics.tables` adds the parts up.
+Past 300 lines because each statistic of a step is measured and thinned beside the others, on the same copies.
 """
 
 from __future__ import annotations

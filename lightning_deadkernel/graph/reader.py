@@ -1,4 +1,7 @@
-"""What the graphs seen so far say of each layer, and which activations have to be read in a step."""
+"""What the graphs seen so far say of each layer, and which activations have to be read in a step.
+
+Past 300 lines because what a new shape of graph teaches and what a known one asks for are the two halves of one cache.
+"""
 
 from __future__ import annotations
 

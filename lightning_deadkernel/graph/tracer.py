@@ -1,4 +1,7 @@
-"""Follows a kernel's output forward through the graph, through parts and blends of its channels, to all its ends."""
+"""Follows a kernel's output forward through the graph, through parts and blends of its channels, to all its ends.
+
+Past 300 lines because it is one pass over one queue, whose state the handlers of all kinds of nodes share.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a report to the document that says it: in full for files and pages, in brief for the end of a training."""
+"""From a report to the document that says it: in full for files and pages, in brief for the end of a training.
+
+Past 300 lines because a report is described here and nowhere else: each block is a short function, in the page's order.
+"""
 
 from __future__ import annotations
 

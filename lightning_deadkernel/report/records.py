@@ -1,4 +1,7 @@
-"""What one window says of every kernel, as plain data."""
+"""What one window says of every kernel, as plain data.
+
+Past 300 lines because it is a list of fields, each with the sentence that the schema's page shows.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One fit: what is done at each point of it, and where each window goes. The same on all ranks."""
+"""One fit: what is done at each point of it, and where each window goes. The same on all ranks.
+
+Past 300 lines because every point of a fit is here in the order in which Lightning reaches it.
+"""
 
 from __future__ import annotations
 

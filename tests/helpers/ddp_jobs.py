@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.models import Layers, Tiny, images
-from helpers.training import SAFELY
-from helpers.twins import assert_identical, monitor_of, train
+from helpers.training import SAFELY, quiet
+from helpers.twins import assert_identical, train
 from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import OpenWindow
@@ -34,7 +34,7 @@ def ddp(**options: Any) -> Any:
 def shared(name: str, make: Any = Tiny, **options: Any) -> tuple[str, Any]:
     """Trains with and without the monitor on all ranks; what this rank saw."""
     options = {"strategy": ddp(), "devices": int(os.environ["WORLD_SIZE"]), **options}
-    monitor = options.pop("monitor", None) or monitor_of()
+    monitor = options.pop("monitor", None) or quiet()
     monitored = train(make, monitor, **options)
     plain = train(make, None, **options)
     assert_identical(monitored.left_behind, plain.left_behind, name)
@@ -93,7 +93,7 @@ class SyncBatchNormStandIn(torch.autograd.Function):
 def settings(folder: Path) -> dict[str, Any]:
     """Every plain DDP setting."""
     os.chdir(folder)
-    monitor = monitor_of(save_report=True)
+    monitor = quiet(save_report=True)
     seen = dict(
         [
             shared("ddp", monitor=monitor),
@@ -102,7 +102,7 @@ def settings(folder: Path) -> dict[str, Any]:
             shared("no_sync", accumulate_grad_batches=2, max_epochs=1),
             shared("unused", Unused, strategy=ddp(find_unused_parameters=True), max_epochs=1),
             shared("static graph", strategy=ddp(static_graph=True), max_epochs=1),
-            shared("steps", monitor=monitor_of(every_n_train_steps=2), max_epochs=1),
+            shared("steps", monitor=quiet(every_n_train_steps=2), max_epochs=1),
         ]
     )
     seen["files"] = sorted(str(path) for path in Path().rglob("report.json"))
@@ -123,7 +123,7 @@ def checkpoints(folder: Path) -> dict[str, Any]:
 
     os.chdir(folder)
     path = folder / "at.ckpt"
-    whole = train(Tiny, monitor_of(), callbacks=lambda: [Save(path, 2)], enable_checkpointing=True, **_resumable())
+    whole = train(Tiny, quiet(), callbacks=lambda: [Save(path, 2)], enable_checkpointing=True, **_resumable())
     return {"whole": whole.monitor.reports} | resumed(folder)
 
 
@@ -131,7 +131,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     """A resume from the checkpoint in the folder, whatever the number of ranks."""
     os.chdir(folder)
     path = folder / "at.ckpt"
-    run = train(Tiny, monitor_of(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, **SAFELY), **_resumable())
+    run = train(Tiny, quiet(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, **SAFELY), **_resumable())
     return {"resumed": run.monitor.reports}
 
 
@@ -161,7 +161,7 @@ def faults(folder: Path) -> dict[str, Any]:
         setattr(owner, stage, broken)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            monitor = monitor_of(every_n_train_steps=2 if owner is window_end else None)
+            monitor = quiet(every_n_train_steps=2 if owner is window_end else None)
             keep = ModelCheckpoint(folder / f"kept {stage}", every_n_train_steps=1)
             run = train(Tiny, monitor, callbacks=lambda keep=keep: [keep], enable_checkpointing=True, **options)
         setattr(owner, stage, original)
@@ -191,7 +191,7 @@ def exceptions(folder: Path) -> dict[str, Any]:
         return original(*args, **kwargs)
 
     torch.distributed.all_gather_object = counting
-    monitor = monitor_of(every_n_train_steps=1, save_report=True)
+    monitor = quiet(every_n_train_steps=1, save_report=True)
     run = train(Raises, monitor, raises=(RuntimeError, KeyError), **options)
     before = len(called)
     state = monitor.state_dict()
@@ -227,7 +227,7 @@ def sharded(folder: Path) -> dict[str, Any]:
 
     seen = dict(
         [
-            shared("sharded", Sharded, strategy=strategy, monitor=monitor_of(save_report=True)),
+            shared("sharded", Sharded, strategy=strategy, monitor=quiet(save_report=True)),
             shared("ddp", max_epochs=2),
         ]
     )

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from helpers.models import loader
-from helpers.training import SHORT
-from helpers.training import quiet as monitor_of
+from helpers.training import SHORT, quiet
 from lightning_deadkernel import DeadKernelMonitor
 
 QUIET: dict[str, Any] = {**SHORT, "max_epochs": 2, "log_every_n_steps": 2}
@@ -122,7 +121,7 @@ def train(
 
 def train_twice(make: Callable[[], Any], monitor: DeadKernelMonitor | None = None, **options: Any) -> Run:
     """Trains with and without a monitor, asserts that nothing differs, and gives the monitored run."""
-    monitored = train(make, monitor or monitor_of(), **options)
+    monitored = train(make, monitor or quiet(), **options)
     plain = train(make, None, **options)
     assert_identical(monitored.left_behind, plain.left_behind)
     with suppress(AttributeError):  # a SystemExit has no message to compare

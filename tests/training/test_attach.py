@@ -12,7 +12,8 @@ import torch
 
 from helpers import models
 from helpers.models import DEAD, Tiny, dead
-from helpers.twins import monitor_of, train
+from helpers.training import quiet
+from helpers.twins import train
 from lightning_deadkernel import DeadKernelMonitor, Thresholds
 from lightning_deadkernel.attach import callbacks_from_environment
 
@@ -88,7 +89,7 @@ def test_settings_come_from_a_yaml_file_and_an_explicit_monitor_is_not_doubled(t
     (monitor,) = trainers(**variables)
     assert [report.batches for report in monitor.reports] == [0, 3, 3]
     assert monitor.thresholds.dormant == 0.1
-    explicit = monitor_of(every_n_train_steps=2)
+    explicit = quiet(every_n_train_steps=2)
     assert trainers(explicit, **variables) == [explicit]
     assert [report.batches for report in explicit.reports] == [0, 2, 2, 2]
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from helpers.models import DEAD, Layers, Tiny, dead
-from helpers.twins import monitor_of, train, train_twice
+from helpers.training import quiet
+from helpers.twins import train, train_twice
 
 
 class First(nn.Module):
@@ -96,7 +97,7 @@ def unpacked_by(monitor: Any) -> tuple[int, int]:
 
 
 def test_tensors_that_are_saved_through_hooks_are_not_unpacked_for_the_monitor():
-    assert unpacked_by(monitor_of()) == unpacked_by(None)
+    assert unpacked_by(quiet()) == unpacked_by(None)
 
 
 @pytest.mark.parametrize("make", [OnCpu, SaveOnCpu])

@@ -10,7 +10,8 @@ import torch._dynamo
 from torch import nn
 
 from helpers.models import DEAD, Layers, Manual, Tiny, dead
-from helpers.twins import assert_identical, monitor_of, train
+from helpers.training import quiet
+from helpers.twins import assert_identical, train
 from lightning_deadkernel.training.compile import Stance
 
 SAMPLED = "activations were read on sampled steps, which ran eagerly"
@@ -90,7 +91,7 @@ def names(run: Any) -> dict[str, list[int]]:
 @pytest.mark.parametrize("make", [Wrapped, InPlace, Function, whole_module, module_in_place, Inductor])
 def test_gradients_alone_leave_compiled_training_bit_identical_and_compile_nothing_more(make):
     plain, without = counted(make, None)
-    run, with_monitor = counted(make, monitor_of(when_compiled="gradients"))
+    run, with_monitor = counted(make, quiet(when_compiled="gradients"))
     assert with_monitor == without
     assert without["stats"]["unique_graphs"] >= 1
     assert_identical(run.left_behind, plain.left_behind)
@@ -105,7 +106,7 @@ def test_gradients_alone_leave_compiled_training_bit_identical_and_compile_nothi
 @pytest.mark.parametrize("make", [Wrapped, InPlace, Function, whole_module, Inductor])
 def test_sampled_steps_run_eagerly_and_find_the_dead_channels_with_no_recompilation(make):
     _, without = counted(make, None)
-    run, with_monitor = counted(make, monitor_of(), max_epochs=2, log_every_n_steps=4)
+    run, with_monitor = counted(make, quiet(), max_epochs=2, log_every_n_steps=4)
     assert with_monitor["graph_break"] == without["graph_break"]
     assert with_monitor["recompiles"] == without["recompiles"]
     assert with_monitor["stats"]["unique_graphs"] == without["stats"]["unique_graphs"]
@@ -124,7 +125,7 @@ def by_hand() -> Any:
 def test_the_compiler_does_not_trace_through_the_monitor_of_a_module_that_optimizes_by_hand():
     short = {"max_epochs": 1, "limit_train_batches": 4}
     plain, without = counted(by_hand, None, **short)
-    run, with_monitor = counted(by_hand, monitor_of(when_compiled="gradients"), **short)
+    run, with_monitor = counted(by_hand, quiet(when_compiled="gradients"), **short)
     assert with_monitor["stats"] == without["stats"]
     assert with_monitor["recompiles"] == without["recompiles"]
     assert_identical(run.left_behind, plain.left_behind)
@@ -152,12 +153,12 @@ stances: list[str] = []
 
 def test_the_stance_is_given_back_on_every_way_out_of_a_step(monkeypatch):
     stances.clear()
-    train(Fails, monitor_of(), raises=RuntimeError, log_every_n_steps=3)
+    train(Fails, quiet(), raises=RuntimeError, log_every_n_steps=3)
     assert stances == ["force_eager", "default", "force_eager", "default", "default", "force_eager", "force_eager"]
     assert stance() == "default"
 
     stances.clear()
-    train(Leaves, monitor_of(), log_every_n_steps=1)
+    train(Leaves, quiet(), log_every_n_steps=1)
     assert stances == ["default", "default"]
     assert stance() == "default"
 
@@ -166,7 +167,7 @@ def test_the_stance_is_given_back_on_every_way_out_of_a_step(monkeypatch):
 
     monkeypatch.setattr("lightning_deadkernel.evidence.observer.Observer.before_backward", broken)
     with pytest.warns(match="a fault of our own"):
-        train(Wrapped, monitor_of())
+        train(Wrapped, quiet())
     assert stance() == "default"
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from helpers.models import DEAD, Save, Tiny, dead, loader
-from helpers.twins import QUIET, assert_identical, monitor_of, train
+from helpers.training import quiet
+from helpers.twins import QUIET, assert_identical, train
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.training.compile import Stance
 
@@ -28,8 +29,8 @@ def test_a_copy_made_during_a_fit_holds_the_reports_and_watches_anew(make: Any, 
             copies.append(make(next(c for c in self.trainer.callbacks if isinstance(c, DeadKernelMonitor))))
 
     copying = type("Copying", (Tiny,), {where: hook})
-    original = train(copying, monitor_of(every_n_train_steps=4))
-    plain = train(Tiny, monitor_of(every_n_train_steps=4))
+    original = train(copying, quiet(every_n_train_steps=4))
+    plain = train(Tiny, quiet(every_n_train_steps=4))
     assert [r.layers for r in original.monitor.reports] == [r.layers for r in plain.monitor.reports]
     assert_identical(original.left_behind["weights and buffers"], plain.left_behind["weights and buffers"])
     made = copies[0]
@@ -41,7 +42,7 @@ def test_a_copy_made_during_a_fit_holds_the_reports_and_watches_anew(make: Any, 
 
 
 def by_steps_and_by_epochs() -> list[DeadKernelMonitor]:
-    return [monitor_of(save_report=True), monitor_of(save_report=True, every_n_train_steps=4, include=["net.conv*"])]
+    return [quiet(save_report=True), quiet(save_report=True, every_n_train_steps=4, include=["net.conv*"])]
 
 
 def test_two_monitors_in_one_trainer_each_keep_their_reports_their_files_and_their_state(tmp_path: Path) -> None:
@@ -65,15 +66,15 @@ def test_two_monitors_in_one_trainer_each_keep_their_reports_their_files_and_the
 
 def test_a_monitor_whose_options_have_changed_takes_up_the_state_of_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "at.ckpt"
-    train(Tiny, monitor_of(), callbacks=lambda: [Save(path, 6)], enable_checkpointing=True)
-    changed = monitor_of(every_n_train_steps=3)
+    train(Tiny, quiet(), callbacks=lambda: [Save(path, 6)], enable_checkpointing=True)
+    changed = quiet(every_n_train_steps=3)
     train(Tiny, changed, fit=lambda t, m, d: t.fit(m, d, ckpt_path=path))
     assert [report.batches for report in changed.reports] == [0, 6, 3, 3]
 
 
 def test_fits_in_several_threads_do_not_mix() -> None:
     def fit(_: int) -> DeadKernelMonitor:
-        monitor = monitor_of()
+        monitor = quiet()
         L.Trainer(**QUIET, callbacks=[monitor]).fit(Tiny(), loader())
         return monitor
 

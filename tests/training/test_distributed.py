@@ -14,8 +14,8 @@ from torch import nn
 from helpers.ddp_jobs import SyncBatchNormStandIn
 from helpers.distributed import TESTS, launch
 from helpers.models import DEAD, Layers, Resumable, Tiny, dead
-from helpers.training import SAFELY
-from helpers.twins import monitor_of, train, train_twice
+from helpers.training import SAFELY, quiet
+from helpers.twins import train, train_twice
 from lightning_deadkernel import Report
 
 
@@ -73,7 +73,7 @@ def test_a_window_half_open_on_two_ranks_is_taken_up_by_two_by_three_and_by_one(
     by_three = same_everywhere(launch(3, "helpers.ddp_jobs:resumed", tmp_path), "resumed")
     by_one = train(
         Tiny,
-        monitor_of(),
+        quiet(),
         data=Resumable,
         max_epochs=1,
         fit=lambda t, m, d: t.fit(m, d, ckpt_path=tmp_path / "at.ckpt", **SAFELY),
@@ -111,7 +111,8 @@ SPAWN = """
 import torch
 from helpers.ddp_jobs import ddp
 from helpers.models import DEAD, Tiny, dead, loader
-from helpers.twins import QUIET, monitor_of
+from helpers.training import quiet
+from helpers.twins import QUIET
 from lightning_deadkernel import Report
 import lightning as L
 from pathlib import Path
@@ -120,7 +121,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     L.seed_everything(3)
     trainer = L.Trainer(**{**QUIET, "strategy": ddp(start_method="spawn")(), "devices": 2},
-        callbacks=[monitor_of(save_report=True)])
+        callbacks=[quiet(save_report=True)])
     trainer.fit(Tiny(), loader())
     (path,) = Path().rglob("report.json")
     report = Report.load(path)

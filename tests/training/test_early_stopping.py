@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from helpers.models import Tiny
-from helpers.twins import monitor_of, train
+from helpers.training import quiet
+from helpers.twins import train
 
 
 def recipe() -> list[Any]:
@@ -43,5 +44,5 @@ class Dying(Healthy):
 
 @pytest.mark.parametrize(("make", "epochs"), [(Healthy, 5), (Dying, 1)])
 def test_a_run_stops_where_too_much_is_dead_and_only_there(make: Any, epochs: int) -> None:
-    run = train(make, monitor_of(), callbacks=recipe, max_epochs=5)
+    run = train(make, quiet(), callbacks=recipe, max_epochs=5)
     assert [report.window for report in run.monitor.reports[1:]] == list(range(1, epochs + 1))

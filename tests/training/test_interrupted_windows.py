@@ -13,7 +13,8 @@ import pytest
 
 import lightning_deadkernel
 from helpers.models import DEAD, Tiny, dead
-from helpers.twins import monitor_of, train
+from helpers.training import quiet
+from helpers.twins import train
 from lightning_deadkernel import Report
 from lightning_deadkernel.training.run import Run
 
@@ -65,7 +66,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, methods: Sequence[str], at: int
         warnings.simplefilter("ignore")
         for name in methods:
             patch.setattr(Run, name, interruption.traced(getattr(Run, name)))
-        monitor = monitor_of(save_report=True)
+        monitor = quiet(save_report=True)
         raises = SystemExit if at < ENDLESS else None
         train(Tiny, monitor, raises=raises, max_epochs=2, log_every_n_steps=3, default_root_dir=Path.cwd())
     return monitor, interruption

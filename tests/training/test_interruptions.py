@@ -18,8 +18,8 @@ import lightning_deadkernel.training.run
 import lightning_deadkernel.training.window_end
 from helpers import models
 from helpers.models import DEAD, Tiny, dead
-from helpers.training import SAFELY
-from helpers.twins import monitor_of, train, train_twice
+from helpers.training import SAFELY, quiet
+from helpers.twins import train, train_twice
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence
@@ -65,7 +65,7 @@ def reports_on_disk() -> Report:
 def test_the_users_exception_comes_through_and_what_was_seen_is_on_disk(error, ends, where):
     handler = signal.getsignal(signal.SIGINT)
     try:
-        run = train_twice(breaking(error, where), monitor_of(save_report=True), raises=ends, log_every_n_steps=1)
+        run = train_twice(breaking(error, where), quiet(save_report=True), raises=ends, log_every_n_steps=1)
     finally:
         signal.signal(signal.SIGINT, handler)
     kept = reports_on_disk()
@@ -92,7 +92,7 @@ def test_a_nan_loss_is_a_finding_and_neither_kills_nor_revives():
 
 
 def test_an_error_on_finding_raise_goes_through_after_the_report_is_saved():
-    run = train(Tiny, monitor_of(on_finding="raise", save_report=True), raises=DeadKernelError)
+    run = train(Tiny, quiet(on_finding="raise", save_report=True), raises=DeadKernelError)
     assert reports_on_disk().window == 1
     assert run.trainer.global_step == 6
 
@@ -100,13 +100,13 @@ def test_an_error_on_finding_raise_goes_through_after_the_report_is_saved():
 def test_a_checkpoint_that_is_saved_on_an_exception_can_be_resumed(tmp_path):
     train(
         breaking(RuntimeError("stop")),
-        monitor_of(),
+        quiet(),
         raises=RuntimeError,
         callbacks=lambda: [OnExceptionCheckpoint(tmp_path)],
         enable_checkpointing=True,
     )
     path = tmp_path / "on_exception.ckpt"
-    run = train(Tiny, monitor_of(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, **SAFELY))
+    run = train(Tiny, quiet(), fit=lambda t, m, d: t.fit(m, d, ckpt_path=path, **SAFELY))
     assert run.trainer.global_step == 12
     assert dead(run.report) == DEAD
 
@@ -144,7 +144,7 @@ STAGES = {
 def test_a_fault_in_any_stage_is_one_warning_and_training_is_untouched(monkeypatch, stage, later):
     owner, name = STAGES[stage]
     original = getattr(owner, name)
-    monitor = monitor_of(save_report=True)
+    monitor = quiet(save_report=True)
 
     def broken(*args, **kwargs):
         if monitor.report is not None or not later:
@@ -175,7 +175,7 @@ def test_an_output_that_fails_as_a_whole_is_one_warning_and_the_watch_goes_on(mo
 
     monkeypatch.setattr(Outputs, part, full)
     with pytest.warns(DeadKernelInternalWarning, match="no space left") as caught:
-        run = train_twice(Tiny, monitor_of(save_report=True))
+        run = train_twice(Tiny, quiet(save_report=True))
     assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
     assert run.report.window == 2
     assert dead(run.report) == DEAD
@@ -201,7 +201,7 @@ def test_a_fault_while_saving_a_checkpoint_saves_the_checkpoint(monkeypatch, tmp
     def broken(*args):
         raise ZeroDivisionError("a fault of our own")
 
-    run = train(Tiny, monitor_of())
+    run = train(Tiny, quiet())
     monkeypatch.setattr(Record, "state_dict", broken)
     with pytest.warns(DeadKernelInternalWarning, match="state_dict"):
         run.trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -209,7 +209,7 @@ def test_a_fault_while_saving_a_checkpoint_saves_the_checkpoint(monkeypatch, tmp
 
 
 def test_wrong_patterns_are_an_error_before_the_first_step():
-    run = train(Tiny, monitor_of(include=["nowhere.*"]), raises=ValueError)
+    run = train(Tiny, quiet(include=["nowhere.*"]), raises=ValueError)
     assert run.trainer.global_step == 0
     assert "net.conv1" in str(run.error)
 
@@ -219,10 +219,11 @@ def test_wrong_patterns_are_an_error_before_the_first_step():
 ENDLESS = """
 import torch
 from helpers.models import Tiny, loader
-from helpers.twins import QUIET, monitor_of
+from helpers.training import quiet
+from helpers.twins import QUIET
 import lightning as L
 torch.set_num_threads(1)
-trainer = L.Trainer(**{**QUIET, "max_epochs": -1}, callbacks=[monitor_of(every_n_train_steps=1, save_report=True)])
+trainer = L.Trainer(**{**QUIET, "max_epochs": -1}, callbacks=[quiet(every_n_train_steps=1, save_report=True)])
 trainer.fit(Tiny(), loader())
 """
 

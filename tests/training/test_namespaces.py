@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from helpers.models import DEAD, Layers, Tiny, dead, images
-from helpers.twins import monitor_of, train, train_twice
+from helpers.training import quiet
+from helpers.twins import train, train_twice
 
 pl = pytest.importorskip("pytorch_lightning")
 
@@ -40,7 +41,7 @@ def test_a_trainer_of_pytorch_lightning_takes_the_monitor_with_the_same_result()
     run = train_twice(Other, trainer_class=pl.Trainer, fit=with_validation)
     assert dead(run.report) == DEAD
     assert run.report.samples == 48
-    plain = train(Tiny, monitor_of(), fit=with_validation)
+    plain = train(Tiny, quiet(), fit=with_validation)
     assert [layer.codes for layer in run.report.layers] == [layer.codes for layer in plain.report.layers]
 
 
@@ -52,7 +53,7 @@ def test_its_early_stopping_checkpoints_and_loggers_work_with_the_monitor(tmp_pa
         warnings.filterwarnings("ignore", module="torch|pytorch_lightning|lightning")
         run = train(
             Other,
-            monitor_of(save_report=True),
+            quiet(save_report=True),
             trainer_class=pl.Trainer,
             callbacks=lambda: [stop],
             logger=logger,
@@ -66,11 +67,11 @@ def test_its_early_stopping_checkpoints_and_loggers_work_with_the_monitor(tmp_pa
 
 
 def test_it_resumes_from_its_checkpoint(tmp_path):
-    first = train(Other, monitor_of(), trainer_class=pl.Trainer, max_epochs=1)
+    first = train(Other, quiet(), trainer_class=pl.Trainer, max_epochs=1)
     first.trainer.save_checkpoint(tmp_path / "one.ckpt")
     second = train(
         Other,
-        monitor_of(),
+        quiet(),
         trainer_class=pl.Trainer,
         fit=lambda trainer, model, data: trainer.fit(model, data, ckpt_path=tmp_path / "one.ckpt"),
     )

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from helpers.twins import QUIET, monitor_of
+from helpers.training import quiet
+from helpers.twins import QUIET
 from lightning_deadkernel import Report
 from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.functional.sparsity import weight_summary
@@ -52,7 +53,7 @@ class Scaled(L.LightningModule):
 
 
 def fit(model: L.LightningModule, log_every: int = 2) -> Report:
-    monitor = monitor_of()
+    monitor = quiet()
     data = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     L.Trainer(**{**QUIET, "max_epochs": 3, "log_every_n_steps": log_every}, callbacks=[monitor]).fit(
         model, DataLoader(TensorDataset(data), 8)

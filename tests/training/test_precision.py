@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from helpers.models import DEAD, Tiny, dead, loader
-from helpers.twins import monitor_of, train_twice
+from helpers.training import quiet
+from helpers.twins import train_twice
 
 
 def half(scale: float = 2.0**12) -> list[MixedPrecision]:
@@ -61,7 +62,7 @@ def test_sizes_of_gradients_are_reported_unscaled(make):
 
 
 def test_steps_skipped_for_overflow_are_counted_but_are_no_finding():
-    run = train_twice(Tiny, plugins=lambda: half(2.0**30), max_epochs=1, monitor=monitor_of(), log_every_n_steps=1)
+    run = train_twice(Tiny, plugins=lambda: half(2.0**30), max_epochs=1, monitor=quiet(), log_every_n_steps=1)
     assert run.report.skipped_steps == 6
     assert run.report.sampled_steps == 6
     assert not kinds(run) & {"non_finite_gradient", "frozen_weights", "exploding_gradient", "update_too_small"}

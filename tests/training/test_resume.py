@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 import lightning_deadkernel.evidence.step_statistics
 import lightning_deadkernel.training.record
 from helpers.models import DEAD, Layers, Resumable, Save, Tiny, dead, images
-from helpers.training import SAFELY
-from helpers.twins import assert_identical, monitor_of, train
+from helpers.training import SAFELY, quiet
+from helpers.twins import assert_identical, train
 from lightning_deadkernel.errors import DeadKernelInternalWarning, DeadKernelWarning
 
 
@@ -23,14 +23,14 @@ def resume(path, **options):
     def fit(trainer, model, data):
         trainer.fit(model, data, ckpt_path=path, **loading)
 
-    return train(options.pop("make", Tiny), options.pop("monitor", monitor_of()), data=Resumable, fit=fit, **options)
+    return train(options.pop("make", Tiny), options.pop("monitor", quiet()), data=Resumable, fit=fit, **options)
 
 
 def saved(path, step: int, monitor=None, **options):
     """An uninterrupted run that saves a checkpoint at `step` on its way."""
     return train(
         Tiny,
-        monitor or monitor_of(),
+        monitor or quiet(),
         data=Resumable,
         callbacks=lambda: [Save(path, step)],
         enable_checkpointing=True,
@@ -49,8 +49,8 @@ def same_reports(resumed, whole) -> None:
 @pytest.mark.parametrize("step", [1, 3, 6, 8, 11], ids=lambda step: f"step {step}")
 def test_the_history_of_a_resumed_run_equals_the_uninterrupted_runs(tmp_path, step, every):
     path = tmp_path / "at.ckpt"
-    whole = saved(path, step, monitor_of(every_n_train_steps=every))
-    resumed = resume(path, monitor=monitor_of(every_n_train_steps=every), loading=SAFELY)
+    whole = saved(path, step, quiet(every_n_train_steps=every))
+    resumed = resume(path, monitor=quiet(every_n_train_steps=every), loading=SAFELY)
     same_reports(resumed.monitor.reports, whole.monitor.reports)
     assert dead(resumed.report) == DEAD
     assert_identical(resumed.monitor.state_dict()["history"], whole.monitor.state_dict()["history"], "history")
@@ -60,7 +60,7 @@ def test_the_history_of_a_resumed_run_equals_the_uninterrupted_runs(tmp_path, st
 
 
 def test_a_checkpoint_and_resume_leave_training_as_it_is_without_the_monitor(tmp_path):
-    for name, monitor in (("with", monitor_of()), ("without", None)):
+    for name, monitor in (("with", quiet()), ("without", None)):
         train(
             Tiny,
             monitor,
@@ -75,9 +75,9 @@ def test_a_checkpoint_and_resume_leave_training_as_it_is_without_the_monitor(tmp
 
 def test_what_was_said_is_not_said_again_after_a_resume(tmp_path):
     with pytest.warns(DeadKernelWarning, match="net.conv1: .* dead"):
-        saved(tmp_path / "at.ckpt", 6, monitor_of(on_finding="warn"))
+        saved(tmp_path / "at.ckpt", 6, quiet(on_finding="warn"))
     with pytest.warns() as caught:  # Lightning's own
-        resume(tmp_path / "at.ckpt", monitor=monitor_of(on_finding="warn"))
+        resume(tmp_path / "at.ckpt", monitor=quiet(on_finding="warn"))
     assert not [w for w in caught if " dead" in str(w.message)]
 
 
@@ -160,7 +160,7 @@ def test_testing_or_validating_an_old_checkpoint_leaves_the_reports_as_training_
 
 
 def test_a_newer_versions_state_is_refused_in_words(tmp_path):
-    monitor = monitor_of()
+    monitor = quiet()
     with pytest.warns(DeadKernelInternalWarning, match="its version is 99"):
         monitor.load_state_dict({"version": 99})
     assert monitor.reports == []
@@ -192,11 +192,11 @@ def test_a_checkpoint_packs_only_what_no_earlier_one_has_packed(monkeypatch):
 
     monkeypatch.setattr(lightning_deadkernel.training.record, "pack", counting)
     keep = ModelCheckpoint(every_n_train_steps=1)
-    run = train(Tiny, monitor_of(), callbacks=lambda: [keep], enable_checkpointing=True, max_epochs=3)
+    run = train(Tiny, quiet(), callbacks=lambda: [keep], enable_checkpointing=True, max_epochs=3)
     assert packed == [0, 1, 2, 3][: len(packed)]
     assert len(packed) >= 3
     state = run.monitor.state_dict()
-    fresh = monitor_of()
+    fresh = quiet()
     fresh.load_state_dict(state)
     assert [report.compact() for report in fresh.reports] == [report.compact() for report in run.monitor.reports]
 

@@ -23,7 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from helpers.models import DEAD, Layers, Manual, Tiny, dead, images, loader
-from helpers.twins import QUIET, assert_identical, left_behind, monitor_of, train, train_twice
+from helpers.training import quiet
+from helpers.twins import QUIET, assert_identical, left_behind, train, train_twice
 from lightning_deadkernel import DeadKernelMonitor
 from lightning_deadkernel.errors import DeadKernelWarning
 
@@ -137,7 +138,7 @@ class BehindTheBack(ByHand):
 @pytest.mark.parametrize("make", [ByHand, BehindTheBack])
 def test_a_users_own_backward_is_one_warning_and_weights_alone_are_watched(make):
     with pytest.warns(DeadKernelWarning, match="manual_backward") as caught:
-        run = train_twice(make, monitor=monitor_of(on_finding="warn"))
+        run = train_twice(make, monitor=quiet(on_finding="warn"))
     assert len([w for w in caught if "manual_backward" in str(w.message)]) == 1
     assert dead(run.report) == {}
     assert run.report["net.conv1"].zero_kernels == [3]
@@ -201,7 +202,7 @@ class Gan(L.LightningModule):
 
 
 def test_a_gan_has_both_networks_dead_channels_and_its_stale_gradients_are_no_evidence():
-    run = train_twice(Gan, monitor=monitor_of(every_n_train_steps=2), max_epochs=1, log_every_n_steps=1)
+    run = train_twice(Gan, monitor=quiet(every_n_train_steps=2), max_epochs=1, log_every_n_steps=1)
     first, rest = run.monitor.reports[1], run.monitor.reports[2:]
     assert dead(first, "") == {"generator.0": [1], "generator.2": [7], "discriminator.1": [4]}
     assert len(rest) >= 2
@@ -274,7 +275,7 @@ def test_max_steps_in_mid_epoch_closes_one_window_with_all_its_batches():
 
 
 def test_windows_by_steps_run_over_epochs_and_the_last_may_be_short():
-    run = train_twice(Tiny, monitor=monitor_of(every_n_train_steps=5))
+    run = train_twice(Tiny, monitor=quiet(every_n_train_steps=5))
     assert windows(run.monitor)[1:] == [(1, 5, 5, 40), (2, 5, 5, 40), (3, 2, 2, 16)]
     assert all(dead(report) == DEAD for report in run.monitor.reports[1:])
 
@@ -364,7 +365,7 @@ def test_validation_batches_are_never_counted_nor_seen():
 def test_early_stopping_and_checkpoints_can_watch_the_dead_fraction(tmp_path, fit):
     stop = EarlyStopping("deadkernel/dead_fraction", patience=0, check_on_train_epoch_end=fit is None, strict=True)
     keep = ModelCheckpoint(tmp_path / "kept", "{epoch}-{deadkernel/dead_fraction:.3f}", "deadkernel/dead_fraction")
-    run = train(Tiny, monitor_of(), callbacks=lambda: [stop, keep], fit=fit, max_epochs=5, enable_checkpointing=True)
+    run = train(Tiny, quiet(), callbacks=lambda: [stop, keep], fit=fit, max_epochs=5, enable_checkpointing=True)
     assert run.trainer.current_epoch == 2, "the dead fraction does not fall, so patience is over after two epochs"
     assert float(stop.best_score) == pytest.approx(3 / 15)
     assert "dead_fraction=0.200" in keep.best_model_path
@@ -373,7 +374,7 @@ def test_early_stopping_and_checkpoints_can_watch_the_dead_fraction(tmp_path, fi
 
 def test_a_checkpoint_within_the_epoch_can_watch_the_dead_fraction_of_the_last_window(tmp_path):
     keep = ModelCheckpoint(tmp_path / "kept", monitor="deadkernel/dead_channels", every_n_train_steps=3, mode="max")
-    train(Tiny, monitor_of(every_n_train_steps=3), callbacks=lambda: [keep], enable_checkpointing=True)
+    train(Tiny, quiet(every_n_train_steps=3), callbacks=lambda: [keep], enable_checkpointing=True)
     assert float(keep.best_model_score) == 3
 
 
@@ -402,7 +403,7 @@ class Wide(Tiny):
 
 
 def test_a_new_training_with_the_same_callback_begins_a_new_history():
-    monitor = monitor_of()
+    monitor = quiet()
     first = train(Tiny, monitor)
     before = monitor.reports
     second = train(Wide, monitor)
@@ -416,11 +417,11 @@ def test_two_trainers_in_one_process_each_keep_their_own():
     class Outer(Tiny):
         def on_train_batch_end(self, outputs, batch, batch_idx):
             if self.global_step == 3:
-                inner.append(train(Wide, monitor_of()))
+                inner.append(train(Wide, quiet()))
                 L.seed_everything(4, verbose=False)
 
     inner: list = []
-    run = train(Outer, monitor_of())
+    run = train(Outer, quiet())
     assert [layer.name for layer in inner[0].report.layers] == ["net.1", "net.3"]
     assert dead(run.report) == DEAD
     assert windows(run.monitor)[1:] == [(1, 6, 6, 48), (2, 6, 6, 48)]
@@ -456,7 +457,7 @@ def test_the_learning_rate_finder_and_the_batch_size_finder_leave_no_trace_in_th
 
 
 def test_the_monitor_can_be_pickled_and_copied_before_and_after_a_fit():
-    monitor = monitor_of()
+    monitor = quiet()
     copy.deepcopy(monitor)
     train(Tiny, pickle.loads(pickle.dumps(monitor)))
     train(Tiny, monitor)
@@ -467,7 +468,7 @@ def test_the_monitor_can_be_pickled_and_copied_before_and_after_a_fit():
 def test_warnings_are_none_in_an_ordinary_run():
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeadKernelWarning)
-        train(Tiny, monitor_of(), callbacks=lambda: [LearningRateMonitor()], logger=True)
+        train(Tiny, quiet(), callbacks=lambda: [LearningRateMonitor()], logger=True)
 
 
 def test_the_comparison_itself_notices_one_bit():
@@ -485,7 +486,7 @@ def test_a_report_says_whose_training_it_is():
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters(), lr=3e-4, betas=(0.8, 0.99), weight_decay=0.02)
 
-    run = train(WithAdam, monitor_of()).report.run
+    run = train(WithAdam, quiet()).report.run
     assert (run.model, run.precision, run.ranks) == ("WithAdam", "32-true", 1)
     (optimizer,) = run.optimizers
     assert (optimizer.name, optimizer.groups) == ("Adam", 1)
