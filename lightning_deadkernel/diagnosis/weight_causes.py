@@ -226,12 +226,24 @@ def _against_decay(layer: LayerContext, what: str) -> str:
 # -- scale collapsed --------------------------------------------------------------------------------------------------
 
 
-def has_scale_collapsed(layer: LayerContext) -> Tensor:
-    """The norm's scale was a good deal larger, and weight decay cannot have taken it to what it is."""
+def has_scale_fallen(layer: LayerContext) -> Tensor:
+    """The norm's scale was a good deal larger when it was first seen."""
     past = layer.past
     if layer.observed.norm_scale is None:
         return layer.everywhere(False)
     return (past.scale < SHRUNK * past.first_scale) & (past.first_scale > layer.thresholds.norm_scale)
+
+
+def has_scale_decayed(layer: LayerContext) -> Tensor:
+    """The norm's scale has fallen, also where it is not next to zero yet, and decay can have taken it so far."""
+    past = layer.past
+    can = layer.observed.weight_decay > 0
+    return layer.everywhere(can) & has_scale_fallen(layer) & _is_within_reach(layer, past.first_scale, past.scale, 1)
+
+
+def has_scale_collapsed(layer: LayerContext) -> Tensor:
+    """The norm's scale was a good deal larger, and weight decay cannot have taken it to what it is."""
+    return has_scale_fallen(layer) & ~has_scale_decayed(layer)
 
 
 def _scale_collapsed(layer: LayerContext, channels: Tensor) -> Cause:
@@ -257,4 +269,5 @@ BY_MASK = ChannelCause(PRUNED, is_pruned, _pruned)
 FROM_THE_START = ChannelCause(ZERO_AT_INITIALISATION, is_zero_since_initialisation, _zero_at_initialisation)
 BY_DECAY = ChannelCause(DECAYED, has_decayed, _decayed)
 BY_DECAY_FIRST = ChannelCause(DECAYED, has_decayed_first, _decayed)
+BY_DECAY_OF_SCALE = ChannelCause(DECAYED, has_scale_decayed, _decayed)
 BY_SCALE = ChannelCause(SCALE_COLLAPSED, has_scale_collapsed, _scale_collapsed)

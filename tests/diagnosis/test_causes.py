@@ -83,6 +83,21 @@ def test_a_scale_that_a_penalty_took_to_zero_is_not_a_shift_driven_negative() ->
     ).cause_word == ("scale collapsed")
 
 
+@pytest.mark.parametrize(("optimizer", "rate", "cause"), [("Adam", 0.02, "decayed"), ("SGD", 1e-4, "scale collapsed")])
+def test_a_scale_on_its_way_down_is_decayed_where_decay_can_have_taken_it_so_far(
+    optimizer: str, rate: float, cause: str
+) -> None:
+    """Through Adam's gradient each entry moves by about the rate a step; through SGD's by rate x decay of itself."""
+    run = Run().next(start()).next(layer(norm_scale=torch.ones(4)))
+    decay: dict[str, Any] = {"weight_decay": 0.02, "optimizer": optimizer, "learning_rate": rate}
+    for scale in (0.4, 0.03):
+        norm = each(scale, 1, 1, 1)
+        run.next(layer(norm_scale=norm, shift=each(-0.05, 0, 0, 0), **decay, **FIRST_OFF), optimizer_steps=50)
+    finding = run.only("dead_channels")
+    assert finding.cause_word == cause
+    assert ("ruled out: weight decay 0.02" in finding.cause) == (optimizer == "SGD")
+
+
 def test_a_kernel_that_hardly_moved_is_not_what_decay_took_where_the_scale_is_zero() -> None:
     run = Run().next(start(norms=torch.ones(4))).next(layer(norm_scale=torch.ones(4)))
     for scale in (1e-4, 1e-5):

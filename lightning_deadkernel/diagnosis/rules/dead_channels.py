@@ -52,12 +52,13 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import (
     BY_DECAY,
     BY_DECAY_FIRST,
+    BY_DECAY_OF_SCALE,
     BY_MASK,
     BY_SCALE,
     FROM_THE_START,
     ChannelCause,
     assign,
-    has_scale_collapsed,
+    has_scale_fallen,
     is_zero,
 )
 from lightning_deadkernel.report.records import Severity
@@ -175,8 +176,8 @@ def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
     if observed.shift is None:
         return layer.everywhere(False)
     if observed.norm_scale is not None:
-        # beside a scale that has collapsed any shift looks large: then it is the scale that is to blame
-        scale = torch.where(has_scale_collapsed(layer), layer.past.first_scale, observed.norm_scale)
+        # beside a scale that has fallen any shift looks large: then it is the scale that is to blame
+        scale = torch.where(has_scale_fallen(layer), layer.past.first_scale, observed.norm_scale)
         return (observed.shift < 0) & (observed.shift < -SHIFT_REACH * scale)
     if observed.norms is None:
         return layer.everywhere(False)
@@ -277,6 +278,7 @@ CAUSES = (
     ChannelCause(KNOCKED_OUT, _was_knocked_out, _knocked_out),
     ChannelCause(SHIFT_NEGATIVE, _is_shift_out_of_reach, _shift_negative),
     BY_DECAY,
+    BY_DECAY_OF_SCALE,
     BY_SCALE,
     ChannelCause(BORN_DEAD, _was_born_dead, _born_dead),
     ChannelCause(FADED, _has_faded, _faded),
