@@ -81,7 +81,7 @@ def test_the_source_distribution_takes_along_every_file_that_tests_read() -> Non
         "constraints-lowest.txt",
         "CONTRIBUTING.md",
         "SECURITY.md",
-        "action.yml",
+        ".github",
     ):
         assert (ROOT / name).exists()
         assert f'"/{name}"' in included
