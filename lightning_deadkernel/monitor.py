@@ -93,6 +93,9 @@ class DeadKernelMonitor(Callback):
         self.prog_bar = prog_bar
         self.update_ratio = update_ratio
 
+        watched = {"every_n_train_steps": every_n_train_steps, "include": include, "exclude": exclude}
+        chosen = {option: value for option, value in watched.items() if value is not None}
+        self._chosen = str(chosen) if chosen else ""  # once: Lightning asks for the key at every hook
         self._record = Record()
         self._run = Run(self, self._record)
         self._log_every = 50
@@ -185,9 +188,7 @@ class DeadKernelMonitor(Callback):
         return self._key_of(type(self).__qualname__)
 
     def _key_of(self, name: str) -> str:
-        watched = {option: getattr(self, option) for option in ("every_n_train_steps", "include", "exclude")}
-        chosen = {option: value for option, value in watched.items() if value is not None}
-        return f"{name}{chosen}" if chosen else name
+        return name + self._chosen
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Finds the state of a monitor that had other options, if there is one that no other monitor takes."""

@@ -28,6 +28,7 @@ class Schedule:
         """
         self.batches = batches
         self._began = self._before_batch = step - optimizer_steps
+        self._taken = step
 
     def begin_batch(self, trainer: Any) -> None:
         """Foresees whether this batch is the window's `last`, if the optimizer takes one step in it."""
@@ -37,11 +38,12 @@ class Schedule:
     def end_batch(self, trainer: Any) -> tuple[int, int]:
         """Counts a batch: the window's optimizer steps, and how many of them were of this batch."""
         self.batches += 1
-        return trainer.global_step - self._began, trainer.global_step - self._before_batch
+        self._taken = taken = trainer.global_step
+        return taken - self._began, taken - self._before_batch
 
     def ends(self, trainer: Any) -> bool:
         """Whether the window ends with the batch that has ended."""
-        return self._is_full(trainer.global_step) if self._length else epoch_ends(trainer, trainer.global_step)
+        return self._is_full(self._taken) if self._length else epoch_ends(trainer, self._taken)
 
     def ends_with_epoch(self) -> bool:
         """Whether an epoch's end is a window's."""
