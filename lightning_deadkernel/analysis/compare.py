@@ -82,15 +82,15 @@ class Comparison:
 
     def verdict(self) -> str:
         """The answer in one line."""
-        told = [layer for layer in self.layers if layer.jaccard is not None]
+        compared = [layer for layer in self.layers if layer.jaccard is not None]
         if not self.layers:
             return "No layer is in all of these runs, so nothing can be compared."
-        if not told:
+        if not compared:
             return "No kernel is dead in any of these runs, as far as they can be compared."
         if self.p_value is None:
             return "Only one run has dead kernels: there is nothing to overlap with."
-        always = sum(len(layer.always) for layer in told)
-        ever = sum(len(layer.ever) for layer in told)
+        always = sum(len(layer.always) for layer in compared)
+        ever = sum(len(layer.ever) for layer in compared)
         same = self.p_value < SIGNIFICANT
         answer = (
             "The same kernels die more often than chance would have it" if same else "No more overlap than by chance"

@@ -103,5 +103,5 @@ def _numbers(report: Report) -> dict[str, float]:
     audited = report.audited is not None
     kinds = [rule.kind for rule in RULES if rule.in_files or not audited]
     found = {kind: float(sum(finding.kind == kind for finding in report.findings)) for kind in kinds}
-    told = {name: value for name, value in report.summary().items() if name in TOLD_BY_WEIGHTS or not audited}
-    return {**found, **told}
+    stated = {name: value for name, value in report.summary().items() if name in TOLD_BY_WEIGHTS or not audited}
+    return {**found, **stated}

@@ -276,7 +276,7 @@ class History:
         self.gradient_norms = [float(norm) for norm in state["gradient_norms"]]
 
     def restrict(self, channels: Mapping[str, int]) -> list[str]:
-        """Forget the layers that are gone or have another number of channels than they had.
+        """Drop the layers that are gone or have another number of channels than they had.
 
         Args:
             channels: layer name -> number of channels, of the layers that there are.

@@ -129,7 +129,7 @@ def overview(reports: Sequence[Report]) -> Figure | None:
 
 def _stories(report: Report) -> tuple[list[_Story], int]:
     """The problems, then what is worth knowing, layers of one fate together; and how many findings are left out."""
-    told = {place for problem in report.problems[:_MOST_STORIES] for place in problem.places}
+    stated = {place for problem in report.problems[:_MOST_STORIES] for place in problem.places}
     stories = [
         _Story(
             problem.severity,
@@ -147,7 +147,7 @@ def _stories(report: Report) -> tuple[list[_Story], int]:
     stories += [_story(group, labels) for group in more]
     if not stories:
         return [_Story("none", [], wrapped(watched_and_not(report), _WIDTH - 0.4, MEDIUM))], 0
-    return stories, len(report.findings) - len(told) - sum(map(len, more))
+    return stories, len(report.findings) - len(stated) - sum(map(len, more))
 
 
 def _after_title(problem: Problem) -> str:

@@ -107,8 +107,8 @@ def layer_scalars(report: Report) -> dict[Key, float]:
 def worst_scalars(report: Report, k: int) -> dict[Key, float]:
     """``deadkernel.<statistic>/worst_<rank>`` -> the k worst values of each statistic, whichever layers they are of.
 
-    Ranks and not names, because the layers that are worst at first are not those that fall ill later, and keys must
-    not change. The report's text and pictures name the layers. NaN where there are fewer than k layers.
+    Ranks and not names, because the layers that are worst at first need not be so later, and keys must not
+    change. The report's text and pictures name the layers. NaN where there are fewer than k layers.
     """
     digits, scalars = len(str(k)), {}
     for scalar in LAYER_SCALARS:

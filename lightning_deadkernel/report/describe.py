@@ -83,8 +83,8 @@ def describe_briefly(report: ReportRecord, saved: str = "") -> Document:
         saved: where all of it is, which is said last.
     """
     findings = sentences.by_severity(report.findings)
-    told = report.problems[0].findings if report.problems else findings[:1]
-    further = [finding for finding in findings if finding not in told]
+    stated = report.problems[0].findings if report.problems else findings[:1]
+    further = [finding for finding in findings if finding not in stated]
     rest = f"Further: {sentences.tally(further)}, in the report." if further else ""
     healthy = not findings and bool(report.watched)
     opening = sentences.verdict(report) if not findings else sentences.watched_and_not(report)
@@ -132,8 +132,8 @@ def _statements(items: Sequence[Statement]) -> Statements | None:
 
 def _others(report: ReportRecord) -> list[Statement]:
     """The findings that are no part of a problem."""
-    told = {place for problem in report.problems for place in problem.places}
-    rest = [finding for place, finding in enumerate(report.findings) if place not in told]
+    stated = {place for problem in report.problems for place in problem.places}
+    rest = [finding for place, finding in enumerate(report.findings) if place not in stated]
     return [_statement(report, finding) for finding in sentences.by_severity(rest)]
 
 

@@ -74,8 +74,8 @@ class Statement:
     @property
     def line(self) -> Text:
         """Its title and evidence in a line."""
-        told = [f"channels {text}" if label == "Channels" else text for label, text in self.facts if label in _IN_LINE]
-        return (*parts(self.title), f"; {'; '.join(told)}" if told else "")
+        shown = [f"channels {text}" if label == "Channels" else text for label, text in self.facts if label in _IN_LINE]
+        return (*parts(self.title), f"; {'; '.join(shown)}" if shown else "")
 
 
 @dataclass(frozen=True)
