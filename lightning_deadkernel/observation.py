@@ -150,6 +150,8 @@ class LayerWindow(LayerStatistics):
     """(C,) share of samples and positions with a positive activation, over the sampled steps."""
     activation_mean: Tensor | None = None
     """(C,) mean of \\|h\\| over the sampled steps."""
+    flat_output: float = 0.0
+    """\\|h\\| that the activation tends to far out on its off side."""
     saturated_share: Tensor | None = None
     """(C,) share of inputs on a flat end (beyond +-5 for sigmoid and tanh, at a bound otherwise), sampled steps."""
 

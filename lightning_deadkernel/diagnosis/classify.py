@@ -106,14 +106,10 @@ def _without_firing(layer: LayerWindow, off: Tensor, some: Tensor, none: Tensor)
     return off & (none | penalty), off & silent & ~penalty, nowhere
 
 
-WORKS_IN_ITS_TAIL = ("softplus",)
-"""Activations with a flat end below that many nets use on purpose (a small variance, a step size)."""
-
-
 def _stuck(layer: LayerWindow, none: Tensor, thresholds: Thresholds) -> Tensor:
     if layer.saturated_share is None:
         return torch.zeros(layer.channels, dtype=torch.bool)
-    if layer.gating == "bounded" and layer.activation not in WORKS_IN_ITS_TAIL:
+    if layer.gating == "bounded":
         return layer.saturated_share > thresholds.saturated_share
     # one-sided activations rest on a flat end by design: only where all inputs do does that explain a missing gradient
     return (layer.saturated_share >= 1.0) & none

@@ -213,6 +213,7 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         entry["channel_firing_rate"], entry["activation_mean"] = parts["positives"], parts["magnitudes"]
         entry["firing_rate"] = float(parts["positives"].mean())
         entry["activation_sparsity"] = float(parts["zeros"].mean())
+        entry["flat_output"] = facts.flat_output
         if facts.reports_flat_ends:
             entry["saturated_share"] = parts["flat"]
 

@@ -36,6 +36,8 @@ class Activation:
     high: float = float("inf")
     reports_flat_ends: bool = False
     """The share of inputs on a flat end says something of a channel's health."""
+    flat_output: float = 0.0
+    """\\|h\\| that it tends to far out on its off side."""
     passes_at_zero: bool = False
     """A rectifier that passes the gradient of an input of exactly 0."""
 
@@ -254,13 +256,14 @@ def _elu(node: Any) -> Activation:
     alpha = float(getattr(node, "_saved_alpha", 1.0))
     label = "selu" if scale != 1 else "elu"
     if hasattr(node, "_saved_result"):
-        return Activation(label, "smooth", "result", _same)
-    return Activation(label, "smooth", "self", lambda x: F.elu(x, alpha) * scale)
+        return Activation(label, "smooth", "result", _same, flat_output=scale * alpha)
+    return Activation(label, "smooth", "self", lambda x: F.elu(x, alpha) * scale, flat_output=scale * alpha)
 
 
 @activation("Celu")
 def _celu(node: Any) -> Activation:
-    return Activation("celu", "smooth", "self", F.celu)
+    alpha = float(node._saved_alpha)
+    return Activation("celu", "smooth", "self", lambda x: F.celu(x, alpha), flat_output=alpha)
 
 
 @activation("Gelu")
@@ -288,11 +291,14 @@ def _hardswish(node: Any) -> Activation:
 
 @activation("Softplus")
 def _softplus(node: Any) -> Activation:
-    """Positive everywhere, so that only its flat end tells an off channel: slope and output are next to zero there."""
+    """Positive everywhere, so that only its flat end tells an off channel: slope and output are next to zero there.
+
+    Smooth and not bounded, since many nets work in its tail on purpose (a small variance, a step size).
+    """
     beta = float(node._saved_beta)
     return Activation(
         "softplus",
-        "bounded",
+        "smooth",
         "self",
         lambda x: F.softplus(x, beta),
         F.softplus,

@@ -76,6 +76,8 @@ class LayerFacts:
     """Channels that reach an activation that can be read; a bit mask, as in `Paths`."""
     activations: set[ActivationKey] = field(default_factory=set)
     reports_flat_ends: bool = False
+    flat_output: float = 0.0
+    """The largest of its activations, see `Activation.flat_output`."""
     reaches: int = 0
     """Channels some path of which reaches a kernel op or the loss without an activation."""
     attention: bool = False
@@ -167,6 +169,7 @@ class LayerFacts:
         self.labels.add(activation.label)
         self.kinds.add(activation.kind)
         self.reports_flat_ends = self.reports_flat_ends or activation.reports_flat_ends
+        self.flat_output = max(self.flat_output, activation.flat_output)
         self.passes_at_zero = self.passes_at_zero or activation.passes_at_zero
 
     def place(self, layer: Layer, depth: int, order: int) -> None:

@@ -168,12 +168,14 @@ def test_what_a_saturated_critic_starves_is_told_as_that() -> None:
     [("gelu", 0.0, "saturated"), ("gelu", 0.15, "unknown"), ("elu", 0.99, "saturated"), ("elu", 0.4, "unknown")],
 )
 def test_saturated_takes_outputs_where_the_activation_is_flat(activation: str, mean: float, cause: str) -> None:
-    smooth: dict[str, Any] = {"activation": activation, "gating": "smooth", "activation_mean": each(mean, 1, 1, 1)}
+    flat = {"elu": 1.0, "celu": 1.0, "selu": 1.7581}.get(activation, 0.0)
+    smooth: dict[str, Any] = {"activation": activation, "gating": "smooth", "flat_output": flat}
+    smooth["activation_mean"] = each(mean, 1, 1, 1)
     assert begun().next(layer(**FIRST_OFF | smooth)).only("saturated_channels").cause_word == cause
 
 
 def test_a_softplus_that_works_in_its_tail_is_no_fault() -> None:
-    tail: dict[str, Any] = {"activation": "softplus", "gating": "bounded", "saturated_share": torch.full((4,), 0.95)}
+    tail: dict[str, Any] = {"activation": "softplus", "gating": "smooth", "saturated_share": torch.full((4,), 0.95)}
     assert not begun().next(layer(**tail)).findings
     gone = tail | NO_GRADIENT | {"saturated_share": torch.ones(4)}
     assert begun().next(layer(**gone), alive()).only("saturated_channels").cause_word == "saturated"

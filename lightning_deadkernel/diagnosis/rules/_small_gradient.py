@@ -22,7 +22,6 @@ from lightning_deadkernel.diagnosis.weight_causes import PLAIN
 
 SMALL_SCALE = 0.1
 """Scales of norms are initialised to one; a branch whose scale is below a tenth is all but shut."""
-BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
 DEEP = 5
 HEALTHY_STEP = 1e-5
 """||dW|| / ||W|| of a step from which on a layer learns well enough under an optimizer that normalises its steps: a
@@ -87,7 +86,7 @@ class Explainer:
     def __init__(self, context: WindowContext) -> None:
         layers = sorted(context.layers, key=lambda layer: layer.observed.depth)
         self.depths = [layer.observed.depth for layer in layers]
-        bounded = [layer.observed.activation in BOUNDED_ACTIVATIONS for layer in layers]
+        bounded = [layer.observed.gating == "bounded" for layer in layers]
         self.bounded = list(accumulate(bounded))
         self.flat = list(accumulate(b and _is_mostly_flat(la) for b, la in zip(bounded, layers, strict=True)))
         self.normed = context.window.has_norms or any(layer.observed.norm_scale is not None for layer in layers)

@@ -36,8 +36,9 @@ from lightning_deadkernel.diagnosis.weight_causes import ChannelCause, assign
 from lightning_deadkernel.report.records import Severity
 
 NEARLY_ALL = 0.9
-FLAT_OUTPUT = {"elu": 0.95, "celu": 0.95, "selu": 1.67}
-"""Mean |h| above which an activation that tends to a constant is flat: its slope there is a twentieth."""
+NEAR_FLAT_OUTPUT = 0.95
+"""Share of the constant that an activation tends to (ELU, CELU, SELU) from which on it is flat: its slope there is a
+twentieth."""
 FADED_OUTPUT = 0.05
 """Mean |h| below which one that tends to zero (GELU, SiLU, Mish) is flat, as far as it never fired."""
 
@@ -70,8 +71,8 @@ def _is_flat(layer: LayerContext) -> Tensor:
         return observed.saturated_share > layer.thresholds.saturated_share
     if observed.activation_mean is None or observed.activation is None:
         return layer.everywhere(False)
-    if observed.activation in FLAT_OUTPUT:
-        return observed.activation_mean > FLAT_OUTPUT[observed.activation]
+    if observed.flat_output > 0:
+        return observed.activation_mean > NEAR_FLAT_OUTPUT * observed.flat_output
     return observed.activation_mean < FADED_OUTPUT
 
 
