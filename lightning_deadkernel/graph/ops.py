@@ -135,11 +135,16 @@ def hook_by_reading(node: Any, name: str) -> str | None:
     comes out of the reading.
     """
 
-    def stop(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call":
-            raise _Stopped(frame.f_globals.get("__name__", ""))
-
     profiler = sys.getprofile()
+
+    def stop(frame: FrameType, event: str, _: Any) -> None:
+        module = frame.f_globals.get("__name__", "")
+        if event != "call" or module.startswith("torch._library"):  # how a dispatch mode is looked up
+            return
+        if frame.f_code.co_name != "__torch_dispatch__":
+            raise _Stopped(module)
+        sys.setprofile(profiler)  # the mode sees the view that reading makes: a hook would have come before
+
     sys.setprofile(stop)
     try:
         getattr(node, f"_saved_{name}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lightning_deadkernel.graph.ops import hook_by_reading, peek, unpack_hook
@@ -67,3 +69,14 @@ def test_after_a_hook_was_stopped_backward_runs_it_as_ever():
 
 def test_what_a_node_did_not_save_has_no_hook():
     assert unpack_hook(relu_node([], "nothing"), "other") is None
+
+
+@pytest.mark.skipif(torch.__version__ >= (2, 13), reason="this torch shows its hooks, so none is looked for by reading")
+def test_a_dispatch_mode_that_sees_the_reading_is_no_hook() -> None:
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    node = torch.randn(3, requires_grad=True).relu().grad_fn
+    with Seen():
+        assert hook_by_reading(node, "result") is None
