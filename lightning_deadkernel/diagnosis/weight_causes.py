@@ -196,7 +196,8 @@ def _decayed(layer: LayerContext, channels: Tensor) -> Cause:
     shape = "through the gradient (L2)" if coupled else "apart from the gradient"
     return DECAYED.because(
         f"{when}, and weight decay {observed.weight_decay:g} applied {shape} has worn the {what}"
-        f" down ({'norm ' * kernel}{span(first)} at the start, {span(now)} now)",
+        # the norm that follows is known by the graph alone, so its scale is first seen after the first window
+        f" down ({'norm ' * kernel}{span(first)} {'at the start' if kernel else 'when first seen'}, {span(now)} now)",
         f"{_against_decay(layer, what)}. What is already gone can be pruned; fold a constant output into what reads it"
         " first.",
         f"{references.MEHTA}; {references.ADAMW}",

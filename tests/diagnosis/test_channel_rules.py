@@ -217,7 +217,7 @@ def test_a_decayed_scale_is_told_in_numbers_of_the_scale() -> None:
         run.next(layer(norm_scale=each(scale, 1, 1, 1), weight_decay=0.01, **FIRST_OFF))
     finding = run.only("zero_kernels")
     assert finding.cause_word == "decayed"
-    assert "norm's scale (gamma) down (1 at the start, 0.0001 now)" in finding.cause
+    assert "norm's scale (gamma) down (1 when first seen, 0.0001 now)" in finding.cause
 
 
 def test_a_scale_that_passes_through_zero_while_it_learns_is_no_finding() -> None:
