@@ -1,6 +1,8 @@
-"""The two things the monitor may say aloud during training, as types of their own so that users can filter them."""
+"""What the monitor may say aloud during training, as types of their own so that users can filter them."""
 
 from __future__ import annotations
+
+import warnings
 
 
 class DeadKernelError(RuntimeError):
@@ -17,3 +19,13 @@ class DeadKernelWarning(UserWarning):
 
 class DeadKernelInternalWarning(DeadKernelWarning):
     """A surprise inside the monitor: what it concerns is no longer watched, training goes on untouched."""
+
+
+def warn(text: str, category: type[DeadKernelWarning] = DeadKernelWarning) -> None:
+    """Warns as usual, but for the path and line of this package's source in front, which tell a user nothing."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, kind, *_: f"{kind.__name__}: {message}\n"
+    try:
+        warnings.warn(text, category, stacklevel=2)
+    finally:
+        warnings.formatwarning = before

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_deadkernel.errors import DeadKernelWarning
+from lightning_deadkernel.errors import warn
 from lightning_deadkernel.loggers.adapter import Adapter, CustomChart, adapter_of
 from lightning_deadkernel.loggers.scalars import (
     DESCRIPTIONS,
@@ -147,11 +146,9 @@ class RunLog:
             except Exception as error:  # whatever it is, it must not end the training
                 if adapter not in self._named:
                     self._named.append(adapter)
-                    warnings.warn(
+                    warn(
                         f"{type(adapter.logger).__name__} raised {type(error).__name__}: {error}. Training and the "
-                        "other loggers go on; what comes next is logged to it again.",
-                        DeadKernelWarning,
-                        stacklevel=2,
+                        "other loggers go on; what comes next is logged to it again."
                     )
 
 

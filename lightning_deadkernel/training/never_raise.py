@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
 
-from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning
+from lightning_deadkernel.errors import DeadKernelError, DeadKernelInternalWarning, DeadKernelWarning, warn
 from lightning_deadkernel.training.compile import is_traced
 
 Method = TypeVar("Method", bound=Callable[..., None])
@@ -33,7 +32,7 @@ def never_raise(method: Method) -> Method:
             # A compiled `training_step` that optimizes by hand would have the compiler trace through the monitor. To
             # keep it out where it does not look anyway would take tens of microseconds a step.
             (untraced() if is_traced() else method)(run, *args, **kwargs)
-        except DeadKernelError:  # the user's own wish
+        except (DeadKernelError, DeadKernelWarning):  # the user's own wish: a warning is raised under an "error" filter
             raise
         except Exception as error:  # the monitor's own fault, whatever it is, is never the training's
             run.fail(method.__name__, error)
@@ -43,4 +42,4 @@ def never_raise(method: Method) -> Method:
 
 def warn_internal(text: str) -> None:
     """Says what the monitor has lost, and that the training has not."""
-    warnings.warn(f"DeadKernelMonitor {text} Training goes on.", DeadKernelInternalWarning, stacklevel=4)
+    warn(f"DeadKernelMonitor {text} Training goes on.", DeadKernelInternalWarning)

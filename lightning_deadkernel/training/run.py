@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
+from lightning_deadkernel.errors import DeadKernelError, warn
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums
 from lightning_deadkernel.graph.layers import LayerTable, check_patterns
@@ -333,4 +333,4 @@ class Run:
     def _warn(self, text: str, once: str | None = None) -> None:
         if once is None or once not in self._warned:
             self._warned.add(once or "")
-            rank_zero_warn(f"DeadKernelMonitor: {text}", category=DeadKernelWarning)
+            rank_zero_only(warn)(f"DeadKernelMonitor: {text}")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.diagnosis.problems import find_problems, new_problems
 from lightning_deadkernel.diagnosis.pruning import savings
-from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
+from lightning_deadkernel.errors import DeadKernelError, warn
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
 from lightning_deadkernel.evidence.summarize import summarize
@@ -117,5 +117,5 @@ def warn_new_problems(report: Report, warned: set[tuple[str, str | None]], on_fi
     fresh = new_problems(report.problems, warned)
     if on_finding == "warn":
         for problem in fresh:
-            rank_zero_warn(problem.story, category=DeadKernelWarning)
+            rank_zero_only(warn)(problem.story)
     return [finding for problem in fresh for finding in problem.findings]
