@@ -136,8 +136,9 @@ class LayerWindow(LayerStatistics):
     """One layer in one window. Tensors are on the CPU; `(C,)` is one value per channel; None: not observed."""
 
     # -- by activation -------------------------------------------------------------------------------------------
-    readable: Tensor | None = None
-    """(C,) bool: channels with a readable activation on every path; None: all, where `gating` tells one."""
+    other_gatings: dict[Gating | None, Tensor] = field(default_factory=dict)
+    """Kind -> (C,) bool: the channels whose activations are of another kind than `gating`, the weakest of the layer's;
+    None: those with no readable activation on some path."""
     off_gradient: str | None = None
     """Why a kernel that never fires may have a gradient all the same, in words; None where it cannot."""
     shared_statistics: bool = False

@@ -31,8 +31,8 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
     if window.index > 0:
         frozen = _unchanged(layer, window)
         codes = _states(layer, frozen, thresholds)
-        if layer.readable is not None:  # the other channels have no activation of their own
-            codes = torch.where(layer.readable, codes, _states(replace(layer, gating=None), frozen, thresholds))
+        for gating, channels in layer.other_gatings.items():
+            codes = torch.where(channels, _states(replace(layer, gating=gating), frozen, thresholds), codes)
         codes[not_finite(layer) & (codes != STATES.index("active"))] = STATES.index("unknown")
         for flag, channels in (
             (FROZEN, frozen),
@@ -91,8 +91,10 @@ def _without_firing(layer: LayerWindow, off: Tensor, some: Tensor, none: Tensor)
     if own is None:
         return nowhere, nowhere, nowhere
     if layer.off_gradient is not None:
-        # what the others of its norm make of a kernel shows in no gradient where the kernel's own inputs are zero
-        others = layer.shared_statistics and bool((~off).any())
+        # what the others of its norm make of a kernel shows in no gradient where the kernel's own inputs are zero,
+        # which they were not where its neighbours' rows have one
+        had_inputs = layer.weight_gradient is None and layer.groups == 1 and not layer.penalised and bool(some.any())
+        others = layer.shared_statistics and bool((~off).any()) and not had_inputs
         return nowhere if others else off & none, off & some, nowhere
     if not layer.exact:
         # sampled steps may have missed the batch on which a channel fires, which its gradient then shows

@@ -159,7 +159,7 @@ class Observer:
                 continue
             try:
                 activation = read.live(nodes[read.node])
-                self.reader.notice(key, activation)
+                self.reader.notice(key, activation, read.part.channels)
                 saved = activation.saved_tensor(nodes[read.node])
                 if not read.fits(saved):
                     self.reader.drop(found)

@@ -199,8 +199,12 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         entry["gating"] = None
         return
     entry["fired"] = torch.stack([seen.segments["fired", key] for key in keys]).amax(0) > 0
-    readable = torch.tensor([bool(facts.readable >> channel & 1) for channel in range(entry["channels"])])
-    entry["readable"] = None if bool(readable.all()) else readable
+    places = range(entry["channels"])
+    entry["other_gatings"] = {
+        kind: torch.tensor([bool(mask >> channel & 1) for channel in places])
+        for kind, mask in facts.gatings.items()
+        if kind != facts.gating
+    }
     entry["exact"] = seen.counts.unread == 0
     channels = entry["channels"]
     sums = torch.stack([seen.segments["sums", key] for key in keys]).sum(0)

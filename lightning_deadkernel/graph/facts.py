@@ -16,6 +16,8 @@ from lightning_deadkernel.observation import Gating, Rows
 ActivationKey = tuple[str, ...]
 """Names of the layers that reach an activation, sorted. Activations that the same layers reach share one key."""
 
+WEAKEST_FIRST: tuple[Gating, ...] = ("leaky", "smooth", "bounded", "rectifier")
+
 READ_AS: dict[Rows, str] = {
     "gate": "a gate acts within its op: it is read by its gradient",
     "projection": "it is read by attention",
@@ -71,7 +73,8 @@ class LayerFacts:
     depth: int = 0
     order: int = -1
     labels: set[str] = field(default_factory=set)
-    kinds: set[Gating] = field(default_factory=set)
+    kinds: dict[Gating, int] = field(default_factory=dict)
+    """Kind of activation -> the channels that reach one, a bit mask."""
     read: int = 0
     """Channels that reach an activation that can be read; a bit mask, as in `Paths`."""
     activations: set[ActivationKey] = field(default_factory=set)
@@ -121,10 +124,19 @@ class LayerFacts:
     @property
     def gating(self) -> Gating | None:
         """The weakest kind of all its activations; None where a verdict by activation is not possible."""
-        if not self.readable:
-            return None
-        order: tuple[Gating, ...] = ("leaky", "smooth", "bounded", "rectifier")
-        return next(kind for kind in order if kind in self.kinds)
+        return next(iter(self.gatings), None)
+
+    @property
+    def gatings(self) -> dict[Gating | None, int]:
+        """The weakest kind of a channel's activations, weakest first, and None where one path or more shows none, ->
+        its channels, a bit mask."""
+        left, found = self.readable, dict[Gating | None, int]()
+        for kind in WEAKEST_FIRST:
+            if channels := self.kinds.get(kind, 0) & left:
+                found[kind] = channels
+                left &= ~channels
+        without = ((1 << self.layer.channels) - 1) & ~self.readable
+        return found | {None: without} if without else found
 
     @property
     def activation(self) -> str | None:
@@ -164,10 +176,14 @@ class LayerFacts:
         """Ends the watch over the layer, once."""
         self.exclusion = self.exclusion or reason
 
-    def learn_activation(self, activation: Activation) -> None:
-        """Adds what an activation is, which constants that change from step to step may alter."""
+    def knows(self, activation: Activation, channels: int) -> bool:
+        """Whether an activation of these channels adds nothing."""
+        return activation.label in self.labels and not channels & ~self.kinds.get(activation.kind, 0)
+
+    def learn_activation(self, activation: Activation, channels: int) -> None:
+        """Adds what an activation of some channels is, which constants that change from step to step may alter."""
         self.labels.add(activation.label)
-        self.kinds.add(activation.kind)
+        self.kinds[activation.kind] = self.kinds.get(activation.kind, 0) | channels
         self.reports_flat_ends = self.reports_flat_ends or activation.reports_flat_ends
         self.flat_output = max(self.flat_output, activation.flat_output)
         self.passes_at_zero = self.passes_at_zero or activation.passes_at_zero
@@ -196,7 +212,7 @@ class LayerFacts:
         self.source_penalised = self.source_penalised or use.source_penalised
         for read, activation in zip(paths.reads, use.activations, strict=True):
             self.read |= read.part.channels
-            self.learn_activation(activation)
+            self.learn_activation(activation, read.part.channels)
         source = use.source
         if self.source is None:
             self.source, self.scale = source, use.beside.scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lightning_deadkernel.functional.firing import ChannelAxis
@@ -32,7 +33,7 @@ class Part:
         """Whether nothing else is in the axis."""
         return self.count == self.at.size
 
-    @property
+    @cached_property
     def channels(self) -> int:
         """The channels as a bit mask."""
         return ((1 << self.count) - 1) << self.first

@@ -202,11 +202,11 @@ class GraphReader:
         self.maps[key] = found
         return nodes, found, True
 
-    def notice(self, key: ActivationKey, activation: Activation) -> None:
-        """Takes up what an activation is in this step, which its constants decide."""
+    def notice(self, key: ActivationKey, activation: Activation, channels: int) -> None:
+        """Takes up what an activation of some channels is in this step, which its constants decide."""
         for name in key:
-            if activation.kind not in self.facts[name].kinds or activation.label not in self.facts[name].labels:
-                self.facts[name].learn_activation(activation)
+            if not self.facts[name].knows(activation, channels):
+                self.facts[name].learn_activation(activation, channels)
 
     def drop(self, found: StepMap) -> None:
         """Drops a map that no longer fits (feature maps of another size), so that the next read learns anew."""

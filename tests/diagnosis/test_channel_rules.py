@@ -409,7 +409,7 @@ def test_a_kernel_in_the_statistics_of_others_is_never_dead_while_one_of_them_fi
 
 
 def test_channels_without_an_activation_of_their_own_are_judged_by_their_gradient() -> None:
-    half = {"readable": each(False, True, True, True)}
+    half = {"other_gatings": {None: each(True, False, False, False)}}
     seen = {"fired": each(False, False, True, True), "gradient": each(0.0, 0, 1, 1), "weight_gradient": None}
     report = Run().next(start()).next(layer(**half, **seen)).report()
     assert (report.dead, report.zero_gradient) == ([1], [0])

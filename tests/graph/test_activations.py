@@ -346,6 +346,23 @@ def test_a_norm_made_of_arithmetic_is_told_by_what_its_statistics_are_taken_over
     assert (layer.activation, layer.note) == ("relu", None)
 
 
+@pytest.mark.parametrize(("level", "state"), [(1.0, "dead"), (0.0, "zero-gradient")])
+def test_a_zero_kernel_in_a_mean_square_is_dead_if_its_inputs_were_none(level: float, state: str) -> None:
+    net = Net(
+        lambda net, x: net.head(F.relu(net.norm(net.fc(x) + 0.001 * net.shift.weight[0]) - 0.1)),
+        fc=nn.Linear(5, 8, bias=False),
+        shift=nn.Linear(8, 1),
+        norm=nn.RMSNorm(8),
+        head=nn.Linear(8, 2),
+    )
+    with torch.no_grad():
+        net.fc.weight[3] = 0.0
+        net.shift.weight.fill_(1.0)[0, 3] = 0.0
+    layer = watch(net, level * rows(8, 5))["fc"]
+    assert layer.states[3] == state
+    assert layer.activation == "relu"
+
+
 def test_only_channels_whose_removal_changes_nothing_count_as_savings() -> None:
     def dead(norm: nn.Module) -> int:
         net = Net(

@@ -152,6 +152,28 @@ def test_chunks_with_an_activation_each_are_read_apart() -> None:
     assert layer.firing_rate == pytest.approx(14 / 16, abs=0.05)
 
 
+HALVES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "relu and leaky relu": (F.leaky_relu, "silent"),
+    "relu and tanh": (torch.tanh, "saturated"),
+    "relu and gelu": (F.gelu, "saturated"),
+    "relu and nothing": (lambda x: x, "active"),
+}
+
+
+@pytest.mark.parametrize("form", HALVES)
+def test_each_channel_is_judged_by_the_kind_of_its_own_activations(form: str) -> None:
+    f, state = HALVES[form]
+    net = gated(lambda h: F.relu(halves(h)[0]) + f(halves(h)[1]), 1, 9)
+    states = watch(net, rows(8, 5))["body"].states
+    assert (states[1], states[9]) == ("dead", state)
+
+
+def test_a_channel_that_meets_activations_of_two_kinds_is_judged_by_the_weaker() -> None:
+    net = gated(lambda h: F.relu(h[..., :8]) + F.relu(h[..., 8:]) + F.leaky_relu(h[..., 4:12]), 1, 5, 9, 13)
+    layer = watch(net, rows(8, 5))["body"]
+    assert (layer.dead, layer.silent) == ([1, 13], [5, 9])
+
+
 def test_the_channels_that_a_slice_leaves_out_are_not_called_dead() -> None:
     layer = watch(gated(lambda h: F.relu(h[..., 2:10]), 1, 4, 12), rows(8, 5))["body"]
     assert layer.dead == [4]
