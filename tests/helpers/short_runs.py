@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from helpers.training import fit
+from helpers.training import fit, quiet
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.report.records import Finding
 
@@ -74,16 +74,19 @@ def train(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     schedule: Callable[[int], float] | None = None,
     optimized: Callable[[nn.Module], list[nn.Parameter]] = lambda net: list(net.parameters()),
+    beside: Sequence[L.Callback] = (),
     **trainer: Any,
 ) -> DeadKernelMonitor:
-    """Fits the network through Lightning and returns the monitor that watched it."""
+    """Fits the network through Lightning and returns the monitor that watched it, with the callbacks `beside` it."""
     torch.set_num_threads(1)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not isinstance(net, L.LightningModule):
         net = Training(net, optimizer or sgd(0.05), loss, schedule, optimized)
     loader = DataLoader(data or digits(), batch_size, shuffle=shuffle)
-    return fit(net, loader, monitor=monitor, **{"max_epochs": epochs, "log_every_n_steps": 5, **trainer})
+    monitor = monitor or quiet()
+    options = {"max_epochs": epochs, "log_every_n_steps": 5, "callbacks": [monitor, *beside]} | trainer
+    return fit(net, loader, monitor=monitor, **options)
 
 
 def last(monitor: DeadKernelMonitor) -> Report:
