@@ -107,6 +107,9 @@ class LayerStatistics:
     """||dW|| / ||W|| of an optimizer step, median over the window's sampled steps that measured this layer."""
     update_ratio_max: float | None = statistic("largest update ratio", "number", logged=False, shown="never")
     """The largest of these."""
+    lost_updates: float | None = statistic("lost updates", "share", logged=False)
+    """Share of the weights with a gradient, other than exact zeros, that an optimizer step left bitwise unchanged, over
+    the window's sampled steps; of a weight with more than 16,384 entries, of so many of them."""
     weight_sparsity: float | None = statistic("zero weights", "share")
     """Share of exact zeros among the weights."""
     weight_near_zeros: float | None = statistic("near-zero weights", "share", logged=False)
@@ -193,6 +196,8 @@ class LayerWindow(LayerStatistics):
     in_optimizer: bool = True
     learning_rate: float | None = None
     """Largest learning rate of the weight's parameter group on the window's sampled steps; None if unknown."""
+    first_learning_rate: float | None = None
+    """The same on the first of them."""
     weight_decay: float = 0.0
     decoupled_decay: bool = False
     """The optimizer applies decay apart from the gradient (AdamW) and not through it (Adam's L2)."""
@@ -241,6 +246,9 @@ class Window:
     """What could not be watched and why, in words for the report."""
     largest_gradient_at: str | None = None
     """Weight that had the largest rms(grad) on the last sampled step."""
+    lost_elsewhere: dict[str, float] = field(default_factory=dict)
+    """Parameter with one axis (gains and shifts of norms, biases) held in two bytes -> share of its entries with a
+    gradient, other than exact zeros, that an optimizer step left bitwise unchanged, over the sampled steps."""
     has_norms: bool = False
     """The graph of the loss holds a norm of any kind, wherever it is."""
     strangers: int = 0

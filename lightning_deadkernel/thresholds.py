@@ -17,6 +17,7 @@ RULES = {
     "exploding_growth": "(1, inf)",
     "update_small": "(0, inf)",
     "update_large": "(0, inf)",
+    "lost_updates": "(0, 1]",
     "zero_share": "(0, 1]",
     "near_zero_share": "(0, 1]",
     "gini": "(0, 1]",
@@ -58,6 +59,8 @@ class Thresholds:
         update_small: an update ratio ||dW|| / ||W|| below this is slow; about 1e-3 is healthy (CS231n course notes,
             "Ratio of weights:updates").
         update_large: an update ratio above this is reckless: a tenth of the kernel changes in one step.
+        lost_updates: updates are lost if at least this share of a layer's weights with a gradient are left bitwise
+            unchanged by an optimizer step.
         zero_share: a layer's weights are sparse if more than this share is exactly zero.
         near_zero_share: a layer's weights are sparse if more than this share is below 1e-2 of their rms; a Gaussian has
             0.0080.
@@ -80,6 +83,7 @@ class Thresholds:
     exploding_growth: float = 100.0
     update_small: float = 1e-6
     update_large: float = 1e-1
+    lost_updates: float = 0.5
     zero_share: float = 0.5
     near_zero_share: float = 0.1
     gini: float = 0.7

@@ -17,6 +17,7 @@ ADAMW = "Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, http
 BATCH_NORM = "Ioffe and Szegedy 2015, Batch Normalization, https://arxiv.org/abs/1502.03167"
 WARMUP = "Goyal et al. 2017, Accurate, Large Minibatch SGD, https://arxiv.org/abs/1706.02677"
 MIXED = "Micikevicius et al. 2018, Mixed Precision Training, https://arxiv.org/abs/1710.03740"
+BFLOAT16 = "Zamirai et al. 2020, Revisiting BFloat16 Training, https://arxiv.org/abs/2010.06192"
 CLIPPING = (
     "Pascanu et al. 2013, On the difficulty of training Recurrent Neural Networks, https://arxiv.org/abs/1211.5063"
 )

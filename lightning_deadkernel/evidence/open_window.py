@@ -16,7 +16,7 @@ from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.sharding import whole
 
-VERSION = 2
+VERSION = 3
 """Of the state that a checkpoint holds."""
 
 Checksums = dict[str, Tensor]

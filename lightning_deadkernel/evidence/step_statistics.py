@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_deadkernel.evidence.lost_updates import Asked, LostUpdates
 from lightning_deadkernel.functional.kernels import gradient_ratios
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.sharding import is_sharded, local, share
@@ -83,6 +84,10 @@ class StepTables:
     """(steps, L) ||dW|| / ||W||."""
     underflow: Tensor
     """(steps, L) share of gradient entries that underflowed."""
+    lost: Tensor
+    """(L,) share of the entries with a gradient whose update was lost."""
+    lost_elsewhere: dict[str, float]
+    """The same of parameters with one axis (gains and shifts of norms, biases), by name."""
     largest_at: str | None
     """Weight with the largest rms(grad) on the last step."""
 
@@ -128,12 +133,16 @@ class StepStatistics:
         self.scaled = False
         """A gradient scaler is in use: a step whose gradients overflowed is skipped."""
         self._update_ratio = update_ratio
+        self._lost = LostUpdates(len(self.names), device)
         self.reset()
 
     def reset(self) -> None:
         """Begins a new window."""
         self.norms, self.updates, self.underflow = Series(), Series(), Series()
+        self._lost.reset()
         self.learning_rates: dict[str, float] = {}
+        self.first_rates: dict[str, float] = {}
+        """Layer -> learning rate on the window's first sampled step; `learning_rates` has the largest."""
         self.decays: dict[str, tuple[float, bool]] = {}
         """Layer -> weight decay, and whether it is applied apart from the gradient."""
         self.optimizers: dict[str, tuple[str, float]] = {}
@@ -187,8 +196,14 @@ class StepStatistics:
         layers = [layer for layer in self.layers if id(layer.main) in mine and not layer.is_looked_up]
         if half and not self.sharded:  # a shard's share says little of the whole
             self._note_underflow(layers, 1.0 if loss_scale is None or scale_left is not None else loss_scale)
+        searches = isinstance(optimizer, torch.optim.LBFGS)
+        rates = {id(p): group.get("lr", 0.0) for group in optimizer.param_groups for p in group["params"]}
+        pieces = [(p, slice(None)) for p in parameters]
+        pieces += [(layer.main, slice(layer.span.start, layer.span.stop)) for layer in parts]
+        asked = [Asked(at, p, rows, rates[id(p)]) for at, (p, rows) in zip(columns, pieces, strict=True)]
+        self._lost.before_step(asked, finite, searches)
         if self._update_ratio:
-            self._copy_weights(layers, finite, isinstance(optimizer, torch.optim.LBFGS), last)
+            self._copy_weights(layers, finite, searches, last)
 
     def _note_underflow(self, layers: list[Layer], scale: Tensor | float) -> None:
         shares = []
@@ -233,6 +248,7 @@ class StepStatistics:
             rate = group.get("lr", 0.0)
             if not isinstance(rate, Tensor):
                 self.learning_rates[layer.name] = max(float(rate), self.learning_rates.get(layer.name, 0.0))
+                self.first_rates.setdefault(layer.name, float(rate))
             decoupled = bool(group.get("decoupled_weight_decay")) or "AdamW" in type(optimizer).__name__
             self.decays[layer.name] = (float(group.get("weight_decay", 0.0) or 0.0), decoupled)
             self.optimizers[layer.name] = (type(optimizer).__name__, float(group.get("momentum", 0.0) or 0.0))
@@ -240,6 +256,7 @@ class StepStatistics:
     @torch.no_grad()
     def after_step(self) -> None:
         """Compares the weights with what they were before the step, and lets the copies go."""
+        self._lost.after_step()
         if self._before:
             self._measure(list(self._before))
 
@@ -287,12 +304,20 @@ class StepStatistics:
         ratios = torch.stack([gradient_ratios(row, self._weights) for row in rms]) if len(rms) else rms
         sizes, changes = updates[:, :count], updates[:, count:]
         known = norms[:, : len(self._column)]
+        asked, lost = self._lost.totals(self.sharded)
+        shares = torch.where(asked > 0, lost / asked, torch.nan)
         return StepTables(
             ratios=self._of_layers(ratios),
             rms=self._of_layers(rms),
             totals=torch.linalg.vector_norm(torch.where(known.isnan(), 0.0, known), dim=1),
             updates=torch.where(sizes > 0, changes / sizes, torch.nan),
             underflow=underflow,
+            lost=self._of_layers(shares[None])[0],
+            lost_elsewhere={
+                name: float(share)
+                for name, share, is_weight in zip(self.names, shares, self._weights, strict=True)
+                if not is_weight and not share.isnan()
+            },
             largest_at=self._largest_at(rms[-1]) if len(rms) else None,
         )
 
@@ -308,7 +333,9 @@ class StepStatistics:
             "layers": [[layer.name, layer.channels] for layer in self.layers],
             "parameters": list(self.names),
             "series": {name: self._packed(name) for name in SERIES},
+            "lost": self._lost.totals(self.sharded),
             "learning_rates": dict(self.learning_rates),
+            "first_rates": dict(self.first_rates),
             "decays": {name: list(values) for name, values in self.decays.items()},
             "optimizers": {name: list(values) for name, values in self.optimizers.items()},
             "turns": dict(self.turns),
@@ -323,7 +350,9 @@ class StepStatistics:
         """Takes up what `state_dict` gave. Where parts are added up, the first rank holds the whole."""
         for name in SERIES:
             setattr(self, name, self._unpacked(name, state["series"][name], first_rank))
-        self.learning_rates = dict(state["learning_rates"])
+        if first_rank or not self.sharded:
+            self._lost.load(state["lost"])
+        self.learning_rates, self.first_rates = dict(state["learning_rates"]), dict(state["first_rates"])
         self.decays = {name: (float(decay), bool(decoupled)) for name, (decay, decoupled) in state["decays"].items()}
         self.optimizers = {name: (str(kind), float(mu)) for name, (kind, mu) in state.get("optimizers", {}).items()}
         self.turns = {name: int(count) for name, count in state["turns"].items()}

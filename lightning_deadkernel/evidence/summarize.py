@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -98,7 +100,7 @@ def summarize(
         strangers=observer.reader.strangers,
     )
     if index:
-        steps.fill_window(window)
+        steps.fill_window(window, {n for n, p in observer.model.named_parameters() if p.element_size() <= 2})
     return window, _with_first_kernels(tensors, observer, window), weights_now
 
 
@@ -287,14 +289,22 @@ class _Steps:
         underflow = self._values(self.tables.underflow, entry["name"])
         entry["underflow_share"] = float(underflow.mean()) if underflow.numel() else None
         entry["note"] = entry["note"] or _note_on_underflow(entry["underflow_share"] or 0.0)
+        lost = float(self.tables.lost[self.column[entry["name"]]])
+        entry["lost_updates"] = None if math.isnan(lost) else lost
         entry["learning_rate"] = self.steps.learning_rates.get(entry["name"])
+        entry["first_learning_rate"] = self.steps.first_rates.get(entry["name"])
         entry["weight_decay"], entry["decoupled_decay"] = self.steps.decays.get(entry["name"], (0.0, False))
         entry["optimizer"], entry["momentum"] = self.steps.optimizers.get(entry["name"], (None, 0.0))
 
-    def fill_window(self, window: Window) -> None:
-        """Sizes of all gradients together."""
+    def fill_window(self, window: Window, coarse: Collection[str]) -> None:
+        """Sizes of all gradients together, and what is lost of parameters with one axis.
+
+        Args:
+            coarse: names of the parameters held in two bytes.
+        """
         totals = self.tables.totals
         finite = totals[totals.isfinite()]
         window.gradient_norm = _median(finite)
         window.skipped_steps = int((~totals.isfinite()).sum()) if self.steps.scaled else 0
         window.largest_gradient_at = self.tables.largest_at
+        window.lost_elsewhere = {n: s for n, s in self.tables.lost_elsewhere.items() if n in coarse}

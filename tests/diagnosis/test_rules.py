@@ -93,6 +93,10 @@ CASES: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
         lambda: begun().next(layer(update_ratio=1e-8)),
         lambda: begun().next(layer(**ALL_OFF, update_ratio=1e-8), alive()),
     ),
+    "lost_updates": (
+        lambda: begun().next(layer(lost_updates=0.95, bytes_per_parameter=2)),
+        lambda: begun().next(layer(lost_updates=0.95, bytes_per_parameter=2, first_learning_rate=0.01)),
+    ),
     "identical_kernels": (
         lambda: Run().next(start(identical=True)),
         lambda: Run().next(start(identical=True, norms=torch.zeros(4), largest=torch.zeros(4))),

@@ -32,11 +32,10 @@ from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import BELOW_RESOLUTION, NOT_IN_OPTIMIZER, UNKNOWN, Cause, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
 
 HALF = 0.5
 """Below this share of a layer, kernels of float32 that stand still are no more than worth knowing."""
-EPSILON = {2: 2.0**-8, 4: 2.0**-24, 8: 2.0**-53}
-"""Bytes of a weight -> the relative step below which an update is surely rounded away."""
 
 
 @rule("{of} frozen: not one bit changed", causes=(NOT_IN_OPTIMIZER, BELOW_RESOLUTION, UNKNOWN))
@@ -79,9 +78,7 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
         return BELOW_RESOLUTION.because(
             f"steps at learning rate {rate:g} on gradients up to {size:.1e} round away in weights of up to"
             f" {largest:.2g} held in {observed.bytes_per_parameter} bytes",
-            "Keep float32 master weights (precision='bf16-mixed' in place of 'bf16-true')."
-            if half
-            else "Raise the gradient of this layer (a norm, a shorter path to the loss) or its learning rate.",
+            advice(layer),
             references.MIXED,
             evidence,
         )

@@ -25,12 +25,10 @@ from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import SLOW_UPDATES
-from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._schedule import is_scheduled
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
-
-SCHEDULED = 0.01
-"""A learning rate below a hundredth of the largest there was is what the schedule asks for."""
 
 
 @rule("updates are too small to matter", causes=(SLOW_UPDATES,))
@@ -40,7 +38,7 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
     for layer in context.layers:
         observed = layer.observed
         ratio = observed.update_ratio
-        if ratio is None or not 0 < ratio < line or not bool(layer.with_gradient.any()) or _is_scheduled(layer):
+        if ratio is None or not 0 < ratio < line or not bool(layer.with_gradient.any()) or is_scheduled(layer):
             continue
         again = 0 < layer.past.previous_update_ratio < line
         weak = observed.gradient_ratio is not None and observed.gradient_ratio < context.thresholds.weak_gradient
@@ -57,8 +55,3 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
         # where steps are as large as gradients, a weak one is a finding of its own, and the root of this
         follows = weak and not is_normalised(layer)
         yield Found(layer, "warning" if again and not follows else "info", cause)
-
-
-def _is_scheduled(layer: LayerContext) -> bool:
-    rate = layer.observed.learning_rate or 0.0
-    return rate <= SCHEDULED * layer.past.largest_learning_rate or rate > layer.past.previous_learning_rate

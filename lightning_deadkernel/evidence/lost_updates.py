@@ -1,0 +1,122 @@
+"""Updates that are lost: entries of a parameter that a step leaves as they are though they have a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_deadkernel.graph.sharding import local
+
+ENTRIES = 1 << 14
+"""Entries of a parameter that are asked, one in every so many of a larger one: the share is known to 0.004."""
+
+
+class Asked(NamedTuple):
+    """A parameter, or some rows of one, before a step."""
+
+    column: int
+    """Its place among all that are counted."""
+    parameter: Tensor
+    rows: slice
+    rate: float | Tensor
+    """The learning rate of its group."""
+
+    def entries(self, values: Tensor) -> Tensor:
+        """(n,) what is looked at of the parameter, or of its gradient: a view where the layout allows."""
+        flat = local(values.detach())[self.rows].reshape(-1) if values.ndim else values.detach().reshape(-1)
+        return flat[:: (flat.numel() // ENTRIES + 1) | 1]
+
+
+class LostUpdates:
+    """Counts over the sampled steps of a window.
+
+    An entry is asked if its gradient is finite and not zero and the learning rate is not zero; one that is exactly zero
+    is not, as there every step can be resolved: what stands there is held by something else (a mask). Its update is
+    lost if not one bit of it has changed after the step.
+
+    Args:
+        columns: parameters, and parts of some, that are counted.
+        device: where the counts are kept.
+    """
+
+    def __init__(self, columns: int, device: torch.device) -> None:
+        self._device = device
+        self.counts = torch.zeros(2, columns, dtype=torch.float64, device=device)
+        """(2, columns) entries asked, and those of them whose update was lost."""
+        self._places: dict[tuple[int, ...], Tensor] = {}
+        self._open: tuple[list[Asked], Tensor, Tensor] | None = None
+
+    def reset(self) -> None:
+        """Begins a new window."""
+        self.counts.zero_()
+        self._open = None
+
+    def before_step(self, asked: Sequence[Asked], valid: Tensor | None, searches: bool = False) -> None:
+        """Notes entries and their gradients; a step before in the same batch is counted first.
+
+        Args:
+            asked: what the optimizer is about to step.
+            valid: bool scalar, False where a gradient scaler skips the step; None: it does not.
+            searches: the optimizer evaluates the loss several times a step (LBFGS): the first is what it begins from.
+        """
+        if self._open is not None and searches:
+            return
+        self.after_step()
+        there = [one for one in asked if isinstance(one.rate, Tensor) or one.rate != 0]
+        if not there:
+            return
+        before, sizes = self._entries(there), self._joined([_gradient(one) for one in there]).abs()
+        moves = (sizes > 0) & (sizes < torch.inf) & (before != 0)
+        self._open = there, before, moves if valid is None else moves & valid
+
+    def after_step(self) -> None:
+        """Counts what has not moved."""
+        if self._open is None:
+            return
+        (asked, before, moves), self._open = self._open, None
+        after = self._entries(asked)
+        if after.shape != before.shape:  # a parameter has been replaced by one of another shape
+            return
+        ends = torch.cumsum(torch.stack([moves, moves & (after == before)]), 1, dtype=torch.int64)
+        lengths = [len(one.entries(one.parameter)) for one in asked]
+        counts = ends[:, self._index([end - 1 for end in accumulate(lengths)])].diff(
+            dim=1, prepend=ends.new_zeros(2, 1)
+        )
+        self.counts.index_add_(1, self._index([one.column for one in asked]), counts.double())
+
+    def _entries(self, asked: Sequence[Asked]) -> Tensor:
+        return self._joined([one.entries(one.parameter) for one in asked])
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat([part if part.device == self._device else part.to(self._device) for part in parts])
+
+    def _index(self, places: list[int]) -> Tensor:
+        key = tuple(places)
+        if key not in self._places:
+            self._places[key] = torch.tensor(places).to(self._device, non_blocking=True)
+        return self._places[key]
+
+    def totals(self, over_ranks: bool) -> Tensor:
+        """(2, columns) the counts on the CPU.
+
+        Args:
+            over_ranks: each rank has its part of the parameters: every rank must call it.
+        """
+        counts = self.counts.clone()
+        if over_ranks:
+            torch.distributed.all_reduce(counts)
+        return counts.cpu()
+
+    def load(self, counts: Tensor) -> None:
+        """Takes up what `totals` gave."""
+        self.counts.copy_(counts)
+
+
+def _gradient(one: Asked) -> Tensor:
+    grad: Any = one.parameter.grad
+    entries = one.entries(grad)
+    return entries * (one.rate != 0).to(entries) if isinstance(one.rate, Tensor) else entries
