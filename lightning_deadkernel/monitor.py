@@ -104,8 +104,17 @@ class DeadKernelMonitor(Callback):
 
     @property
     def reports(self) -> list[Report]:
-        """One report per closed window, oldest first; index 0 is the state at initialisation."""
+        """One report per closed window, oldest first; index 0 is the state at initialisation.
+
+        Of more than 512 windows (fewer where the reports would take more than about 128 MB) the newer half of as many
+        is kept, and of the older windows every second, fourth, eighth and so on; `history` has a row for every window.
+        """
         return self._record.reports
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row per closed window, oldest first: ``window``, ``epoch``, ``global_step``, and the report's summary."""
+        return self._record.summaries()
 
     @property
     def report(self) -> Report | None:

@@ -6,10 +6,12 @@ The states of past windows themselves live in the reports; here is only what exp
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,14 +130,14 @@ def gradient_seen(layer: LayerWindow) -> tuple[Tensor, Tensor]:
 class History:
     """The past of all layers, from initialisation on.
 
-    Memory is about 45 bytes per channel and does not grow with the windows. The state holds plain dicts, lists,
+    Memory is about 45 bytes per channel, and 16 bytes per window for the clock. The state holds plain dicts, lists,
     numbers, strings and tensors alone, so it loads with ``torch.load(weights_only=True)``.
     """
 
     def __init__(self) -> None:
         self._layers: dict[str, LayerPast] = {}
-        self.clock: list[tuple[int, int]] = []
-        """Epoch and global step at the end of each window, by index."""
+        self._clock = array("q")
+        """Epoch and global step at the end of each window in turn; copies share it, since it only grows."""
         self.gradient_norms: list[float] = []
         """Finite gradient norms of the last windows, oldest first; the last entry is the last window's."""
 
@@ -152,14 +154,27 @@ class History:
         """The layer's past; None if it was never seen."""
         return self._layers.get(name)
 
+    def copy(self) -> History:
+        """One that can be updated while this one stays as it is."""
+        copy = History()
+        copy._layers = {
+            name: replace(past, **{field: getattr(past, field).clone() for field in TENSORS})
+            for name, past in self._layers.items()
+        }
+        copy._clock, copy.gradient_norms = self._clock, self.gradient_norms
+        return copy
+
+    def clock(self, index: int) -> tuple[int, int]:
+        """Epoch and global step at the end of a window; -1 where they are not known."""
+        epoch, step = self._clock[2 * index : 2 * index + 2] or (-1, -1)
+        return epoch, step
+
     def when(self, index: int) -> str:
         """The end of a window by the run's clock: ``"epoch 2 (step 138)"``."""
         if index <= 0:
             return "initialisation"
-        if index >= len(self.clock):
-            return f"window {index}"
-        epoch, step = self.clock[index]
-        return f"epoch {epoch:,} (step {step:,})"
+        epoch, step = self.clock(index)
+        return f"window {index}" if epoch < 0 else f"epoch {epoch:,} (step {step:,})"
 
     def update(self, window: Window, layers: Sequence[LayerReport]) -> None:
         """Take in a closed window and its verdicts.
@@ -168,7 +183,9 @@ class History:
             window: what was observed.
             layers: the verdicts, one for each of `window.layers` (by name). Excluded layers leave their past untouched.
         """
-        self.clock = [*self.clock[: window.index], (window.epoch, window.global_step)]
+        # what an interrupted closing of this same window has added is written over
+        missing = 2 * window.index - len(self._clock)
+        self._clock[2 * window.index :] = array("q", [-1] * missing + [window.epoch, window.global_step])
         reports = {report.name: report for report in layers}
         ratios = {layer.name: self._ratio(layer, window) for layer in window.layers}
         for layer in window.layers:
@@ -245,7 +262,7 @@ class History:
             }
             for name, past in self._layers.items()
         }
-        clock = [moment for pair in self.clock for moment in pair]
+        clock = torch.from_numpy(np.array(self._clock))
         return {"version": VERSION, "gradient_norms": list(self.gradient_norms), "clock": clock, "layers": layers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -271,8 +288,7 @@ class History:
             values: dict[str, Any] = dict(saved)
             layers[name] = LayerPast(**(values | {field: values[field].cpu().clone() for field in TENSORS}))
         self._layers = layers
-        clock = [int(moment) for moment in state.get("clock", ())]
-        self.clock = list(zip(clock[::2], clock[1::2], strict=True))
+        self._clock = array("q", map(int, state.get("clock", ())))
         self.gradient_norms = [float(norm) for norm in state["gradient_norms"]]
 
     def restrict(self, channels: Mapping[str, int]) -> list[str]:

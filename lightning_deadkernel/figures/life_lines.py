@@ -145,10 +145,12 @@ def life_lines(reports: Sequence[Report], layer: str | None = None) -> Figure | 
     if life is None:
         return None
     height = min(max(0.6, 0.2 * len(life.rows)), 7.0)
-    below = f"{len(reports):,} windows; {life_note(life)}"
+    windows = reports[-1].window - reports[0].window + 1
+    shown = "" if len(reports) == windows else f", {len(reports):,} of them shown"
+    below = f"{windows:,} windows{shown}; {life_note(life)}"
     left = 0.5 + 0.073 * max(len(row_label(row)) for row in life.rows)
     axes = one_axes(height, life_headline(reports, life), below, left, 0.25, 0.85)
-    shown = draw_life_lines(axes, reports, life)
+    words = draw_life_lines(axes, reports, life)
     place = {"loc": "upper left", "bbox_to_anchor": (-0.005, -0.48 / height), "borderaxespad": 0, "ncols": 8}
-    state_legend(axes, sorted(shown), False, **place)
+    state_legend(axes, sorted(words), False, **place)
     return figure_of(axes)

@@ -51,7 +51,10 @@ def unhealthy(layer: LayerReport) -> tuple[str, list[int]]:
 
 
 def since(reports: Sequence[Report], name: str, word: str, channels: Sequence[int]) -> str:
-    """Since when: ``"since epoch 3"``, or ``"one by one from epoch 1 on"``."""
+    """Since when: ``"since epoch 3"``, or ``"one by one from epoch 1 on"``.
+
+    Of a long run not every window is there: ``"since epoch 2 to epoch 3"`` where it began between two that are.
+    """
     number = WORDS.index(word)
     past = [layer.codes.translate(WORD_OF_CODE) if layer else b"" for layer in past_of(reports, name)]
     begins = []
@@ -63,9 +66,12 @@ def since(reports: Sequence[Report], name: str, word: str, channels: Sequence[in
     first, last = min(begins), max(begins)
     # states are known from the first window on: one that was there then may have been there before
     from_start = first <= 1 and reports[0].window == 0
+    start = "the start" if from_start else moment(reports, first)
+    if not from_start and first and reports[first].window - reports[first - 1].window > 1:
+        start = f"{moment(reports, first - 1)} to {start}"
     if first == last:
-        return "from the start" if from_start else f"since {moment(reports, first)}"
-    return f"one by one from {'the start' if from_start else moment(reports, first)} on"
+        return "from the start" if from_start else f"since {start}"
+    return f"one by one from {start} on"
 
 
 def worst_layer(report: Report) -> LayerReport | None:

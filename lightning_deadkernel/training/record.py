@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_deadkernel.diagnosis.history import History
@@ -13,6 +17,11 @@ from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
 
 VERSION = 1
+MOST_WINDOWS = 512
+"""Reports that are kept of a run, however long: more than a picture of it can show."""
+LEAST_WINDOWS = 32
+MOST_BYTES = 128_000_000
+"""What they may take in memory: of wide or deep networks fewer are kept."""
 
 
 class Closed(NamedTuple):
@@ -23,7 +32,10 @@ class Closed(NamedTuple):
 
 
 class Record:
-    """The closed windows of a training, over all of its fits."""
+    """The closed windows of a training, over all of its fits.
+
+    What grows with the windows is a row of numbers each, and their end by the clock in the history.
+    """
 
     def __init__(self) -> None:
         self.clear()
@@ -35,10 +47,14 @@ class Record:
         """Kinds and layers of the findings that need not be told again."""
         self._packed: dict[int, Tensor] = {}
         """Window -> its packed report, kept from one checkpoint to the next: a long run has hundreds of them."""
+        self._names: list[str] = []
+        """Of the numbers in a row."""
+        self._rows = array("d")
+        """Summaries, one window after another; beyond the closed ones that of a window whose closing was cut short."""
 
     @property
     def reports(self) -> list[Report]:
-        """One report per closed window, oldest first; index 0 is the state at initialisation."""
+        """The reports that are kept, oldest first; index 0 is the state at initialisation."""
         return self._closed.reports
 
     @property
@@ -48,14 +64,25 @@ class Record:
 
     def copy_of_history(self) -> History:
         """To be added to while a window closes: an interrupt in the middle of that leaves the record as it was."""
-        copy = History()
-        copy.load_state_dict(self._closed.history.state_dict())
-        return copy
+        return self._closed.history.copy()
 
     def append(self, report: Report, history: History) -> None:
         """A window has closed; all of it is here, or nothing."""
         before = [*self.reports[:-1], *(last.compact() for last in self.reports[-1:])]
-        self._closed = Closed([*before, report], history)
+        summary = report.summary()
+        self._names = list(summary)
+        self._rows[len(summary) * report.window :] = array("d", summary.values())
+        self._closed = Closed(_thinned([*before, report]), history)
+
+    def summaries(self) -> list[dict[str, float]]:
+        """One row a closed window, oldest first: ``window``, ``epoch``, ``global_step``, and the report's summary."""
+        wide = len(self._names)
+        rows = []
+        for window in range(self.next_index):
+            epoch, step = self._closed.history.clock(window)
+            numbers = zip(self._names, self._rows[wide * window : wide * (window + 1)], strict=True)
+            rows.append({"window": window, "epoch": epoch, "global_step": step, **dict(numbers)})
+        return rows
 
     def restrict(self, channels: Mapping[str, int]) -> list[str]:
         """Fits the history to the layers that there are (name -> channels); gives those whose history is dropped."""
@@ -67,12 +94,13 @@ class Record:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, lists, strings and numbers, as weights-only loading asks."""
-        for report in self.reports:
-            if report.window not in self._packed:
-                self._packed[report.window] = pack(report)
+        known = self._packed
+        self._packed = {r.window: known[r.window] if r.window in known else pack(r) for r in self.reports}
+        rows = np.array(self._rows)[: len(self._names) * self.next_index]
         return {
             "version": VERSION,
-            "reports": [self._packed[report.window] for report in self.reports],
+            "reports": list(self._packed.values()),
+            "summaries": {"names": list(self._names), "rows": torch.from_numpy(rows)},
             "history": self._closed.history.state_dict(),
             "said": [list(pair) for pair in sorted(self.warned, key=str)],
         }
@@ -88,5 +116,39 @@ class Record:
         history = History()
         history.load_state_dict(state["history"])
         warned = {(str(kind), layer) for kind, layer in state["said"]}
-        self._closed = Closed([unpack(Report, packed) for packed in state["reports"]], history)
+        reports = [unpack(Report, packed) for packed in state["reports"]]
+        names, rows = _rows(reports, state.get("summaries"))
+        self._closed, self._names, self._rows = Closed(reports, history), names, rows
         self.warned, self._packed = warned, {}
+
+
+def _rows(reports: Sequence[Report], saved: Mapping[str, Any] | None) -> tuple[list[str], array[float]]:
+    """The summaries' names and rows, as of this version; of a checkpoint that has none, those of its reports."""
+    summaries = [report.summary() for report in reports]
+    names = list(summaries[-1]) if summaries else []
+    if saved is None:
+        return names, array("d", [value for summary in summaries for value in summary.values()])
+    columns = dict(zip(saved["names"], saved["rows"].view(-1, max(1, len(saved["names"]))).unbind(1), strict=False))
+    closed = reports[-1].window + 1 if reports else 0
+    if any(len(column) != closed for column in columns.values()):
+        raise ValueError(f"expected {closed} summaries, but got {sorted({len(column) for column in columns.values()})}")
+    unknown = torch.full((closed,), math.nan, dtype=torch.float64)
+    table = [columns.get(name, unknown) for name in names]
+    return names, array("d", torch.stack(table, 1).flatten().tolist() if table else [])
+
+
+def _thinned(reports: list[Report]) -> list[Report]:
+    """The newer half of what may be kept, and of the older windows every second, fourth, eighth, ..."""
+    last = reports[-1].window
+    most = max(LEAST_WINDOWS, min(MOST_WINDOWS, MOST_BYTES // _size(reports[-1])))
+    recent, stride = most // 2, 1
+    while (last - recent) // stride > recent:
+        stride *= 2
+    return [report for report in reports if last - report.window < recent or report.window % stride == 0]
+
+
+def _size(report: Report) -> int:
+    """About how many bytes of memory a compact report takes."""
+    codes = sum(layer.channels for layer in report.layers)
+    indices = sum(len(finding.channels) for finding in report.findings)
+    return 1024 * (1 + len(report.layers) + len(report.findings)) + codes + 36 * indices

@@ -211,6 +211,16 @@ def test_life_lines_show_the_unhealthy_channels_of_the_worst_layer_by_window(unw
     assert axes.get_xlabel() == "epoch"
 
 
+def test_of_windows_that_were_not_kept_titles_claim_no_more_than_is_known() -> None:
+    kept = [
+        report for report in history(windows=8, dies={"conv2": {3: 4}}) if report.window % 3 == 0 or report.window > 6
+    ]
+    figure = life_lines(kept)
+    assert figure is not None
+    assert title(figure) == "conv2: 1 of 32 kernels dead since epoch 2 to epoch 5"
+    assert "9 windows, 5 of them shown" in "".join(text.get_text() for text in figure.findobj(Text))
+
+
 def test_channels_of_one_fate_share_a_row_and_the_longest_unhealthy_come_first() -> None:
     dies = {"fc1": {1500: 2, 7: 5, 900: 3, **dict.fromkeys(range(20, 60), 4)}}
     reports = history((("fc1", "Linear", 2048, "relu"),), 6, dies=dies, tensors=False)
