@@ -122,7 +122,10 @@ class DeadKernelMonitor(Callback):
         return self.reports[-1] if self.reports and self.reports[-1].window > 0 else None
 
     def should_sample(self, step: int) -> bool:
-        """Whether the costlier statistics are taken on this optimizer step; the first and last of a window always are.
+        """Whether the costlier statistics are taken on this optimizer step.
+
+        They always are on the first and last of a window, and on others so that there are eight, spread over it
+        (of a compiled model, whose sampled steps run eagerly, on no others).
 
         Override it to sample by a rule of your own.
 

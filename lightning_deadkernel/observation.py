@@ -33,6 +33,8 @@ class Consumer:
     """Weights of the consumer that multiply one channel of the producer."""
 
 
+ENOUGH_STEPS = 8
+"""Sampled steps from which on a share of steps is one: a window has as many, spread over it, where it has the steps."""
 HEALTHY_UPDATE_RATIO = 1e-3
 """||dW|| / ||W|| of a step, CS231n, https://cs231n.github.io/neural-networks-3/#ratio."""
 
@@ -168,10 +170,12 @@ class LayerWindow(LayerStatistics):
     """The weight also reaches the loss without passing its own op (an L2 term in the loss)."""
     gradient_rms: float | None = None
     """Median over the sampled steps of the rms of the weight's gradient, unscaled and unclipped."""
+    gradient_steps: int | None = None
+    """Sampled steps on which R_l was known; None: all of the window's."""
     weak_share: float = 0.0
-    """Share of the window's sampled steps with 0 < R_l below `Thresholds.weak_gradient`."""
+    """Share of these steps with 0 < R_l below `Thresholds.weak_gradient`."""
     vanishing_share: float = 0.0
-    """Share of the window's sampled steps with 0 < R_l below `Thresholds.vanishing_gradient`."""
+    """Share of these steps with 0 < R_l below `Thresholds.vanishing_gradient`."""
     non_finite_gradients: int = 0
     """Channels that had a NaN or infinite gradient on some step; 0 under a gradient scaler, which skips such steps."""
     underflow_share: float | None = None

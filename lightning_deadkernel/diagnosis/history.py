@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.observation import LayerWindow, Window
+from lightning_deadkernel.observation import ENOUGH_STEPS, LayerWindow, Window
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.states import STATE_BITS, STATES, ZERO_KERNEL
 
@@ -70,9 +70,24 @@ class LayerPast:
     decay: float = 0.0
     """Sum of -log(1 - lr * weight decay) over the steps since it was first seen, with the largest learning rate of each
     window: decoupled decay alone can have shrunk a weight by exp(-decay) at most."""
+    recent: list[list[float]] = field(default_factory=list)
+    """Of the last windows that have `ENOUGH_STEPS` sampled steps together, oldest first: how many had a gradient ratio,
+    on how many it was weak, and on how many vanishing."""
     travel: float = 0.0
     """Sum of the learning rates over the same steps: an optimizer that normalises its steps moves a weight about as far
     at most by decay alone."""
+
+    @property
+    def small_gradient_shares(self) -> tuple[float, float] | None:
+        """Shares of the last sampled steps on which the gradient was weak and vanishing; None while too few."""
+        steps, weak, vanishing = (sum(numbers) for numbers in zip([0.0] * 3, *self.recent, strict=True))
+        return (weak / steps, vanishing / steps) if steps >= ENOUGH_STEPS else None
+
+    def add_gradient_steps(self, steps: int, weak: float, vanishing: float) -> None:
+        """Takes in a window's sampled steps, and the shares of them that were weak and vanishing."""
+        self.recent = [*self.recent, [steps, weak * steps, vanishing * steps]]
+        while sum(numbers[0] for numbers in self.recent[1:]) >= ENOUGH_STEPS:
+            self.recent = self.recent[1:]
 
 
 TENSORS = tuple(field.name for field in fields(LayerPast) if field.type == "Tensor")
@@ -140,6 +155,11 @@ class History:
         """Epoch and global step at the end of each window in turn; copies share it, since it only grows."""
         self.gradient_norms: list[float] = []
         """Finite gradient norms of the last windows, oldest first; the last entry is the last window's."""
+
+    def waits_for_steps(self) -> int | None:
+        """Sampled steps that there are, where they are too few for a share of them; None where they are enough."""
+        steps = [sum(int(numbers[0]) for numbers in past.recent) for past in self._layers.values() if past.recent]
+        return max(steps) if steps and max(steps) < ENOUGH_STEPS else None
 
     def __contains__(self, name: object) -> bool:
         return name in self._layers
@@ -237,7 +257,12 @@ class History:
             past.stop_norm[some] = layer.norms.float()[some]
         if layer.fired is not None:
             past.last_fired[layer.fired] = window.index
-            past.rate[layer.fired] = _values(layer.channel_firing_rate, layer.channels)[layer.fired]
+            enough = window.sampled_steps >= min(ENOUGH_STEPS, window.optimizer_steps)
+            rates = _values(layer.channel_firing_rate if enough else None, layer.channels)
+            past.rate[layer.fired] = rates[layer.fired]
+        if layer.gradient_ratio is not None:
+            steps = window.sampled_steps if layer.gradient_steps is None else layer.gradient_steps
+            past.add_gradient_steps(steps, layer.weak_share, layer.vanishing_share)
         if window.optimizer_steps:
             past.previous_update_ratio, past.previous_learning_rate = past.update_ratio, past.learning_rate
             past.update_ratio = math.nan if layer.update_ratio is None else float(layer.update_ratio)
@@ -274,7 +299,7 @@ class History:
         if state.get("version") != VERSION:
             raise ValueError(f"Expected a history of version {VERSION}, but got version {state.get('version')!r}.")
         names = {field.name for field in fields(LayerPast)}
-        later = {"decay", "travel"}
+        later = {"decay", "travel", "recent"}
         layers: dict[str, LayerPast] = {}
         for name, saved in state["layers"].items():
             if set(saved) | later != names:

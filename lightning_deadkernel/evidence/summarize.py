@@ -279,6 +279,7 @@ class _Steps:
         entry["gradient_ratio"] = _median(ratios)
         rms = self._values(self.tables.rms, entry["name"])
         entry["gradient_rms"] = _median(rms[rms.isfinite()])
+        entry["gradient_steps"] = ratios.numel()
         if ratios.numel():
             lines = self.thresholds
             entry["weak_share"] = float(((ratios > 0) & (ratios < lines.weak_gradient)).double().mean())

@@ -137,10 +137,13 @@ class Run:
     @never_raise
     def _choose(self, trainer: Any) -> None:
         counts = self._observer.window.counts
-        wanted = self.options.should_sample(logger_step(trainer)) or counts.sampled_steps == 0 or self._schedule.last
+        # a compiled model runs eagerly on a sampled step: of those no more than asked for
+        eagerly = self._observer.reader.compiled and self.options.when_compiled == "sample"
+        due = counts.sampled_steps == 0 or (not eagerly and self._schedule.is_due(trainer, counts.sampled_steps))
+        wanted = self.options.should_sample(logger_step(trainer)) or due or self._schedule.last
         first = counts.batches == 0 or self._observer.wants_to_look()
         self.sampled = first or (wanted and will_step(trainer))
-        if self.sampled and self._observer.reader.compiled and self.options.when_compiled == "sample":
+        if self.sampled and eagerly:
             self.stance.force_eager()
 
     @never_raise

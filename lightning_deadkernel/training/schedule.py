@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from lightning_deadkernel.training.trainer import epoch_ends
+from lightning_deadkernel.observation import ENOUGH_STEPS
+from lightning_deadkernel.training.trainer import batches_of_epoch, epoch_ends
 
 
 class Schedule:
@@ -34,6 +36,23 @@ class Schedule:
         """Foresees whether this batch is the window's `last`, if the optimizer takes one step in it."""
         self._before_batch = taken = trainer.global_step
         self.last = epoch_ends(trainer, taken + 1) or self._is_full(taken + 1)
+
+    def is_due(self, trainer: Any, sampled: int) -> bool:
+        """Whether to sample this batch, so that the window has `ENOUGH_STEPS` such.
+
+        They are spread evenly; where the window's length is not known, they are its batches 1, 2, 3, 5, 9, 17, ... .
+
+        Args:
+            trainer: the running trainer.
+            sampled: steps of the window so far.
+        """
+        if sampled >= ENOUGH_STEPS:
+            return False
+        done, length = self.batches, batches_of_epoch(trainer, self.batches)
+        if self._length is not None:
+            done, length = self._before_batch - self._began, self._length
+        last = length - 1
+        return not done & (done - 1) if math.isinf(last) else done * (ENOUGH_STEPS - 1) >= sampled * last
 
     def end_batch(self, trainer: Any) -> tuple[int, int]:
         """Counts a batch: the window's optimizer steps, and how many of them were of this batch."""

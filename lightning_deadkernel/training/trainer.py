@@ -45,6 +45,13 @@ def epoch_ends(trainer: Any, steps: int) -> bool:
     return bool(trainer.is_last_batch or 0 < trainer.max_steps <= steps)
 
 
+def batches_of_epoch(trainer: Any, done: int) -> float:
+    """Batches of a training epoch of which `done` have ended, as far as `max_steps` lets it; infinite where unknown."""
+    batches = float(trainer.num_training_batches)
+    left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+    return min(batches, done + left) if trainer.max_steps > 0 else batches
+
+
 def log_every(trainer: Any) -> int:
     """The trainer's `log_every_n_steps`."""
     return int(trainer.log_every_n_steps)

@@ -16,9 +16,10 @@ from lightning_deadkernel.errors import DeadKernelError, warn
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
 from lightning_deadkernel.evidence.summarize import summarize
-from lightning_deadkernel.observation import Window
+from lightning_deadkernel.observation import ENOUGH_STEPS, Window
 from lightning_deadkernel.report.records import Finding, RunDescription
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.text import count
 from lightning_deadkernel.training.description import now
 from lightning_deadkernel.training.options import OnFinding, Options
 
@@ -67,7 +68,7 @@ def close_window(
         findings=findings,
         problems=find_problems(findings, history.when),
         savings=savings(window, layers),
-        notes=_notes(observer, seen, window) if window.index else (),
+        notes=_notes(observer, seen, window, history) if window.index else (),
         gradient_norm=window.gradient_norm,
         skipped_steps=window.skipped_steps,
         thresholds=options.thresholds,
@@ -77,7 +78,7 @@ def close_window(
     return report, checksums
 
 
-def _notes(observer: Observer, seen: Seen, window: Window) -> tuple[str, ...]:
+def _notes(observer: Observer, seen: Seen, window: Window, history: History) -> tuple[str, ...]:
     """What could not be watched, and why."""
     notes = [
         f"{layer}: what follows cannot be read ({op}); its states rest on gradients"
@@ -97,6 +98,12 @@ def _notes(observer: Observer, seen: Seen, window: Window) -> tuple[str, ...]:
         )
     if not seen.counts.backwards:
         notes.append("no backward hook fired: only the weights were watched")
+    sampled = history.waits_for_steps()
+    if sampled is not None:
+        notes.append(
+            f"whether a gradient is weak or vanishing is not said yet: it was sampled on {count(sampled, 'step')}, and"
+            f" that takes {ENOUGH_STEPS}"
+        )
     if window.skipped_steps:
         notes.append(
             f"the gradient scaler skipped {window.skipped_steps} of {window.sampled_steps} sampled steps, "

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.windows import ALL_OFF, Run, alive, begun, layer, off, start
+from helpers.windows import ALL_OFF, FIRST_OFF, Run, alive, begun, layer, off, start
 
 # -- gradients -------------------------------------------------------------------------------------------------------
 
@@ -37,6 +37,33 @@ def test_it_takes_the_share_of_steps_to_call_a_gradient_weak() -> None:
     assert not begun().next(layer(**small(5e-5, 0.4))).findings
     run = Run(share_of_steps=0.3).next(start()).next(layer(**small(5e-5, 0.4)))
     assert run.only("weak_gradient").evidence["share_of_steps"] == 0.4
+
+
+def test_windows_of_few_sampled_steps_wait_until_there_are_eight_of_them() -> None:
+    run = Run().next(start())
+    kinds = []
+    for _ in range(4):
+        run.next(layer(**small(1e-8, 1.0, 1.0)), alive(), sampled_steps=3)
+        kinds.append((len(run.of("vanishing_gradient")), run.history.waits_for_steps()))
+    assert kinds == [(0, 3), (0, 6), (1, None), (1, None)]
+    # one more window, of healthy steps: 3 of the last 9, then 6, all of them counted alike
+    state = run.history.state_dict()
+    run.history.load_state_dict(state)
+    run.next(layer(**small(0.5, 0.0, 0.0)), alive(), sampled_steps=3)
+    assert run.only("vanishing_gradient").evidence["share_of_steps"] == pytest.approx(2 / 3)
+    run.next(layer(**small(0.5, 0.0, 0.0)), alive(), sampled_steps=3)
+    assert not run.of("vanishing_gradient")
+    del state["layers"]["conv"]["recent"]
+    run.history.load_state_dict(state)  # of a release that did not keep it
+    assert run.history["conv"].recent == []
+
+
+def test_a_rate_over_few_of_many_steps_is_not_kept_for_later() -> None:
+    dying = {"channel_firing_rate": torch.full((4,), 0.2)}
+    for sampled, faded in ((2, False), (8, True)):
+        run = Run().next(start()).next(layer(**dying), sampled_steps=sampled)
+        run.next(layer(**FIRST_OFF))
+        assert run.only("dead_channels").cause.startswith("faded") == faded
 
 
 def test_small_gradients_are_blamed_on_flat_ends_depth_or_neither() -> None:

@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
     "exploding_gradient": (lambda: _norms(1.0, 2.0, 3.0, 500.0), lambda: _norms(1.0, 2.0, 3.0, 199.0)),
     "non_finite_gradient": (
         lambda: begun().next(layer(non_finite_gradients=1), alive()),
-        lambda: begun().next(layer(), alive(), skipped_steps=5),
+        lambda: begun().next(layer(), alive(), skipped_steps=8),
     ),
     "non_finite_weights": (
         lambda: Run().next(start(norms=each(math.nan, 1, 1, 1))),

@@ -123,7 +123,7 @@ def test_an_unsampled_step_never_reads_from_the_device() -> None:
         net[1].bias[3] = -100.0  # stays pending, so that the reads of a pending layer are counted too
     fit(net, monitor, noise(20))
     unsampled = [step for step, sampled in zip(monitor.steps, monitor.sampled, strict=True) if not sampled]
-    assert len(unsampled) == 18
+    assert len(unsampled) == 12
     for step in unsampled:
         for hook, count in step.items():
             assert not HOST_READS & count.ops.keys(), (hook, count.ops)
@@ -152,7 +152,7 @@ def test_a_resolved_layer_is_not_read_again_until_the_next_window() -> None:
     fit(net, monitor, noise(30, batch=256))  # a zero-mean unit is silent on a batch of 256 once in 2**256
     reads = [sum(step["on_before_backward"].ops.values()) for step in monitor.steps]
     assert reads[0] > 0
-    assert all(count == 0 for count in reads[2:-1])
+    assert all(not count for count, sampled in zip(reads[2:], monitor.sampled[2:], strict=True) if not sampled)
 
 
 class Alternating(nn.Module):
@@ -221,7 +221,7 @@ def test_memory_between_steps_is_per_channel_and_does_not_grow() -> None:
     class Watched(DeadKernelMonitor):
         def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             super().on_train_batch_end(trainer, model, outputs, batch, batch_idx)
-            if batch_idx in (5, 48, 97):
+            if batch_idx in (17, 28, 97):
                 gc.collect()
                 storages = [x.untyped_storage() for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
                 alive[batch_idx] = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
@@ -230,8 +230,8 @@ def test_memory_between_steps_is_per_channel_and_does_not_grow() -> None:
     width, depth = 64, 4
     fit(mlp(depth, width), monitor, noise(100, width))
     # between the sampled steps nothing is added; a sampled step adds a few numbers per layer
-    assert alive[48] - alive[5] <= 8 * 16
-    assert alive[97] - alive[5] <= 8 * 16 * depth * 5
+    assert alive[28] - alive[17] <= 8 * 16
+    assert alive[97] - alive[17] <= 8 * 16 * depth * 5
 
 
 def test_a_sampled_step_copies_the_weights_once_and_an_unsampled_one_never() -> None:
@@ -298,8 +298,9 @@ def test_a_large_network_is_copied_whole_on_the_first_and_last_step_and_in_turn_
 def test_a_half_precision_loss_does_not_change_the_number_of_reads() -> None:
     net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).to(torch.bfloat16)
     monitor = Counted()
-    fit(net, monitor, [x.bfloat16() for x in noise(10, batch=256)])
-    assert all(sum(step["on_before_backward"].ops.values()) == 0 for step in monitor.steps[2:-1])
+    fit(net, monitor, [x.bfloat16() for x in noise(20, batch=256)])
+    reads = [sum(step["on_before_backward"].ops.values()) for step in monitor.steps]
+    assert all(not count for count, sampled in zip(reads[2:], monitor.sampled[2:], strict=True) if not sampled)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; not run without one")

@@ -64,7 +64,7 @@ def window(index: int, *layers: LayerWindow, **changes: Any) -> Window:
         "global_step": 20 * index,
         "batches": 20 * bool(index),
         "optimizer_steps": 20 * bool(index),
-        "sampled_steps": 5 * bool(index),
+        "sampled_steps": 8 * bool(index),
         "samples": 600 if index else None,
         "gradient_norm": 1.0 if index else None,
     }

@@ -280,15 +280,40 @@ def test_windows_by_steps_run_over_epochs_and_the_last_may_be_short():
     assert all(dead(report) == DEAD for report in run.monitor.reports[1:])
 
 
-def test_epochs_shorter_than_log_every_n_steps_have_their_first_and_last_step_sampled():
-    run = train_twice(Tiny, log_every_n_steps=1000)
-    assert run.report.sampled_steps == 2
-    assert run.report["net.conv1"].firing_rate is not None
-    assert run.report["net.conv1"].update_ratio is not None
+class Sampled(DeadKernelMonitor):
+    """Notes the batches of which it takes the costlier statistics."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches = [*getattr(self, "batches", []), *([batch_idx] if self._run.sampled else [])]
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
-def test_log_every_n_steps_of_zero_still_samples_the_ends():
-    assert train_twice(Tiny, log_every_n_steps=0).report.sampled_steps == 2
+def sampled_batches(batches, **options):
+    monitor = Sampled(log_figures=False, save_report=False, on_finding="ignore")
+    data = DataLoader(images(2 * batches), 2)
+    train(Tiny, data=lambda: data, monitor=monitor, **{"max_epochs": 1, "log_every_n_steps": 1000, **options})
+    return monitor.batches
+
+
+def test_epochs_shorter_than_log_every_n_steps_have_eight_steps_sampled_that_are_spread_over_them():
+    assert sampled_batches(3) == [0, 1, 2]
+    assert sampled_batches(8) == list(range(8))
+    assert sampled_batches(22) == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert sampled_batches(22, log_every_n_steps=0) == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert sampled_batches(30, max_steps=15) == [0, 2, 4, 6, 8, 10, 12, 14]
+    # the first batch of a window, from which no step is taken, and eight that end in one
+    assert sampled_batches(64, accumulate_grad_batches=4) == [0, 3, 11, 19, 27, 39, 47, 55, 63]
+
+
+def test_windows_by_steps_have_eight_sampled_steps_each():
+    run = train_twice(Tiny, monitor=quiet(every_n_train_steps=12), log_every_n_steps=1000, max_epochs=4)
+    assert [report.sampled_steps for report in run.monitor.reports[1:]] == [8, 8]
+
+
+def test_of_an_epoch_of_unknown_length_steps_are_sampled_ever_further_apart():
+    monitor = Sampled(log_figures=False, save_report=False, on_finding="ignore")
+    train(Tiny, data=lambda: DataLoader(Stream(), 1), monitor=monitor, max_epochs=1, log_every_n_steps=1000)
+    assert monitor.batches[:6] == [0, 1, 2, 4, 8, 16]
 
 
 class Stream(IterableDataset):
@@ -495,3 +520,21 @@ def test_a_report_says_whose_training_it_is():
     assert [optimizer.settings[f"betas[{i}]"] for i in range(2)] == [0.8, 0.99]
     assert run.versions["torch"] == version("torch")
     assert run.started <= run.ended
+
+
+class Sigmoids(Tiny):
+    """So deep that the first layers' gradients vanish from the first step on."""
+
+    def make_net(self):
+        hidden = [module for _ in range(12) for module in (nn.Linear(16, 16), nn.Sigmoid())]
+        return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), *hidden, nn.Linear(16, 3))
+
+
+def test_with_one_step_an_epoch_a_verdict_on_gradients_waits_for_eight_and_says_so():
+    data = lambda: loader(batch_size=48)  # noqa: E731
+    run = train_twice(Sigmoids, data=data, max_epochs=9)
+    found = [{finding.kind for finding in report.findings} for report in run.monitor.reports[1:]]
+    assert ["vanishing_gradient" in kinds for kinds in found] == [False] * 7 + [True] * 2
+    notes = [[note for note in report.notes if "not said yet" in note] for report in run.monitor.reports[1:]]
+    assert [len(note) for note in notes] == [1] * 7 + [0] * 2
+    assert "sampled on 3 steps, and that takes 8" in notes[2][0]

@@ -30,20 +30,20 @@ hundredth of the healthy landmark, ten times the line of slow."""
 CAUSES = (ZERO_AT_INITIALISATION, UNDERFLOW, SATURATED_DOWNSTREAM, SATURATED, DEPTH, UNKNOWN)
 
 
+def shares(layer: LayerContext) -> tuple[float, float]:
+    """Shares of the last sampled steps on which the gradient was weak and vanishing; zeros while they are too few."""
+    known = layer.past.small_gradient_shares if layer.observed.gradient_ratio is not None else None
+    return known or (0.0, 0.0)
+
+
 def is_vanishing(layer: LayerContext) -> bool:
-    """Whether the layer's gradient vanished on enough of the window's sampled steps."""
-    return (
-        layer.observed.gradient_ratio is not None and layer.observed.vanishing_share >= layer.thresholds.share_of_steps
-    )
+    """Whether the layer's gradient vanished on enough of the last sampled steps."""
+    return shares(layer)[1] >= layer.thresholds.share_of_steps
 
 
 def is_weak(layer: LayerContext) -> bool:
-    """Whether the layer's gradient was weak on enough of the window's sampled steps, and not vanishing."""
-    return (
-        layer.observed.gradient_ratio is not None
-        and layer.observed.weak_share >= layer.thresholds.share_of_steps
-        and not is_vanishing(layer)
-    )
+    """Whether the layer's gradient was weak on enough of the last sampled steps, and not vanishing."""
+    return shares(layer)[0] >= layer.thresholds.share_of_steps and not is_vanishing(layer)
 
 
 def evidence(layer: LayerContext, share_of_steps: float) -> Evidence:

@@ -252,7 +252,7 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
         rate = past.rate[channels][fired > 0]
         rate = rate[rate.isfinite()]
         if rate.numel():
-            text += f" (on {span(rate * 100, '.2g')} % of samples and positions by then)"
+            text += f" (on {span(rate * 100, '.2g')} % of samples and positions over that window)"
     else:
         text = "has not fired since it is watched, and the run had begun before that"
     ruled_out = [

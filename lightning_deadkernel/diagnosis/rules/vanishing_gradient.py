@@ -36,6 +36,7 @@ from lightning_deadkernel.diagnosis.rules._small_gradient import (
     is_harmless,
     is_scale_growing,
     is_vanishing,
+    shares,
 )
 from lightning_deadkernel.report.records import Severity
 
@@ -51,4 +52,4 @@ def vanishing_gradient(context: WindowContext) -> Iterator[Found]:
     for layer in concerned:
         harm = not is_scale_growing(layer) and not is_harmless(layer)
         severity: Severity = "info" if not harm else "error" if many else "warning"
-        yield Found(layer, severity, explain.cause(layer), evidence(layer, layer.observed.vanishing_share))
+        yield Found(layer, severity, explain.cause(layer), evidence(layer, shares(layer)[1]))

@@ -34,6 +34,7 @@ from lightning_deadkernel.diagnosis.rules._small_gradient import (
     is_normalised,
     is_scale_growing,
     is_weak,
+    shares,
 )
 from lightning_deadkernel.report.records import Severity
 
@@ -51,4 +52,4 @@ def weak_gradient(context: WindowContext) -> Iterator[Found]:
             clear = ratio < MARGIN * layer.thresholds.weak_gradient
             harm = clear and not is_scale_growing(layer) and not is_normalised(layer)
             severity: Severity = "warning" if harm else "info"
-            yield Found(layer, severity, explain.cause(layer), evidence(layer, layer.observed.weak_share))
+            yield Found(layer, severity, explain.cause(layer), evidence(layer, shares(layer)[0]))
