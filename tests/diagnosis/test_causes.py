@@ -112,6 +112,13 @@ def test_a_shift_below_the_reach_of_a_scale_that_has_not_moved_is_no_collapse() 
     assert run.only("dead_channels").cause_word == "shift driven negative"
 
 
+def test_a_bias_that_is_large_beside_a_kernel_drawn_small_was_not_driven_there() -> None:
+    """Of a layer with one input the draw makes kernels of any size; the bias is as large as those of its neighbours."""
+    drawn: dict[str, Any] = {"norms": each(0.01, 0.6, 0.5, 0.9), "shift": each(-0.6, 0.7, -0.3, 0.1)}
+    run = Run().next(start(**drawn)).next(layer(**drawn, **FIRST_OFF))
+    assert (run.only("dead_channels").cause_word, run.only("dead_channels").severity) == ("born dead", "info")
+
+
 # -- what reads the layer --------------------------------------------------------------------------------------------
 
 

@@ -413,3 +413,12 @@ def test_channels_without_an_activation_of_their_own_are_judged_by_their_gradien
     seen = {"fired": each(False, False, True, True), "gradient": each(0.0, 0, 1, 1), "weight_gradient": None}
     report = Run().next(start()).next(layer(**half, **seen)).report()
     assert (report.dead, report.zero_gradient) == ([1], [0])
+
+
+@pytest.mark.parametrize(("weights", "severity"), [(1, "info"), (9, "warning")])
+def test_a_kernel_of_one_weight_that_learns_passes_zero(weights: int, severity: str) -> None:
+    some = layer(parameters=4 * (weights + 1), norms=each(1e-5, 1, 1, 1))
+    run = Run().next(start()).next(layer()).next(some)
+    assert run.only("zero_kernels").severity == severity
+    still = layer(parameters=4 * (weights + 1), norms=each(1e-5, 1, 1, 1), unchanged=each(True, False, False, False))
+    assert Run().next(start()).next(layer()).next(still).only("zero_kernels").severity == "warning"

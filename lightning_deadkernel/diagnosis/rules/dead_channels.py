@@ -181,7 +181,8 @@ def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
         return (observed.shift < 0) & (observed.shift < -SHIFT_REACH * scale)
     if observed.norms is None:
         return layer.everywhere(False)
-    return (observed.shift < 0) & (observed.shift < -BARE_SHIFT_REACH * observed.norms)
+    # beside a kernel that is small among its layer's any bias looks large: then the draw of the kernel is to blame
+    return observed.shift < -BARE_SHIFT_REACH * observed.norms.clamp(min=float(observed.norms.median()))
 
 
 def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
