@@ -22,8 +22,8 @@ class DeadKernelMonitor(Callback):
 
     It reads what training already built (the autograd graph and the gradients), registers nothing on the model, and
     leaves training bit for bit as it was. A *window* is what a verdict speaks about: one training epoch, or
-    `every_n_train_steps` optimizer steps. At a window's end a `Report` is made, logged to all loggers of the trainer
-    and saved to ``<log_dir>/deadkernel/``.
+    `every_n_train_steps` optimizer steps. At a window's end a `Report` is made and logged to all loggers of the trainer,
+    and the last one is saved to ``<log_dir>/deadkernel/``.
 
     Args:
         every_n_train_steps: window length in optimizer steps; None: one window per training epoch.
@@ -31,9 +31,11 @@ class DeadKernelMonitor(Callback):
         exclude: glob patterns of the names of layers not to watch.
         thresholds: where the lines of the diagnosis are drawn; a mapping of their names to numbers is taken too.
         log_histograms: log histograms of weights, gradients, firing rates and kernel norms at window ends.
-        log_figures: draw and log pictures at window ends and at the end of fit (needs the ``plots`` extra).
+        log_figures: draw and log pictures at the end of fit, and at window ends while that takes no more than a twentieth
+            of the run's time (needs the ``plots`` extra).
         log_layers: log per-layer scalars; a number k logs those of the k worst layers. The summary is always logged.
-        save_report: save report.json, report.md and the pictures to ``<log_dir>/deadkernel/``.
+        save_report: save report.json, report.md and the pictures to ``<log_dir>/deadkernel/``, however the run ends, and
+            at window ends while that takes no more than a hundredth of its time.
         when_compiled: of a model under `torch.compile`, ``"sample"``: sampled steps run eagerly so that activations can
             be read; ``"gradients"``: no step does, and verdicts stop at *zero-gradient*.
         on_finding: ``"warn"``: one warning per new problem; ``"ignore"``: none; ``"raise"``: a `DeadKernelError` at the

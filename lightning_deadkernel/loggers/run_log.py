@@ -71,46 +71,18 @@ class RunLog:
         self._named: list[Adapter] = []
         """Those that have raised, and have been warned of."""
 
-    def log(
-        self,
-        report: Report,
-        step: int,
-        *,
-        text: str | None = None,
-        pictures: Mapping[str, bytes] | None = None,
-    ) -> None:
-        """Everything of one window.
+    def scalars(self, report: Report, step: int) -> None:
+        """The window's scalars, and quartiles where the logger knows no histograms.
 
-        Scalars start with the first window: at initialisation (window 0) nothing has run yet, and which statistics a
-        layer has is not known before its activation has been seen.
+        They start with the first window: at initialisation (window 0) nothing has run yet, and which statistics a layer
+        has is not known before its activation has been seen.
 
         Args:
-            report: the window's report, with `tensors` if there are to be histograms.
+            report: the window's report.
             step: the x-axis, in the unit that the run's own metrics have.
-            text: the report in Markdown.
-            pictures: name -> PNG file, as of `figures.draw_all`; ``"overview"`` is put beside the summary.
-
         """
-        if report.window > 0:
-            self._log_scalars(report, step)
-        shown = self._histograms(report)
-        if shown:
-            self._each(lambda adapter: adapter.histograms(shown, step))
-        if text:
-            self._each(lambda adapter: adapter.text((SUMMARY, "report"), text, step))
-        if pictures:
-            self.pictures(pictures, step)
-
-    def pictures(self, pictures: Mapping[str, bytes], step: int) -> None:
-        """Pictures alone: those of the end of fit, for a window that was logged without."""
-        named = {_picture_key(name): png for name, png in pictures.items()}
-        self._each(lambda adapter: adapter.pictures(named, step))
-
-    def files(self, folder: Path) -> None:
-        """Keeps the report's folder with the run where the logger can; called once, at the end of fit."""
-        self._each(lambda adapter: adapter.files(folder))
-
-    def _log_scalars(self, report: Report, step: int) -> None:
+        if report.window == 0:
+            return
         found = summary_scalars(report)
         if self.layers is True:
             found |= layer_scalars(report)
@@ -126,18 +98,34 @@ class RunLog:
             self._each(lambda adapter: adapter.describe(DESCRIPTIONS))
         self._each(lambda adapter: adapter.scalars(scalars if adapter.native_histograms else scalars | quartiles, step))
 
-    def _histograms(self, report: Report) -> dict[Key, Any]:
+    def histograms(self, report: Report, step: int) -> None:
+        """The histograms among the report's `tensors`."""
         if not self.with_histograms or report.tensors is None:
-            return {}
+            return
         names = {layer.name for layer in report.watched}
         if self.layers is not True and self.layers:
             names = set(worst_layers(report, self.layers))
-        return {
+        shown = {
             (f"{SUMMARY}.histograms.{statistic}", layer): within_share(counts) if statistic in SHARES else counts
             for statistic, layers in report.tensors.histograms.items()
             for layer, counts in layers.items()
             if layer in names
         }
+        if shown:
+            self._each(lambda adapter: adapter.histograms(shown, step))
+
+    def text(self, markdown: str, step: int) -> None:
+        """The report in words."""
+        self._each(lambda adapter: adapter.text((SUMMARY, "report"), markdown, step))
+
+    def pictures(self, pictures: Mapping[str, bytes], step: int) -> None:
+        """PNG files by name, as of `figures.draw_all`; ``"overview"`` is put beside the summary."""
+        named = {_picture_key(name): png for name, png in pictures.items()}
+        self._each(lambda adapter: adapter.pictures(named, step))
+
+    def files(self, folder: Path) -> None:
+        """Keeps the report's folder with the run where the logger can; called once, at the end of fit."""
+        self._each(lambda adapter: adapter.files(folder))
 
     def _each(self, write: Callable[[Adapter], None]) -> None:
         for adapter in self._adapters:

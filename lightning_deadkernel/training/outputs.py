@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,42 @@ from lightning_deadkernel.report.report import Report, write_atomically
 from lightning_deadkernel.training.never_raise import warn_internal
 from lightning_deadkernel.training.options import Options
 
-DRAWING_SHARE = 0.05
-"""Pictures are drawn at a window's end only while drawing has taken less than this share of the run's time, so that
-short windows are not held up; at the first window's end and at the end of fit they always are."""
+DRAWING, WRITING = (0.05, 1.5), (0.01, 0.02)
+"""Of pictures, and of files and words: the share of the run's time that they may take at window ends, so that short
+windows are not held up, and the seconds that the first time is taken to need. At the end of a run they are always made.
+"""
 
 LONG = 2.0
 """Seconds after which the next window's end says what it is doing."""
 
 _folders: WeakKeyDictionary[Any, set[Path]] = WeakKeyDictionary()
 """Trainer -> the folders that its monitors write to: two of them do not write over one another."""
+
+
+class Budget:
+    """Time for one kind of work: while what it has taken, and will take if it takes as long again, is within a share of
+    the time that has passed.
+
+    Args:
+        share: of that time.
+        expected: seconds that the first time will take.
+    """
+
+    def __init__(self, share: float, expected: float) -> None:
+        self._share, self._expected = share, expected
+        self._began, self._spent = time.monotonic(), 0.0
+
+    def allows(self) -> bool:
+        """Whether there is time now."""
+        return self._spent + self._expected <= self._share * (time.monotonic() - self._began)
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        """Around the work."""
+        began = time.monotonic()
+        yield
+        self._expected = time.monotonic() - began
+        self._spent += self._expected
 
 
 class Outputs:
@@ -41,13 +69,11 @@ class Outputs:
 
     def __init__(self, options: Options, trainer: Any) -> None:
         self._options, self._trainer = options, trainer
-        self._began = time.monotonic()
-        self._drawing = 0.0
+        self._drawing, self._writing = Budget(*DRAWING), Budget(*WRITING)
         self._took = 0.0
         self._pictures: dict[str, bytes] = {}
         self._drawn_window = 0
         self._step = 0
-        self._text: str | None = None
         self._window = -1
         self._done: set[str] = set()
         """Parts of this window's output that were tried."""
@@ -57,8 +83,8 @@ class Outputs:
         self._log: RunLog | None = None
 
     def window(self, reports: list[Report], step: int) -> None:
-        """A window has closed: save its report, draw it if there is time for that, and log it. Called again for the
-        same window, it goes on where it was interrupted.
+        """A window has closed: log it, and save and draw it if there is time for that. Called again for the same
+        window, it goes on where it was interrupted.
 
         Args:
             reports: all so far, oldest first; index 0 is the state at initialisation.
@@ -67,38 +93,44 @@ class Outputs:
         if not self._trainer.is_global_zero:
             return
         began, report = time.monotonic(), reports[-1]
-        if self._window != report.window:
-            self._window, self._step, self._done = report.window, step, set()
-            self._text = None
-        self._try("the report's folder", self._find_folder)
-        self._try("to the loggers", self._find_loggers)
-        self._tell("saving the report")
-        self._save("report.json", report.save)
-        self._try("the report in words", lambda: self._describe(report))
-        if (text := self._text) is not None:
-            self._save("report.md", lambda path: write_atomically(path, text))
-        if self._can_draw(report) and self._has_time_to_draw(began):
-            self._try("the pictures", lambda: self._draw(reports))
+        self._turn_to(report)
+        self._step = step
         self._tell("logging")
-        pictures = self._pictures if self._drawn_window == report.window else {}
-        self._to_loggers(
-            "to the loggers what they show", lambda log: log.log(report, step, text=text, pictures=pictures)
-        )
+        self._to_loggers("scalars", lambda log: log.scalars(report, step))
+        self._to_loggers("histograms", lambda log: log.histograms(report, step))
+        if report.window and self._writing.allows():
+            self.save(reports)
+        if self._can_draw(report) and self._drawing.allows():
+            self._try("the pictures", lambda: self._draw(reports))
         self._took = time.monotonic() - began
 
+    def save(self, reports: list[Report]) -> None:
+        """Writes the last report to its files and in words to the loggers, if that is not done yet."""
+        if not self._trainer.is_global_zero or not reports:
+            return
+        report = reports[-1]
+        self._turn_to(report)
+        self._tell("saving the report")
+        with self._writing.spent():
+            self._save("report.json", report.save)
+            self._try("the report in words", lambda: self._describe(report))
+
     def end(self, reports: list[Report]) -> None:
-        """Fit has ended: the last pictures, the report as one page, and the table on the console."""
+        """Fit has ended: the report, the last pictures, both as one page, and the table on the console."""
         if not self._trainer.is_global_zero:
             return
         report = reports[-1]
+        self.save(reports)
         if self._drawn_window < report.window and self._can_draw(report):
             self._try("the last pictures", lambda: self._draw(reports))
-            self._to_loggers("the last pictures to the loggers", lambda log: log.pictures(self._pictures, self._step))
         self._save("report.html", lambda path: report.save(path, self._pictures))
-        folder = self._folder
-        if folder is not None:
-            self._to_loggers("the files to the loggers", lambda log: log.files(folder))
+        if (folder := self._folder) is not None:
+            self._to_loggers("files", lambda log: log.files(folder))
         self._try("the table", lambda: print_document(describe_briefly(report, self._place())))
+
+    def _turn_to(self, report: Report) -> None:
+        if self._window != report.window:
+            self._window, self._done = report.window, set()
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -122,7 +154,7 @@ class Outputs:
         return str(page if page.is_file() else self._folder)
 
     def _find_folder(self) -> None:
-        if self._folder is None and self._options.save_report and not self._trainer.fast_dev_run:
+        if self._options.save_report and not self._trainer.fast_dev_run:
             folder = report_folder(self._trainer.loggers, self._trainer.default_root_dir)
             taken = _folders.setdefault(self._trainer, set())
             if folder in taken:
@@ -131,23 +163,26 @@ class Outputs:
             self._folder = folder
 
     def _find_loggers(self) -> None:
-        if self._log is None:
-            layers, histograms = self._options.log_layers, self._options.log_histograms
-            self._log = RunLog(self._trainer.loggers, layers=layers, histograms=histograms)
+        layers, histograms = self._options.log_layers, self._options.log_histograms
+        self._log = RunLog(self._trainer.loggers, layers=layers, histograms=histograms)
 
     def _describe(self, report: Report) -> None:
         if self._folder is not None or self._trainer.loggers:
-            self._text = report.to_markdown()
+            text = report.to_markdown()
+            self._save("report.md", lambda path: write_atomically(path, text))
+            self._to_loggers("the report in words", lambda log: log.text(text, self._step))
 
     def _save(self, name: str, write: Callable[[Path], None]) -> None:
-        folder = self._folder
-        if folder is not None:
+        if self._folder is None:
+            self._try("the report's folder", self._find_folder)
+        if (folder := self._folder) is not None:
             self._try(name, lambda: write(folder / name))
 
     def _to_loggers(self, part: str, write: Callable[[RunLog], None]) -> None:
-        log = self._log
-        if log is not None and self._trainer.loggers:
-            self._try(part, lambda: write(log))
+        if self._log is None and self._trainer.loggers:
+            self._try("to the loggers", self._find_loggers)
+        if (log := self._log) is not None:
+            self._try(f"{part} to the loggers", lambda: write(log))
 
     def _can_draw(self, report: Report) -> bool:
         if not self._options.log_figures or report.window == 0:
@@ -157,19 +192,16 @@ class Outputs:
             self._say_once(reason, reason)
         return reason is None
 
-    def _has_time_to_draw(self, now: float) -> bool:
-        return self._drawn_window == 0 or self._drawing < DRAWING_SHARE * (now - self._began)
-
     def _draw(self, reports: list[Report]) -> None:
         self._tell("drawing")
-        began = time.monotonic()
-        self._pictures, faults = figures.draw_all(reports)
+        with self._drawing.spent():
+            self._pictures, faults = figures.draw_all(reports)
         for name, fault in faults.items():
             self._say_once(f"picture {name}", f"the picture {name} could not be drawn ({fault}); the others were.")
-        self._drawing += time.monotonic() - began
         self._drawn_window = reports[-1].window
         for name, picture in self._pictures.items():
             self._save(f"{name}.png", partial(write_atomically, content=picture))
+        self._to_loggers("the pictures", lambda log: log.pictures(self._pictures, self._step))
 
     def _say_once(self, part: str, text: str) -> None:
         if part not in self._named:

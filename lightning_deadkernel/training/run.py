@@ -223,8 +223,9 @@ class Run:
         return self._observer.window.index == self.record.next_index
 
     def end(self) -> None:
-        """Restores what was set for a step; from here on nothing is done."""
+        """Restores what was set for a step, and saves what is not saved yet; from here on nothing is done."""
         self.stance.restore()
+        self._write(lambda outputs: outputs.save(self.record.reports))
         self.running = self.watching = False
 
     def _close(self, trainer: Any) -> Report | None:

@@ -102,9 +102,11 @@ def png(width: int = 30, height: int = 20) -> bytes:
 def log_all(loggers: list[Any], reports: list[Report], **options: Any) -> RunLog:
     log = RunLog(loggers, **options)
     for report in reports:
-        log.log(
-            report, report.global_step, text=f"# Window {report.window}", pictures={"overview": png(), "map": png()}
-        )
+        step = report.global_step
+        log.scalars(report, step)
+        log.histograms(report, step)
+        log.text(f"# Window {report.window}", step)
+        log.pictures({"overview": png(), "map": png()}, step)
     return log
 
 
@@ -252,7 +254,7 @@ def test_csv_keys_never_change_so_the_file_is_not_written_anew(
     reports[4] = dataclasses.replace(reports[4], layers=(*reports[4].layers, late))
     log = RunLog([logger])
     for report in reports:
-        log.log(report, report.global_step)
+        log.scalars(report, report.global_step)
         logger.save()
     with open(Path(logger.log_dir, "metrics.csv")) as file:
         rows = list(csv.DictReader(file))

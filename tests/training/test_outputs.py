@@ -9,11 +9,13 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.errors import DeadKernelInternalWarning
+from lightning_deadkernel.loggers import run_log
 from lightning_deadkernel.training import outputs
 
 
@@ -65,20 +67,67 @@ def test_the_folder_holds_the_report_in_three_forms_and_the_pictures(tmp_path: P
     assert (folder / "overview.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_are_drawn_at_the_first_window_and_at_the_end_whatever_they_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outputs, "DRAWING_SHARE", 0.0)
+ALWAYS, NEVER = (1e9, 0.0), (0.0, 1.0)
+"""Shares of the time, and what the first time takes: enough for every window, and for none."""
+
+
+def test_pictures_are_drawn_at_the_end_whatever_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "DRAWING", NEVER)
     fit(tmp_path, DeadKernelMonitor(on_finding="ignore"), epochs=4)
-    assert image_steps(tmp_path) == [3, 15]
+    assert image_steps(tmp_path) == [15]
 
 
 def test_pictures_are_drawn_at_every_window_while_there_is_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "DRAWING_SHARE", 1.0)
+    monkeypatch.setattr(outputs, "DRAWING", ALWAYS)
     fit(tmp_path, DeadKernelMonitor(on_finding="ignore"), epochs=4)
     assert image_steps(tmp_path) == [3, 7, 11, 15]
+
+
+@pytest.mark.parametrize(("writing", "steps"), [(NEVER, [15]), (ALWAYS, [3, 7, 11, 15])])
+def test_the_report_in_words_is_logged_while_there_is_time_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writing: tuple[float, float], steps: list[int]
+) -> None:
+    monkeypatch.setattr(outputs, "WRITING", writing)
+    fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False), epochs=4)
+    events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
+    assert [text.step for text in events.Tensors("deadkernel/report/text_summary")] == steps
+    assert [event.step for event in events.Scalars("deadkernel/dead_fraction")] == [3, 7, 11, 15]
+
+
+def test_a_budget_holds_the_first_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: now)
+    budget = outputs.Budget(share=0.05, expected=1.5)
+    moments = []
+    for _ in range(3):
+        while not budget.allows():
+            now += 1.0
+        moments.append(now - 100.0)
+        with budget.spent():
+            now += 3.0
+    # 1.5 of 30 seconds; then 3 + 3 of 120, 6 + 3 of 180
+    assert moments == [30.0, 120.0, 180.0]
+
+
+@pytest.mark.parametrize("ends", [RuntimeError, KeyboardInterrupt, SIGTERMException])
+def test_what_no_window_had_time_to_save_is_saved_when_the_run_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: type[BaseException]
+) -> None:
+    monkeypatch.setattr(outputs, "WRITING", NEVER)
+    folder = tmp_path / "run" / "version_0" / "deadkernel"
+
+    class Broken(Net):
+        def on_train_batch_start(self, batch: torch.Tensor, index: int) -> None:
+            if self.current_epoch == 2:
+                assert not (folder / "report.json").exists()
+                raise ends
+
+    with pytest.raises((SystemExit, ends)):
+        fit(tmp_path, DeadKernelMonitor(on_finding="ignore"), model=Broken())
+    assert Report.load(folder / "report.json").window == 2
+    assert (folder / "report.md").exists()
 
 
 def test_without_pictures_none_is_drawn_and_none_is_written(tmp_path: Path) -> None:
@@ -100,6 +149,7 @@ def test_a_long_window_end_says_what_the_next_one_is_doing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(outputs, "LONG", 0.0)
+    monkeypatch.setattr(outputs, "WRITING", ALWAYS)
     with caplog.at_level("INFO"):
         fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False), epochs=2)
     said = [record.getMessage() for record in caplog.records]
@@ -144,7 +194,8 @@ def test_a_file_that_cannot_be_written_costs_itself_alone(tmp_path: Path, broken
     assert image_steps(tmp_path)[-1] == 11
 
 
-def test_a_file_that_can_be_written_later_is_written_then(tmp_path: Path) -> None:
+def test_a_file_that_can_be_written_later_is_written_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "WRITING", ALWAYS)
     folder = tmp_path / "run" / "version_0" / "deadkernel"
     (folder / "report.json").mkdir(parents=True)
 
@@ -168,6 +219,30 @@ def test_a_folder_that_cannot_be_made_ends_the_files_and_not_the_watch(
     assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
     assert [report.window for report in monitor.reports] == [0, 1, 2, 3]
     assert "10 kernels in 2 layers" in capsys.readouterr().out
+
+
+PARTS = {
+    "scalars": ("layer_scalars", "Scalars", "deadkernel/dead_fraction"),
+    "histograms": ("within_share", "Histograms", "deadkernel.histograms.firing_rate/net.0"),
+    "the report in words": ("", "Tensors", "deadkernel/report/text_summary"),
+    "the pictures": ("_picture_key", "Images", "deadkernel/overview"),
+}
+
+
+@pytest.mark.parametrize("part", ["scalars", "histograms", "the pictures"])
+def test_what_cannot_be_made_for_the_loggers_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise ZeroDivisionError("cannot be made")
+
+    monkeypatch.setattr(run_log, PARTS[part][0], broken)
+    with pytest.warns(DeadKernelInternalWarning, match=f"could not write {part} to the loggers this time") as caught:
+        fit(tmp_path, DeadKernelMonitor(on_finding="ignore"))
+    assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
+    events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
+    there = {name for name, (_, kind, tag) in PARTS.items() if tag in events.Tags()[kind.lower()]}
+    assert there == PARTS.keys() - {part}
 
 
 def test_a_report_that_cannot_be_put_in_words_is_still_saved_drawn_and_logged(
