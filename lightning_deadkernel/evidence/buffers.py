@@ -23,7 +23,7 @@ class StepBuffer:
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self._pages = torch.zeros(PAGES, size, dtype=dtype, device=device)
         self._rows = list(self._pages.unbind())
-        self._filled = 0
+        self._size, self._filled = size, 0
 
     def append(self, parts: list[Tensor]) -> bool:
         """Copies a step's parts, (n,) together, of any floating dtype.
@@ -39,8 +39,8 @@ class StepBuffer:
             row = torch.cat(parts, out=row)
         except RuntimeError:  # gradients that are part of a graph themselves (`create_graph=True`), or a real error
             row = torch.cat([part.detach() for part in parts], out=row)
-        if len(row) != self._pages.shape[1]:
-            raise ValueError(f"Expected {self._pages.shape[1]} values, but got {len(row)}.")
+        if row.numel() != self._size:
+            raise ValueError(f"Expected {self._size} values, but got {row.numel()}.")
         self._filled += 1
         return self._filled == PAGES
 

@@ -70,14 +70,12 @@ class ChannelEvidence:
         self.totals = torch.zeros(totals, dtype=torch.float64, device=device)
         sizes = {source.layer.channels for source in self.sources.values()} | set(self.activations.values())
         self._zeros = {size: torch.zeros(size, dtype=dtype, device=device) for size in sizes}
-        self._flat = [
-            (name, source.parameter, self._zeros[source.layer.channels])
-            for name, source in self.sources.items()
-            if source.parameter is not None
-        ]
-        self._elsewhere = any(p.device != device or is_sharded(p) for _, p, _ in self._flat)
+        self._flat = {name: source.parameter for name, source in self.sources.items() if source.parameter is not None}
+        self._flat_channels = sum(self.sources[name].layer.channels for name in self._flat)
+        self._parameters = list(self._flat.values())
+        self._elsewhere = any(p.device != device or is_sharded(p) for p in self._parameters)
         self._rows = [name for name, source in self.sources.items() if source.parameter is None]
-        self._gradients = StepBuffer(sum(len(zeros) for _, _, zeros in self._flat), dtype, device)
+        self._gradients = StepBuffer(self._flat_channels, dtype, device)
         self._firings = StepBuffer(sum(self.activations.values()), dtype, device)
         self.not_fired: PendingChannels[ActivationKey] = PendingChannels()
         """Activations with channels that are not known to have fired in this window."""
@@ -136,9 +134,9 @@ class ChannelEvidence:
             self.segment("sums", key)[-len(entries) :] = entries
 
     def _flush_gradients(self) -> None:
-        size = sum(len(zeros) for _, _, zeros in self._flat)
         channels = sum(source.layer.channels for source in self.sources.values())
-        self._gradients.flush(self.maxima[:size], self.maxima[channels : channels + size])
+        shown = slice(channels, channels + self._flat_channels)
+        self._gradients.flush(self.maxima[: self._flat_channels], self.maxima[shown])
 
     def _flush_firings(self) -> None:
         channels = sum(source.layer.channels for source in self.sources.values())
@@ -207,24 +205,33 @@ class ChannelEvidence:
             only: names of the layers in the graph of this backward, where others may hold stale gradients.
             looked_up: tables -> (n,) rows that this backward looked up: none of the others has got a gradient.
         """
-        if self._flat:
-            if only is None and not self._elsewhere:
-                parts = [zeros if (grad := p.grad) is None else grad for _, p, zeros in self._flat]
-            else:
-                parts = [
-                    zeros if p.grad is None or (only is not None and name not in only) else self._placed(p.grad)
-                    for name, p, zeros in self._flat
-                ]
-            if self._gradients.append(parts):
+        if self._parameters:
+            try:
+                plain = only is None and not self._elsewhere
+                parts: Any = [p.grad for p in self._parameters] if plain else self._placed_grads(only)
+                full = self._gradients.append(parts)
+            except TypeError:  # some parameter has none, which it costs too much to ask of each at every step
+                full = self._gradients.append(self._placed_grads(only))
+            if full:
                 self._flush_gradients()
-        if self._rows:
-            self._no_gradient.poll()
-            left = self._no_gradient.parts
-            pending = [name for name in self._rows if name in left and (only is None or name in only)]
-            rows = looked_up or {}
-            read = [self._read_kernel(name, "gradient", "nonfinite", rows.get(name)) for name in pending]
-            if any(read) and self._no_gradient.is_count_due():
-                self._count_no_gradient([name for name in self._rows if name in left])
+        if self._rows and self._no_gradient.parts:
+            self._read_rows(only, looked_up or {})
+
+    def _placed_grads(self, only: frozenset[str] | None) -> list[Tensor]:
+        return [
+            self._zeros[self.sources[name].layer.channels]
+            if (grad := p.grad) is None or (only is not None and name not in only)
+            else self._placed(grad)
+            for name, p in self._flat.items()
+        ]
+
+    def _read_rows(self, only: frozenset[str] | None, looked_up: Mapping[str, Tensor]) -> None:
+        self._no_gradient.poll()
+        left = [name for name in self._rows if name in self._no_gradient.parts]
+        pending = [name for name in left if only is None or name in only]
+        read = [self._read_kernel(name, "gradient", "nonfinite", looked_up.get(name)) for name in pending]
+        if any(read) and self._no_gradient.is_count_due():
+            self._count_no_gradient(left)
 
     def read_kernels(self) -> None:
         """On a sampled step: the same at the kernels of the layers some of whose channels showed no gradient yet.
@@ -232,7 +239,7 @@ class ChannelEvidence:
         A shift or bias may have an exactly zero gradient while its kernel has one, so a zero there is confirmed here.
         """
         self._no_gradient.poll()
-        pending = [name for name, _, _ in self._flat if name in self._no_gradient.parts]
+        pending = [name for name in self._flat if name in self._no_gradient.parts]
         if pending:
             for name in pending:
                 self._read_kernel(name, "kernel")

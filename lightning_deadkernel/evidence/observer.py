@@ -127,12 +127,11 @@ class Observer:
     def before_backward(self, loss: Tensor, sampled: bool) -> None:
         """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step."""
         window = self.window
-        window.add_backward()
-        self._looked_up = {}
-        if loss.grad_fn is None:
+        if window.settled and not sampled:
             return
+        self._looked_up = {}
         # with several optimizers each graph tells who takes part in its step
-        if not sampled and (window.settled or (not self.several_optimizers and window.check_settled())):
+        if loss.grad_fn is None or (not sampled and not self.several_optimizers and window.check_settled()):
             return
         gathered = unsharded(self.model) if window.steps.sharded else None
         if sampled:
@@ -148,8 +147,8 @@ class Observer:
             self._read_lookups(nodes, found)
 
     def wants_to_look(self) -> bool:
-        """Whether the model is compiled, activations may be read, and none were in this window."""
-        return self.reader.compiled and self.reads_compiled and not self.window.looked
+        """Of a compiled model: whether activations may be read, and none were in this window."""
+        return self.reads_compiled and not self.window.looked
 
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
         pending = self.window.channels.not_fired.parts
@@ -202,6 +201,7 @@ class Observer:
     def after_backward(self, sampled: bool) -> None:
         """Takes the gradients of this backward: the flat ones on every step, unseen kernels on a sampled one."""
         window = self.window
+        window.counts.backwards += 1
         if self._hides and not self.several_optimizers:
             for layer in self.reader.watched:
                 if layer.name not in window.reached and layer.main.grad is not None:

@@ -23,7 +23,7 @@ Checksums = dict[str, Tensor]
 """Layer -> (parameters, C) checksums of its kernels."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Counts:
     """What happened in a window so far."""
 
@@ -87,10 +87,6 @@ class OpenWindow:
         self.channels = self.channels.rearranged(sources, activations)
         self.settled = False
 
-    def add_backward(self) -> None:
-        """Counts a backward pass."""
-        self.counts.backwards += 1
-
     def add_graph(self, layers: frozenset[str], compiled: bool) -> None:
         """Takes in which layers were in a graph, and whether its activations could be read."""
         self.reached |= layers
@@ -118,14 +114,10 @@ class OpenWindow:
             sampled_steps: of this batch.
         """
         now = self.counts
-        self.counts = Counts(  # at once: an interrupt finds the batch counted, or not
-            batches=now.batches + 1,
-            optimizer_steps=optimizer_steps,
-            sampled_steps=now.sampled_steps + sampled_steps,
-            samples=None if size is None or now.samples is None else now.samples + size,
-            backwards=now.backwards,
-            unread=now.unread,
-        )
+        samples = None if size is None or now.samples is None else now.samples + size
+        sampled = now.sampled_steps + sampled_steps
+        # at once: an interrupt finds the batch counted, or not
+        self.counts = Counts(now.batches + 1, optimizer_steps, sampled, samples, now.backwards, now.unread)
 
     # -- window ends ---------------------------------------------------------------------------------------------
 

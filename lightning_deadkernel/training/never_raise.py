@@ -30,8 +30,8 @@ def never_raise(method: Method) -> Method:
             return
         try:
             # A compiled `training_step` that optimizes by hand would have the compiler trace through the monitor. To
-            # keep it out where it does not look anyway would take tens of microseconds a step.
-            (untraced() if is_traced() else method)(run, *args, **kwargs)
+            # keep it out where it does not look anyway would take tens of microseconds a step, to ask a few.
+            (untraced() if run.by_hand and is_traced() else method)(run, *args, **kwargs)
         except (DeadKernelError, DeadKernelWarning):  # the user's own wish: a warning is raised under an "error" filter
             raise
         except Exception as error:  # the monitor's own fault, whatever it is, is never the training's

@@ -59,12 +59,14 @@ class Run:
         """From the start of training until it ends or all ranks have given up: at the same moment on all of them."""
         self.sampled = False
         """The costlier statistics are taken on this step."""
+        self.by_hand = False
+        """The optimization is manual: hooks may be called from within `training_step`."""
         self._failed: str | None = None
         """Why this rank has given up."""
         self._world = 1
-        self._schedule = Schedule(options.every_n_train_steps)
         self._warned: set[str] = set()
         self._outputs: Outputs | None = None
+        self._schedule: Schedule
         self._observer: Observer
         self._description: RunDescription
 
@@ -80,6 +82,7 @@ class Run:
 
     @never_raise
     def _observe(self, trainer: Any, model: nn.Module) -> None:
+        self.by_hand = not trainer.lightning_module.automatic_optimization
         self._world = world_size(trainer)
         self._observer = Observer(
             model,
@@ -98,7 +101,7 @@ class Run:
             self._outputs = Outputs(self.options, trainer)
         except Exception as error:
             self._warn_of_outputs(error)
-        self._schedule.open_window(trainer.global_step)
+        self._schedule = Schedule(self.options.every_n_train_steps, trainer)
         self._begin(trainer, half_open)
         if not self.record.reports:
             self._close(trainer)
@@ -121,27 +124,24 @@ class Run:
             return
         if window.load_state_dict(half_open, trainer.is_global_zero):
             counts = window.counts
-            self._schedule.open_window(trainer.global_step, counts.batches, counts.optimizer_steps)
+            self._schedule.open_window(counts.batches, counts.optimizer_steps)
         elif half_open["counts"]["batches"]:
             self._warn("the layers are not those of the checkpoint: the open window begins anew.")
 
     # -- one batch -----------------------------------------------------------------------------------------------
 
+    @never_raise
     def begin_batch(self, trainer: Any) -> None:
         """Decides whether this step is a sampled one."""
-        self.stance.restore()  # a batch that was skipped has not ended
-        self.sampled = False
-        self._schedule.begin_batch(trainer)
-        self._choose(trainer)
-
-    @never_raise
-    def _choose(self, trainer: Any) -> None:
-        counts = self._observer.window.counts
+        if self.sampled:  # a batch that was skipped has not ended
+            self.stance.restore()
+        self._schedule.begin_batch()
+        counts, compiled = self._observer.window.counts, self._observer.reader.compiled
         # a compiled model runs eagerly on a sampled step: of those no more than asked for
-        eagerly = self._observer.reader.compiled and self.options.when_compiled == "sample"
-        due = counts.sampled_steps == 0 or (not eagerly and self._schedule.is_due(trainer, counts.sampled_steps))
+        eagerly = compiled and self.options.when_compiled == "sample"
+        due = counts.sampled_steps == 0 or (not eagerly and self._schedule.is_due(counts.sampled_steps))
         wanted = self.options.should_sample(logger_step(trainer)) or due or self._schedule.last
-        first = counts.batches == 0 or self._observer.wants_to_look()
+        first = counts.batches == 0 or (compiled and self._observer.wants_to_look())
         self.sampled = first or (wanted and will_step(trainer))
         if self.sampled and eagerly:
             self.stance.force_eager()
@@ -165,19 +165,21 @@ class Run:
 
     def end_batch(self, trainer: Any, batch: Any) -> None:
         """Counts; on a sampled step, the update ratio. Closes the window where it ends."""
-        self.stance.restore()
+        if self.sampled:
+            self.stance.restore()
         if not self.running:
             return
-        self._count(batch, *self._schedule.end_batch(trainer))
-        if self._schedule.ends(trainer):
+        steps, taken = self._schedule.end_batch()
+        if self.watching:
+            self._observer.window.add_batch(batch_size(batch), steps, taken if self.sampled else 0)
+        if self.sampled:
+            self._after_step()
+        if self._schedule.ended:
             self.end_window(trainer)
 
     @never_raise
-    def _count(self, batch: Any, window_steps: int, batch_steps: int) -> None:
-        window = self._observer.window
-        window.add_batch(batch_size(batch), window_steps, batch_steps if self.sampled else 0)
-        if self.sampled:
-            window.steps.after_step()
+    def _after_step(self) -> None:
+        self._observer.window.steps.after_step()
 
     def end_epoch(self, trainer: Any) -> None:
         """Closes an epoch's window whose last batch was not foreseen."""
@@ -235,7 +237,7 @@ class Run:
             report = self._report(trainer, everyone) if everyone else None
         except Exception as error:
             self.fail("closing a window", error)
-            self._schedule.open_window(trainer.global_step)  # the other ranks' next: all meet again at its end
+            self._schedule.open_window()  # the other ranks' next: all meet again at its end
             return None
         if everyone is None:
             self.running = self.watching = False
@@ -262,7 +264,7 @@ class Run:
         seen = window.merge(everyone)
         if window.index and not seen.counts.backwards:
             if trainer.lightning_module.automatic_optimization:
-                self._reopen(trainer, None)  # no step had a loss: weight averaging ends with such an epoch
+                self._reopen(None)  # no step had a loss: weight averaging ends with such an epoch
                 return None
             self._warn(NO_HOOKS, "backward")
         history = self.record.copy_of_history()
@@ -277,12 +279,12 @@ class Run:
             self._description,
         )
         self.record.append(report, history)
-        self._reopen(trainer, checksums)
+        self._reopen(checksums)
         return report
 
-    def _reopen(self, trainer: Any, checksums: Checksums | None) -> None:
+    def _reopen(self, checksums: Checksums | None) -> None:
         self._observer.window.reset(self.record.next_index, checksums)
-        self._schedule.open_window(trainer.global_step)
+        self._schedule.open_window()
 
     @never_raise
     def _publish(self, trainer: Any, report: Report) -> None:

@@ -19,7 +19,8 @@ def batch_size(batch: Any) -> int | None:
     while isinstance(first, (list, tuple, dict)) and first:  # the same answer as Lightning's, without its generators
         first = next(iter(first.values())) if isinstance(first, dict) else first[0]
     if isinstance(first, Tensor):
-        return first.shape[0] if first.ndim else 1
+        shape = first.shape
+        return shape[0] if shape else 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ours to count, not to complain about
@@ -35,6 +36,14 @@ def will_step(trainer: Any) -> bool:
     return not bool(trainer.fit_loop._should_accumulate())  # Lightning 2.6.6
 
 
+def step_counter(trainer: Any) -> Any:
+    """What counts the optimizer steps of a fit: its `completed` is `trainer.global_step`, without its ten calls."""
+    loop = trainer.fit_loop.epoch_loop  # Lightning 2.4 to 2.6.6
+    if trainer.lightning_module.automatic_optimization:
+        return loop.automatic_optimization.optim_progress.optimizer.step.total
+    return loop.manual_optimization.optim_step_progress.total
+
+
 def epoch_ends(trainer: Any, steps: int) -> bool:
     """Whether the epoch ends with this batch, as far as it is known: by its data, or by `max_steps`.
 
@@ -42,7 +51,8 @@ def epoch_ends(trainer: Any, steps: int) -> bool:
         trainer: the running trainer.
         steps: optimizer steps that are taken when the batch ends.
     """
-    return bool(trainer.is_last_batch or 0 < trainer.max_steps <= steps)
+    loop = trainer.fit_loop.epoch_loop  # where the trainer's properties of these names lead, Lightning 2.6.6
+    return bool(loop.batch_progress.is_last_batch or 0 < loop.max_steps <= steps)
 
 
 def batches_of_epoch(trainer: Any, done: int) -> float:

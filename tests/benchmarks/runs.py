@@ -113,9 +113,10 @@ class SelfTimer:
     )  # fmt: skip
 
     def __init__(self, callback: L.Callback, steps: int, log_every: int, every_step: bool):
-        self.callback, self.steps, self.log_every, self.every_step = callback, steps, log_every, every_step
+        self.callback = callback
         self.now = -1
         self.by_step = [0.0] * steps
+        self.sampled = [every_step or (step + 1) % log_every == 0 for step in range(steps)]
         self.ends: list[float] = []
         for name in self.HOOKS:
             if hasattr(callback, name):
@@ -134,13 +135,14 @@ class SelfTimer:
                     self.ends.append(spent)
             else:
                 self.by_step[self.now] += spent
+            watched = getattr(self.callback, "_run", None)
+            self.sampled[self.now] = self.sampled[self.now] or (watched is not None and watched.sampled)
 
         return run
 
     def split(self) -> tuple[list[float], list[float], list[float]]:
         """Seconds of the ordinary and of the sampled steps after the warm-up, and of the last step of the window."""
-        sampled = [self.every_step or (step + 1) % self.log_every == 0 for step in range(self.steps)]
-        pairs = list(zip(self.by_step, sampled, strict=True))[WARMUP:-1]
+        pairs = list(zip(self.by_step, self.sampled, strict=True))[WARMUP:-1]
         ordinary, sampled = [spent for spent, yes in pairs if not yes], [spent for spent, yes in pairs if yes]
         return ordinary, sampled, self.by_step[-1:] if self.ends else []
 
