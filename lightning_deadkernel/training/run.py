@@ -135,11 +135,11 @@ class Run:
         """Decides whether this step is a sampled one."""
         if self.sampled:  # a batch that was skipped has not ended
             self.stance.restore()
-        self._schedule.begin_batch()
         counts, compiled = self._observer.window.counts, self._observer.reader.compiled
+        self._schedule.begin_batch(counts.sampled_steps)
         # a compiled model runs eagerly on a sampled step: of those no more than asked for
         eagerly = compiled and self.options.when_compiled == "sample"
-        due = counts.sampled_steps == 0 or (not eagerly and self._schedule.is_due(counts.sampled_steps))
+        due = self._schedule.due if not eagerly else counts.sampled_steps == 0
         wanted = self.options.should_sample(logger_step(trainer)) or due or self._schedule.last
         first = counts.batches == 0 or (compiled and self._observer.wants_to_look())
         self.sampled = first or (wanted and will_step(trainer))

@@ -31,33 +31,33 @@ class Schedule:
         self.batches = batches
         self._before_batch = self._counter.completed
         self._began = self._before_batch - optimizer_steps
-        self._expected: float | None = None
-        """Batches of the epoch, once they have been asked for."""
+        self._sampled, self._due_at = -1, 0.0
         self.ended = False
         """The window ends with the batch that has ended."""
 
-    def begin_batch(self) -> None:
-        """Foresees whether this batch is the window's `last`, if the optimizer takes one step in it."""
-        self._before_batch = taken = self._counter.completed
-        self.last = epoch_ends(self._trainer, taken + 1) or self._is_full(taken + 1)
-
-    def is_due(self, sampled: int) -> bool:
-        """Whether to sample this batch, so that the window has `ENOUGH_STEPS` such.
+    def begin_batch(self, sampled: int) -> None:
+        """Foresees whether this batch is the window's `last`, if the optimizer takes one step in it, and whether it is
+        `due` to be a sampled one, so that the window has `ENOUGH_STEPS` such.
 
         They are spread evenly; where the window's length is not known, they are its batches 1, 2, 3, 5, 9, 17, ... .
 
         Args:
             sampled: steps of the window so far.
         """
+        self._before_batch = taken = self._counter.completed
+        done = self.batches if self._length is None else taken - self._began
+        if sampled != self._sampled:
+            self._sampled, self._due_at = sampled, self._next_due(done, sampled)
+        self.due = done >= self._due_at
+        self.last = epoch_ends(self._trainer, taken + 1) or self._is_full(taken + 1)
+
+    def _next_due(self, done: int, sampled: int) -> float:
         if sampled >= ENOUGH_STEPS:
-            return False
-        done, length = self.batches, self._expected
-        if self._length is not None:
-            done, length = self._before_batch - self._began, self._length
-        elif length is None:
-            length = self._expected = batches_of_epoch(self._trainer, done)
-        last = length - 1
-        return not done & (done - 1) if math.isinf(last) else done * (ENOUGH_STEPS - 1) >= sampled * last
+            return math.inf
+        length = batches_of_epoch(self._trainer, done) if self._length is None else self._length
+        if math.isinf(length):
+            return 1 << (done - 1).bit_length() if done else 0
+        return sampled * (length - 1) / (ENOUGH_STEPS - 1)
 
     def end_batch(self) -> tuple[int, int]:
         """Counts a batch: the window's optimizer steps, and how many of them were of this batch."""
