@@ -21,21 +21,21 @@ class DeadKernelMonitor(Callback):
     """Tells for every kernel of the network whether it is alive, why it is not, and what to do about it.
 
     It reads what training already built (the autograd graph and the gradients), registers nothing on the model, and
-    leaves training bit for bit as it was. A *window* is what a verdict speaks about: one training epoch, or
-    `every_n_train_steps` optimizer steps. At a window's end a `Report` is made and logged to all loggers of the trainer,
-    and the last one is saved to ``<log_dir>/deadkernel/``.
+    leaves training bit for bit as it was. A *window* is what a verdict speaks about: one training epoch, or as many as
+    make `min_steps` optimizer steps, or `every_n_train_steps` optimizer steps. At a window's end a `Report` is made and
+    logged to all loggers of the trainer, and the last one is saved to ``<log_dir>/deadkernel/``.
 
     Args:
-        every_n_train_steps: window length in optimizer steps; None: one window per training epoch.
+        every_n_train_steps: window length in optimizer steps; None: windows end with epochs.
         include: glob patterns of the names of layers to watch; None: all.
         exclude: glob patterns of the names of layers not to watch.
         thresholds: where the lines of the diagnosis are drawn; a mapping of their names to numbers is taken too.
         log_histograms: log histograms of weights, gradients, firing rates and kernel norms at window ends.
-        log_figures: draw and log pictures at the end of fit, and at window ends while that takes no more than a twentieth
-            of the run's time (needs the ``plots`` extra).
+        log_figures: draw and log pictures at the end of fit, and at window ends while that takes no more than a
+            twentieth of the run's time (needs the ``plots`` extra).
         log_layers: log per-layer scalars; a number k logs those of the k worst layers. The summary is always logged.
-        save_report: save report.json, report.md and the pictures to ``<log_dir>/deadkernel/``, however the run ends, and
-            at window ends while that takes no more than a hundredth of its time.
+        save_report: save report.json, report.md and the pictures to ``<log_dir>/deadkernel/``, however the run ends,
+            and at window ends while that takes no more than a hundredth of its time.
         when_compiled: of a model under `torch.compile`, ``"sample"``: sampled steps run eagerly so that activations can
             be read; ``"gradients"``: no step does, and verdicts stop at *zero-gradient*.
         on_finding: ``"warn"``: one warning per new problem; ``"ignore"``: none; ``"raise"``: a `DeadKernelError` at the
@@ -43,6 +43,10 @@ class DeadKernelMonitor(Callback):
         update_ratio: measure ||dW|| / ||W|| on sampled steps, which takes a copy of the weights during that step: of
             all on the first and the last of a window, of two million in turn on the others.
         prog_bar: show the dead fraction and the number of vanishing layers in the progress bar.
+        min_steps: optimizer steps that a window of epochs has at least: shorter epochs share one, and the report says
+            which they are. Only the first window ends with the first epoch, however short, so that all logged keys are
+            there from then on; between two windows `trainer.callback_metrics` keep the last one's values. 1: one window
+            per epoch.
 
     Logged scalars (the key set is constant from the first window on; the separator is the logger's own):
         ``deadkernel/dead_fraction``, ``deadkernel/dead_channels``, ``deadkernel/zero_kernel_fraction``,
@@ -78,14 +82,16 @@ class DeadKernelMonitor(Callback):
         on_finding: options.OnFinding = "warn",
         prog_bar: bool = False,
         update_ratio: bool = True,
+        min_steps: int = 32,
     ) -> None:
-        options.check_step_count(every_n_train_steps)
+        options.check_step_count("every_n_train_steps", every_n_train_steps, or_none=True)
+        options.check_step_count("min_steps", min_steps, or_none=False)
         options.check_globs("include", include)
         options.check_globs("exclude", exclude)
         options.check_choice("when_compiled", when_compiled, get_args(options.WhenCompiled))
         options.check_choice("on_finding", on_finding, get_args(options.OnFinding))
         options.check_log_layers(log_layers)
-        self.every_n_train_steps = every_n_train_steps
+        self.every_n_train_steps, self.min_steps = every_n_train_steps, min_steps
         self.include, self.exclude = include, exclude
         self.thresholds = options.thresholds_of(thresholds)
         self.log_histograms, self.log_figures, self.log_layers = log_histograms, log_figures, log_layers

@@ -68,6 +68,16 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "Expected `every_n_train_steps` to be None or a positive int, but got 1.5.",
     ),
+    "no steps at least": (
+        {"min_steps": 0},
+        ValueError,
+        "Expected `min_steps` to be a positive int, but got 0.",
+    ),
+    "no number of steps at least": (
+        {"min_steps": None},
+        ValueError,
+        "Expected `min_steps` to be a positive int, but got None.",
+    ),
     "one pattern for a list": (
         {"include": "conv*"},
         TypeError,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.sentences import epochs
 from lightning_deadkernel.report.states import COLOURS, WORDS
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def finite(value: float | None) -> TypeGuard[float]:
 
 def by_epoch(reports: Sequence[Report]) -> bool:
     """Windows are epochs: no two share one."""
-    epochs = [report.epoch for report in reports if report.window]
-    return len(set(epochs)) == len(epochs)
+    ends = [report.epoch for report in reports if report.window]
+    return len(set(ends)) == len(ends)
 
 
 def moment(reports: Sequence[Report], place: int) -> str:
@@ -127,7 +128,7 @@ def moment(reports: Sequence[Report], place: int) -> str:
     report = reports[place]
     if report.window == 0:
         return "initialisation"
-    return f"epoch {report.epoch:,}" if by_epoch(reports) else f"step {report.global_step:,}"
+    return epochs(report) if by_epoch(reports) else f"step {report.global_step:,}"
 
 
 def times(reports: Sequence[Report]) -> tuple[str, list[str]]:
@@ -147,7 +148,7 @@ def basis(reports: Sequence[Report]) -> str:
     if not report.window:
         return "at initialisation, before the first optimizer step"
     samples = "unknown number of samples" if report.samples is None else f"{report.samples:,} samples"
-    return f"epoch {report.epoch:,}, global step {report.global_step:,}, {samples} in this window"
+    return f"{epochs(report)}, global step {report.global_step:,}, {samples} in this window"
 
 
 def spaced(count: int, most: int) -> list[int]:

@@ -250,6 +250,8 @@ class ReportRecord:
     """L2 norm of all gradients, median over the sampled steps."""
     skipped_steps: int = 0
     """Sampled optimizer steps skipped for overflow in mixed precision."""
+    first_epoch: int | None = None
+    """Epoch in which the window began, where it was an earlier one than that in which it ended."""
     audited: str | None = None
     """Name of the file whose weights alone were looked at; None for a window of training."""
     thresholds: Thresholds = field(default_factory=Thresholds)

@@ -84,7 +84,14 @@ def moment(report: ReportRecord) -> str:
         return f"the weights in {report.audited}; nothing was run"
     if report.window == 0:
         return "window 0, the state at initialisation, before the first optimizer step"
-    return f"window {report.window:,} (epoch {report.epoch:,}, global step {report.global_step:,})"
+    return f"window {report.window:,} ({epochs(report)}, global step {report.global_step:,})"
+
+
+def epochs(report: ReportRecord) -> str:
+    """Which epochs the window lies in: ``"epoch 2"``, ``"epochs 3 to 9"``."""
+    if report.first_epoch is None:
+        return f"epoch {report.epoch:,}"
+    return f"epochs {report.first_epoch:,} to {report.epoch:,}"
 
 
 def verdict(report: ReportRecord) -> str:

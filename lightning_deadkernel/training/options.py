@@ -17,6 +17,7 @@ class Options(Protocol):
     """What a run asks of the monitor; see `DeadKernelMonitor` for what each means."""
 
     every_n_train_steps: int | None
+    min_steps: int
     include: Sequence[str] | None
     exclude: Sequence[str] | None
     thresholds: Thresholds
@@ -34,10 +35,11 @@ class Options(Protocol):
         ...
 
 
-def check_step_count(value: Any) -> None:
-    """Raises ValueError for anything but None or a positive int."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"Expected `every_n_train_steps` to be None or a positive int, but got {value!r}.")
+def check_step_count(option: str, value: Any, or_none: bool) -> None:
+    """Raises ValueError for anything but a positive int, or None where that is allowed."""
+    if not (value is None and or_none) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        rule = "None or a positive int" if or_none else "a positive int"
+        raise ValueError(f"Expected `{option}` to be {rule}, but got {value!r}.")
 
 
 def check_globs(option: str, patterns: Any) -> None:

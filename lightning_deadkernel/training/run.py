@@ -101,10 +101,18 @@ class Run:
             self._outputs = Outputs(self.options, trainer)
         except Exception as error:
             self._warn_of_outputs(error)
-        self._schedule = Schedule(self.options.every_n_train_steps, trainer)
+        first = self.record.next_index <= 1
+        self._schedule = Schedule(self.options.every_n_train_steps, self.options.min_steps, trainer, first)
+        if half_open is not None:
+            try:  # also on a rank that has failed: all meet at the same windows' ends
+                self._schedule.take_up(half_open)
+            except Exception as error:
+                self.fail("taking up the open window", error)
         self._begin(trainer, half_open)
         if not self.record.reports:
             self._close(trainer)
+        elif self.record.next_index > 1:
+            self._show(trainer, self.record.reports[-1])
 
     @never_raise
     def _begin(self, trainer: Any, half_open: dict[str, Any] | None) -> None:
@@ -120,12 +128,10 @@ class Run:
         if lost:
             self._warn(f"the history of {', '.join(lost)} does not fit the model any more and begins anew.")
         window.reset(self.record.next_index, window.compare_weights(watched)[1] if self.record.reports else None)
-        if half_open is None:
+        if half_open is None or window.load_state_dict(half_open, trainer.is_global_zero):
             return
-        if window.load_state_dict(half_open, trainer.is_global_zero):
-            counts = window.counts
-            self._schedule.open_window(counts.batches, counts.optimizer_steps)
-        elif half_open["counts"]["batches"]:
+        self._schedule.open_window(first=self.record.next_index <= 1)
+        if half_open["counts"]["batches"]:
             self._warn("the layers are not those of the checkpoint: the open window begins anew.")
 
     # -- one batch -----------------------------------------------------------------------------------------------
@@ -272,7 +278,7 @@ class Run:
             self._observer,
             seen,
             history,
-            trainer.current_epoch,
+            self._schedule.epochs(),
             trainer.global_step,
             trainer.optimizers,
             self.options,
@@ -290,9 +296,13 @@ class Run:
     def _publish(self, trainer: Any, report: Report) -> None:
         self._write(lambda outputs: outputs.window(self.record.reports, logger_step(trainer)))
         if report.window:
-            publish(trainer, report, self.options.prog_bar)
+            self._show(trainer, report)
             if self._observer.reader.watched and not report.watched:
                 self._warn("no watched layer is in the graph of the loss: see the report's last section.", "loss")
+
+    @never_raise
+    def _show(self, trainer: Any, report: Report) -> None:
+        publish(trainer, report, self.options.prog_bar)
 
     @never_raise
     def _tell(self, report: Report) -> None:
@@ -303,11 +313,14 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Of the closed windows and the open one. While training runs every rank must call it."""
         try:
-            state = {}
+            state: dict[str, Any] = {}
             if self.running:
                 everyone = self._exchange()
                 is_open = everyone is not None and self._is_open()
-                state["open"] = self._observer.window.state_dict(everyone) if everyone and is_open else None
+                state["open"] = None
+                if everyone and is_open:
+                    first_epoch = {"first_epoch": self._schedule.first_epoch}
+                    state["open"] = self._observer.window.state_dict(everyone) | first_epoch
             return self.record.state_dict() | state
         except Exception as error:  # a checkpoint without the monitor's part is better than none
             self.fail("state_dict", error)

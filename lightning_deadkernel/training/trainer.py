@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -55,11 +56,31 @@ def epoch_ends(trainer: Any, steps: int) -> bool:
     return bool(loop.batch_progress.is_last_batch or 0 < loop.max_steps <= steps)
 
 
-def batches_of_epoch(trainer: Any, done: int) -> float:
-    """Batches of a training epoch of which `done` have ended, as far as `max_steps` lets it; infinite where unknown."""
-    batches = float(trainer.num_training_batches)
-    left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-    return min(batches, done + left) if trainer.max_steps > 0 else batches
+def batches_of_epochs(trainer: Any, done: int, least: int, first: int) -> float:
+    """Batches of as many epochs as make some optimizer steps, or are left; infinite where that is not known.
+
+    Args:
+        trainer: the running trainer.
+        done: batches of them that have ended, for `max_steps` may end them sooner.
+        least: optimizer steps that they are to have.
+        first: epoch of them.
+    """
+    of_epoch, of_step = float(trainer.num_training_batches), trainer.accumulate_grad_batches
+    epochs = max(1, math.ceil(least / math.ceil(of_epoch / of_step))) if math.isfinite(of_epoch) else 1
+    if (trainer.max_epochs or 0) > 0:
+        epochs = max(1, min(epochs, trainer.max_epochs - first))
+    left = (trainer.max_steps - trainer.global_step) * of_step
+    return min(of_epoch * epochs, done + left) if trainer.max_steps > 0 else of_epoch * epochs
+
+
+def training_ends(trainer: Any, steps: int) -> bool:
+    """Whether the training ends with this epoch, as far as it is known.
+
+    Args:
+        trainer: the running trainer.
+        steps: optimizer steps that are taken when the batch ends.
+    """
+    return bool(0 < (trainer.max_epochs or 0) <= trainer.current_epoch + 1 or 0 < trainer.max_steps <= steps)
 
 
 def log_every(trainer: Any) -> int:

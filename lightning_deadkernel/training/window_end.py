@@ -30,7 +30,7 @@ def close_window(
     observer: Observer,
     seen: Seen,
     history: History,
-    epoch: int,
+    epochs: tuple[int, int],
     global_step: int,
     optimizers: list[Any],
     options: Options,
@@ -42,7 +42,7 @@ def close_window(
         observer: what was watched.
         seen: what was gathered, over all ranks.
         history: the windows before; this one is added.
-        epoch: the window's last.
+        epochs: the window's first and last.
         global_step: at the window's end.
         optimizers: all of the training.
         options: the monitor's.
@@ -53,7 +53,7 @@ def close_window(
     """
     with_tensors = options.log_histograms or options.log_figures
     window, tensors, checksums = summarize(
-        observer, seen, epoch, global_step, optimizers, options.thresholds, with_tensors
+        observer, seen, epochs[1], global_step, optimizers, options.thresholds, with_tensors
     )
     layers, findings = diagnose(window, history, options.thresholds)
     report = Report(
@@ -71,6 +71,7 @@ def close_window(
         notes=_notes(observer, seen, window, history) if window.index else (),
         gradient_norm=window.gradient_norm,
         skipped_steps=window.skipped_steps,
+        first_epoch=epochs[0] if epochs[0] < epochs[1] else None,
         thresholds=options.thresholds,
         run=replace(run, ended=now()),
         tensors=tensors,

@@ -26,8 +26,9 @@ SAFELY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(L
 
 
 def quiet(**options: Any) -> DeadKernelMonitor:
-    """A monitor that measures all it can and neither draws, writes nor warns."""
-    return DeadKernelMonitor(**{"log_figures": False, "save_report": False, "on_finding": "ignore", **options})
+    """A monitor that measures all it can, with a window for each epoch, and neither draws, writes nor warns."""
+    silent = {"log_figures": False, "save_report": False, "on_finding": "ignore"}
+    return DeadKernelMonitor(**{"min_steps": 1, **silent, **options})
 
 
 def fit(

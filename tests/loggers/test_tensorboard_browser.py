@@ -84,7 +84,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_epochs=3,
         accelerator="cpu",
         logger=TensorBoardLogger(folder, name="net"),
-        callbacks=[DeadKernelMonitor()],
+        callbacks=[DeadKernelMonitor(min_steps=1)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -55,7 +55,7 @@ def image_steps(folder: Path) -> list[int]:
 
 
 def test_the_folder_holds_the_report_in_three_forms_and_the_pictures(tmp_path: Path) -> None:
-    monitor = DeadKernelMonitor(on_finding="ignore")
+    monitor = DeadKernelMonitor(min_steps=1, on_finding="ignore")
     fit(tmp_path, monitor)
     folder = tmp_path / "run" / "version_0" / "deadkernel"
     names = {path.name for path in folder.iterdir()}
@@ -73,7 +73,7 @@ ALWAYS, NEVER = (1e9, 0.0), (0.0, 1.0)
 
 def test_pictures_are_drawn_at_the_end_whatever_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "DRAWING", NEVER)
-    fit(tmp_path, DeadKernelMonitor(on_finding="ignore"), epochs=4)
+    fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore"), epochs=4)
     assert image_steps(tmp_path) == [15]
 
 
@@ -81,7 +81,7 @@ def test_pictures_are_drawn_at_every_window_while_there_is_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs, "DRAWING", ALWAYS)
-    fit(tmp_path, DeadKernelMonitor(on_finding="ignore"), epochs=4)
+    fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore"), epochs=4)
     assert image_steps(tmp_path) == [3, 7, 11, 15]
 
 
@@ -90,7 +90,7 @@ def test_the_report_in_words_is_logged_while_there_is_time_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writing: tuple[float, float], steps: list[int]
 ) -> None:
     monkeypatch.setattr(outputs, "WRITING", writing)
-    fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False), epochs=4)
+    fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore", log_figures=False), epochs=4)
     events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
     assert [text.step for text in events.Tensors("deadkernel/report/text_summary")] == steps
     assert [event.step for event in events.Scalars("deadkernel/dead_fraction")] == [3, 7, 11, 15]
@@ -125,13 +125,13 @@ def test_what_no_window_had_time_to_save_is_saved_when_the_run_breaks_off(
                 raise ends
 
     with pytest.raises((SystemExit, ends)):
-        fit(tmp_path, DeadKernelMonitor(on_finding="ignore"), model=Broken())
+        fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore"), model=Broken())
     assert Report.load(folder / "report.json").window == 2
     assert (folder / "report.md").exists()
 
 
 def test_without_pictures_none_is_drawn_and_none_is_written(tmp_path: Path) -> None:
-    fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False))
+    fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore", log_figures=False))
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -140,7 +140,7 @@ def test_without_matplotlib_one_line_says_so(
 ) -> None:
     monkeypatch.setattr(outputs.figures, "why_none", lambda: "No pictures: matplotlib is not installed.")
     with caplog.at_level("INFO"):
-        fit(tmp_path, DeadKernelMonitor(on_finding="ignore"))
+        fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore"))
     assert sum("matplotlib is not installed" in record.getMessage() for record in caplog.records) == 1
     assert not list(tmp_path.rglob("*.png"))
 
@@ -151,7 +151,7 @@ def test_a_long_window_end_says_what_the_next_one_is_doing(
     monkeypatch.setattr(outputs, "LONG", 0.0)
     monkeypatch.setattr(outputs, "WRITING", ALWAYS)
     with caplog.at_level("INFO"):
-        fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False), epochs=2)
+        fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore", log_figures=False), epochs=2)
     said = [record.getMessage() for record in caplog.records]
     assert "DeadKernelMonitor: saving the report ..." in said
     assert "DeadKernelMonitor: logging ..." in said
@@ -160,20 +160,20 @@ def test_a_long_window_end_says_what_the_next_one_is_doing(
 def test_without_a_logger_the_report_goes_under_the_root_folder_and_to_the_console(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False), logger=False)
+    fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore", log_figures=False), logger=False)
     (path,) = tmp_path.rglob("report.json")
     assert Report.load(path).samples == 32
     assert "10 kernels in 2 layers watched over 32 samples" in capsys.readouterr().out
 
 
 def test_without_save_report_no_file_is_written(tmp_path: Path) -> None:
-    fit(tmp_path, DeadKernelMonitor(on_finding="ignore", save_report=False), logger=False)
+    fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore", save_report=False), logger=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_progress_bar_shows_the_summary_only_if_asked(tmp_path: Path) -> None:
-    asked = fit(tmp_path / "a", DeadKernelMonitor(on_finding="ignore", log_figures=False, prog_bar=True))
-    unasked = fit(tmp_path / "b", DeadKernelMonitor(on_finding="ignore", log_figures=False))
+    asked = fit(tmp_path / "a", DeadKernelMonitor(min_steps=1, on_finding="ignore", log_figures=False, prog_bar=True))
+    unasked = fit(tmp_path / "b", DeadKernelMonitor(min_steps=1, on_finding="ignore", log_figures=False))
     assert asked.progress_bar_metrics.keys() >= {"dead", "vanishing"}
     assert not unasked.progress_bar_metrics.keys() & {"dead", "vanishing"}
 
@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_written_costs_itself_alone(tmp_path: Path, broken
     folder = tmp_path / "run" / "version_0" / "deadkernel"
     (folder / broken).mkdir(parents=True)  # no file can take the place of a folder
     with pytest.warns(DeadKernelInternalWarning, match=f"could not write {broken} this time") as caught:
-        fit(tmp_path, DeadKernelMonitor(on_finding="ignore"))
+        fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore"))
     assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
     assert {path.name for path in folder.iterdir() if path.is_file()} >= {*FILES} - {broken}
     assert image_steps(tmp_path)[-1] == 11
@@ -205,7 +205,7 @@ def test_a_file_that_can_be_written_later_is_written_then(tmp_path: Path, monkey
                 (folder / "report.json").rmdir()
 
     with pytest.warns(DeadKernelInternalWarning, match=r"could not write report\.json"):
-        fit(tmp_path, DeadKernelMonitor(on_finding="ignore", log_figures=False), model=Freed())
+        fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore", log_figures=False), model=Freed())
     assert Report.load(folder / "report.json").window == 3
 
 
@@ -213,7 +213,7 @@ def test_a_folder_that_cannot_be_made_ends_the_files_and_not_the_watch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a file").write_text("in the way")
-    monitor = DeadKernelMonitor(on_finding="ignore")
+    monitor = DeadKernelMonitor(min_steps=1, on_finding="ignore")
     with pytest.warns(DeadKernelInternalWarning, match="could not write the report's folder") as caught:
         fit(tmp_path / "a file", monitor, logger=False)
     assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
@@ -238,7 +238,7 @@ def test_what_cannot_be_made_for_the_loggers_costs_itself_alone(
 
     monkeypatch.setattr(run_log, PARTS[part][0], broken)
     with pytest.warns(DeadKernelInternalWarning, match=f"could not write {part} to the loggers this time") as caught:
-        fit(tmp_path, DeadKernelMonitor(on_finding="ignore"))
+        fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore"))
     assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
     events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
     there = {name for name, (_, kind, tag) in PARTS.items() if tag in events.Tags()[kind.lower()]}
@@ -252,7 +252,7 @@ def test_a_report_that_cannot_be_put_in_words_is_still_saved_drawn_and_logged(
         raise ZeroDivisionError("no words")
 
     monkeypatch.setattr(Report, "to_markdown", broken)
-    monitor = DeadKernelMonitor(on_finding="ignore")
+    monitor = DeadKernelMonitor(min_steps=1, on_finding="ignore")
     with pytest.warns(DeadKernelInternalWarning, match="could not write the report in words"):
         fit(tmp_path, monitor)
     folder = tmp_path / "run" / "version_0" / "deadkernel"
@@ -276,7 +276,7 @@ class InputsFirst(Net):
 
 
 def test_a_weight_kept_with_its_inputs_first_is_drawn_and_logged(tmp_path: Path) -> None:
-    monitor = DeadKernelMonitor(on_finding="ignore")
+    monitor = DeadKernelMonitor(min_steps=1, on_finding="ignore")
     fit(tmp_path, monitor, model=InputsFirst())
     assert monitor.report is not None
     assert monitor.report["weight"].channels == 8
