@@ -140,6 +140,9 @@ STATISTICS: tuple[Statistic, ...] = tuple(
 class LayerWindow(LayerStatistics):
     """One layer in one window. Tensors are on the CPU; `(C,)` is one value per channel; None: not observed."""
 
+    samples_before: int = 0
+    """Samples of the window that it was not watched on, as it came in the middle of it."""
+
     # -- by activation -------------------------------------------------------------------------------------------
     other_gatings: dict[Gating | None, Tensor] = field(default_factory=dict)
     """Kind -> (C,) bool: the channels whose activations are of another kind than `gating`, the weakest of the layer's;

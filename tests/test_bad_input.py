@@ -145,9 +145,9 @@ def test_a_model_without_convolution_or_linear_layer_trains_with_one_warning() -
 def test_a_model_of_frozen_layers_alone_says_that_nothing_can_be_watched_and_lists_why() -> None:
     net = Net(lambda net, x: net.norm(F.relu(net.conv(x))), conv=conv().requires_grad_(False), norm=nn.BatchNorm2d(8))
     monitor, said = fit_and_collect(net, images())
-    assert said == ["DeadKernelMonitor: no convolution or linear layer of Net can be watched: requires_grad is False."]
+    assert said == ["DeadKernelMonitor: no convolution or linear layer of Net can be watched: requires_grad=False."]
     assert monitor.report is not None
-    assert monitor.report["conv"].excluded == "requires_grad is False"
+    assert monitor.report["conv"].excluded == "requires_grad=False since initialisation"
 
 
 def test_a_loss_that_depends_on_no_layer_leaves_every_layer_listed_as_not_in_its_graph() -> None:
@@ -267,7 +267,7 @@ def test_weights_of_every_width_are_watched_and_left_bit_identical(precision: st
     assert_same(dict(net.state_dict()), weights_after(plain(), x, callbacks=[], precision=precision))
 
 
-def test_lazy_modules_without_a_shape_are_listed_and_training_is_left_to_fail_or_go_on() -> None:
+def test_lazy_modules_are_watched_from_when_they_have_a_shape_and_training_is_left_to_fail_or_go_on() -> None:
     def make() -> Net:
         torch.manual_seed(0)
         net = Net(
@@ -284,7 +284,7 @@ def test_lazy_modules_without_a_shape_are_listed_and_training_is_left_to_fail_or
             outcomes.append(repr(error))
     assert outcomes[0] == outcomes[1]
     if monitor.report is not None:
-        assert monitor.report["head"].excluded == "its lazy parameters were never initialised"
+        assert monitor.report["head"].excluded is None, "its first forward pass has given it a weight"
         assert monitor.report["conv"].dead == list(DEAD)
 
 

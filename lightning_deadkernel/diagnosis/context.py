@@ -127,8 +127,13 @@ class LayerContext:
 
     @property
     def watched_from_start(self) -> bool:
-        """Whether it was seen at initialisation, before the first step of the run."""
-        return self.past.first_window == 0 and self.past.first_step == 0
+        """Whether it was seen before its first step: at initialisation, or when it came in the middle of training."""
+        return self.past.from_start
+
+    @property
+    def samples(self) -> int | None:
+        """Samples of the window that it was watched on; None where that is not known."""
+        return None if self.window.samples is None else self.window.samples - self.observed.samples_before
 
     def mask(self, channels: Sequence[int]) -> Tensor:
         """(C,) bool: True at the given channels."""

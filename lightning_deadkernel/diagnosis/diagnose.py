@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -32,11 +33,18 @@ def diagnose(
         The layers in the window's order, and the findings: errors first, then warnings, then infos; within a severity
         what has its root elsewhere last, the network before its layers, and layers in forward order.
     """
-    layers = tuple(
-        _layer_report(layer, window, classify(layer, window, history, thresholds)) for layer in window.layers
-    )
+    layers = _layer_reports(window, history, thresholds)
     history.update(window, layers)
     return layers, _findings(window, layers, history, thresholds)
+
+
+def first_sight(window: Window, history: History, thresholds: Thresholds) -> None:
+    """Has the history begin with layers that have come in the middle of training, of which weights alone are known."""
+    history.begin(window, _layer_reports(replace(window, index=0), history, thresholds))
+
+
+def _layer_reports(window: Window, history: History, thresholds: Thresholds) -> tuple[LayerReport, ...]:
+    return tuple(_layer_report(layer, window, classify(layer, window, history, thresholds)) for layer in window.layers)
 
 
 def _findings(

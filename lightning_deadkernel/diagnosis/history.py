@@ -73,6 +73,8 @@ class LayerPast:
     recent: list[list[float]] = field(default_factory=list)
     """Of the last windows that have `ENOUGH_STEPS` sampled steps together, oldest first: how many had a gradient ratio,
     on how many it was weak, and on how many vanishing."""
+    from_start: bool = False
+    """It was seen before its first step: at the beginning of the run, or where it came in the middle of training."""
     travel: float = 0.0
     """Sum of the learning rates over the same steps: an optimizer that normalises its steps moves a weight about as far
     at most by decay alone."""
@@ -101,7 +103,7 @@ def _codes(report: LayerReport) -> Tensor:
     return torch.tensor(list(report.codes), dtype=torch.uint8)
 
 
-def _begin(window: Window, layer: LayerWindow, report: LayerReport) -> LayerPast:
+def _begin(window: Window, layer: LayerWindow, report: LayerReport, from_start: bool) -> LayerPast:
     count, codes = layer.channels, _codes(report)
     scale, norms = _values(layer.norm_scale, count), _values(layer.norms, count)
     never = torch.full((count,), NEVER, dtype=torch.int32)
@@ -109,6 +111,7 @@ def _begin(window: Window, layer: LayerWindow, report: LayerReport) -> LayerPast
     return LayerPast(
         first_window=window.index,
         first_step=window.global_step,
+        from_start=from_start,
         first_norm=norms,
         first_zero=(codes & ZERO_KERNEL) != 0,
         first_scale=scale,
@@ -214,12 +217,14 @@ class History:
                 continue
             past = self._layers.get(layer.name)
             if past is None or past.codes.numel() != layer.channels:
-                past = self._layers[layer.name] = _begin(window, layer, report)
+                begins = window.index == window.global_step == 0
+                past = self._layers[layer.name] = _begin(window, layer, report, begins)
             else:
                 self._states(past, window, layer, report)
             self._evidence(past, window, layer)
             near = [ratios.get(name, 0.0) for name in (layer.name, *(layer.producers or ()))]
             self._reckless(past, window, min(max(near), torch.finfo(torch.float32).max))
+        self._layers = {name: past for name, past in self._layers.items() if name in reports}
         if window.gradient_norm is not None and math.isfinite(window.gradient_norm):
             self.gradient_norms = [*self.gradient_norms, float(window.gradient_norm)][-BASELINE_WINDOWS:]
 
@@ -299,7 +304,7 @@ class History:
         if state.get("version") != VERSION:
             raise ValueError(f"Expected a history of version {VERSION}, but got version {state.get('version')!r}.")
         names = {field.name for field in fields(LayerPast)}
-        later = {"decay", "travel", "recent"}
+        later = {"decay", "travel", "recent", "from_start"}
         layers: dict[str, LayerPast] = {}
         for name, saved in state["layers"].items():
             if set(saved) | later != names:
@@ -310,14 +315,14 @@ class History:
                 raise ValueError(
                     f"Expected one value per channel of layer {name!r}, but got lengths {sorted(lengths)}."
                 )
-            values: dict[str, Any] = dict(saved)
+            values: dict[str, Any] = {"from_start": saved["first_window"] == saved["first_step"] == 0, **saved}
             layers[name] = LayerPast(**(values | {field: values[field].cpu().clone() for field in TENSORS}))
         self._layers = layers
         self._clock = array("q", map(int, state.get("clock", ())))
         self.gradient_norms = [float(norm) for norm in state["gradient_norms"]]
 
     def restrict(self, channels: Mapping[str, int]) -> list[str]:
-        """Drop the layers that are gone or have another number of channels than they had.
+        """Drop the layers that have another number of channels than they had.
 
         Args:
             channels: layer name -> number of channels, of the layers that there are.
@@ -325,7 +330,25 @@ class History:
         Returns:
             The names of the forgotten layers, for a warning.
         """
-        gone = [name for name, past in self._layers.items() if channels.get(name) != past.codes.numel()]
-        for name in gone:
+        other = [name for name, past in self._layers.items() if channels.get(name, n := past.codes.numel()) != n]
+        for name in other:
             del self._layers[name]
-        return gone
+        return other
+
+    def follow(self, names: Mapping[str, str]) -> None:
+        """Keep the layers whose kernels are still there.
+
+        Args:
+            names: their names, and what they are called from now on.
+        """
+        self._layers = {names[name]: past for name, past in self._layers.items() if name in names}
+
+    def begin(self, window: Window, layers: Sequence[LayerReport]) -> None:
+        """Take in the first sight of layers that came in the middle of training.
+
+        Args:
+            window: their weights before their first step.
+            layers: the verdicts, one for each of `window.layers`.
+        """
+        for layer, report in zip(window.layers, layers, strict=True):
+            self._layers[layer.name] = _begin(window, layer, report, from_start=True)

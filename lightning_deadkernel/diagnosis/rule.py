@@ -72,7 +72,7 @@ class Rule:
             advice=found.cause.advice,
             reference=found.cause.reference,
             window=context.window.index,
-            samples=context.window.samples,
+            samples=context.window.samples if found.layer is None else found.layer.samples,
             title=self._title(found, indices),
         )
 

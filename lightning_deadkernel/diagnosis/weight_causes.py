@@ -76,8 +76,8 @@ def is_zero(layer: LayerContext) -> Tensor:
 
 
 def is_zero_since_initialisation(layer: LayerContext) -> Tensor:
-    """It was zero in the state at initialisation and is so now."""
-    return is_zero(layer) & layer.past.first_zero & (layer.past.first_window == 0)
+    """It was zero before its first step and is so now."""
+    return is_zero(layer) & layer.past.first_zero & layer.watched_from_start
 
 
 def _zero_at_initialisation(layer: LayerContext, channels: Tensor) -> Cause:

@@ -85,13 +85,26 @@ class ChannelEvidence:
 
     # -- layout --------------------------------------------------------------------------------------------------
 
-    def rearranged(self, sources: dict[str, Source], activations: dict[ActivationKey, int]) -> ChannelEvidence:
-        """The same evidence laid out for these sources and activations."""
+    def rearranged(
+        self,
+        sources: dict[str, Source],
+        activations: dict[ActivationKey, int],
+        names: Mapping[str, str] | None = None,
+    ) -> ChannelEvidence:
+        """The same evidence laid out for these sources and activations.
+
+        Args:
+            sources: where each layer's gradient is read from now on.
+            activations: activation key -> channels.
+            names: names of the layers whose evidence stays, and what they are called from now on; None: all, as before.
+        """
         new = ChannelEvidence(self.dtype, self.device, sources, activations)
         self._flush()
-        for key in self._places:
-            new._put(key, self.segment(*key))
-        new._entries = {key: entries for key, entries in self._entries.items() if key in new.activations}
+        for kind, key in self._places:
+            now = renamed(key, names)
+            new._put((kind, now), self.segment(kind, key))
+            if kind == "sums" and now in new.activations and key in self._entries:
+                new._entries[now] = self._entries[key] + new._entries.get(now, 0)
         return new
 
     def loaded(self, segments: Segments, activations: dict[ActivationKey, int], with_sums: bool) -> ChannelEvidence:
@@ -106,7 +119,9 @@ class ChannelEvidence:
 
     def _put(self, key: tuple[str, Any], values: Tensor) -> None:
         if key in self._places and self.segment(*key).shape == values.shape:
-            self.segment(*key).copy_(values)
+            seen = self.segment(*key)  # a layer that shared an activation with one that is gone may have two
+            values = values.to(seen)
+            seen.copy_(seen + values if key[0] == "sums" else torch.maximum(seen, values))
 
     def _restart_counts(self) -> None:
         # what had been seen before a new layout (a graph of another shape) is counted again at the next read
@@ -295,6 +310,15 @@ class ChannelEvidence:
                 torch.distributed.all_reduce(values, operator)
             segments.update(zip(keys, torch.split(values.cpu(), [len(part) for part in parts]), strict=True))
         return segments
+
+
+def renamed(key: Any, names: Mapping[str, str] | None) -> Any:
+    """A layer's name, or an activation's key, with other names of layers; without those that are in none."""
+    if names is None:
+        return key
+    if isinstance(key, str):
+        return names.get(key)
+    return tuple(sorted(names[name] for name in key if name in names))
 
 
 def table_max(layer: Layer, rows: Tensor | None) -> Tensor | None:

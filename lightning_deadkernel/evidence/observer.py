@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
-from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence
-from lightning_deadkernel.evidence.open_window import OpenWindow
+from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, renamed
+from lightning_deadkernel.evidence.open_window import Checksums, OpenWindow
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.functional.firing import channel_max
 from lightning_deadkernel.graph.activations import Activation
@@ -28,11 +27,14 @@ class Observer:
     Args:
         model: what is trained.
         table: its layers.
+        toggles: steps may turn `requires_grad` off for a moment (`toggle_optimizer` of manual optimization).
         several_optimizers: each backward may be of a part of the model, while the rest holds stale gradients.
         compiled: the model is known to run through `torch.compile`.
         reads_compiled: activations of a compiled model are to be read, on steps that run eagerly.
         update_ratio: whether to measure it.
         layer_lost: called with a layer's name and the reason when it can no longer be watched.
+        layers_changed: called when the model has other layers than before, with the table of those before and what
+            those that stay are called now.
     """
 
     def __init__(
@@ -40,55 +42,62 @@ class Observer:
         model: nn.Module,
         table: LayerTable,
         *,
+        toggles: bool = False,
         several_optimizers: bool = False,
         compiled: bool = False,
         reads_compiled: bool = True,
         update_ratio: bool = True,
         layer_lost: Callable[[str, str], None] = lambda name, reason: None,
+        layers_changed: Callable[[LayerTable, dict[str, str]], None] = lambda before, names: None,
     ) -> None:
         self.model = model
-        self.several_optimizers, self.reads_compiled, self.layer_lost = several_optimizers, reads_compiled, layer_lost
-        self.reader = GraphReader(table, compiled)
+        self.several_optimizers, self.reads_compiled = several_optimizers, reads_compiled
+        self.toggles = toggles
+        self.layer_lost, self.layers_changed = layer_lost, layers_changed
+        self.reader = GraphReader(table, compiled, self._check_while_whole)
         layers = table.watched
         first = next((layer.main for layer in layers), None)
         device = local(first).device if first is not None else torch.device("cpu")
         wide = any(layer.main.dtype == torch.float64 for layer in layers)
-        parameters = {n: p for n, p in model.named_parameters() if not isinstance(p, UninitializedParameter)}
         self.window = OpenWindow(
             ChannelEvidence(torch.float64 if wide else torch.float32, device, {}, {}),
-            StepStatistics(
-                layers,
-                {id(parameter): name for name, parameter in parameters.items()},
-                {id(parameter): parameter.numel() for parameter in parameters.values()},
-                device,
-                {id(parameter) for parameter in parameters.values() if parameter.ndim > 1},
-                update_ratio,
-            ),
+            StepStatistics.of(model, layers, device, update_ratio),
         )
+        self._outdated = False
+        """What graphs taught before the layers changed is to be forgotten when the window ends."""
         self._hides = False
         """Reentrant activation checkpointing keeps the ops of some layers out of the graph."""
         self._taking_part: frozenset[str] | None = None
         """Layers in the graph of this backward; None: all that have a gradient."""
         self._looked_up: dict[str, Tensor] = {}
         """Tables of this backward -> (n,) the rows that it looks up."""
-        self._shapes = {layer.name: [leaf.shape for leaf in layer.leaves] for layer in layers}
-        self._unreadable: set[ActivationKey] = set()
-        """Activations of layers that have changed their shape."""
         self.arrange()
 
-    def arrange(self) -> None:
-        """Gives every layer and every activation known so far its place in the evidence."""
+    def arrange(self, names: Mapping[str, str] | None = None) -> None:
+        """Gives every layer and every activation known so far its place in the evidence.
+
+        Args:
+            names: names of the layers that stay, and what they are called from now on; None: all, as before.
+        """
         facts = self.reader.facts
-        activations = dict(self.window.channels.activations)
+        activations = {renamed(key, names): channels for key, channels in self.window.channels.activations.items()}
+        activations.pop((), None)
         for layer in facts.values():
             activations.update((key, layer.layer.channels) for key in layer.activations if key not in activations)
-        # of all that were watched at the start, so that the ranks hold the same whatever is excluded later
-        names = [layer.name for layer in self.window.steps.layers]
+        # of all in the table, so that the ranks hold the same whatever is excluded later
         sources = {
             name: (facts[name].source if facts[name].excluded is None else None) or Source(facts[name].layer)
-            for name in names
+            for name in (layer.name for layer in self.window.steps.layers)
         }
-        self.window.arrange(sources, activations)
+        self.window.arrange(sources, activations, names)
+
+    def begin_window(self, index: int, checksums: Checksums | None = None) -> None:
+        """See `OpenWindow.reset`. Where layers have changed meanwhile, graphs teach anew from here on."""
+        if self._outdated:
+            self._outdated = False
+            self.reader.forget()
+            self.arrange({})
+        self.window.reset(index, checksums)
 
     def exclude(self, reasons: dict[str, str]) -> None:
         """Watches these layers (name -> why not) no more; those that are excluded already keep their reason."""
@@ -96,31 +105,26 @@ class Observer:
             if self.reader.facts[name].excluded is None:
                 self.reader.facts[name].exclude(reason)
 
-    def exclude_resized(self) -> bool:
-        """Watches the layers no more whose parameters have another shape than at the start; whether there are any."""
-        lost = {}
-        for layer in self.reader.watched:
-            for leaf, shape in zip(layer.leaves, self._shapes[layer.name], strict=True):
-                if leaf.shape != shape:
-                    lost[layer.name] = (
-                        f"a parameter of it had the shape {tuple(shape)} and has {tuple(leaf.shape)} "
-                        "since the middle of training"
-                    )
-            source = self.reader.facts[layer.name].source
-            if source is not None and source.parameter is not None and len(source.parameter) != layer.channels:
-                reason = f"it has {layer.channels} channels, and its norm or bias {len(source.parameter)} by now"
-                lost.setdefault(layer.name, reason)
-        if not lost:
+    def check_layers(self, in_step: bool = False) -> bool:
+        """Takes up the layers that the model has now, where they are others than before; whether they are.
+
+        Args:
+            in_step: a step is on its way.
+        """
+        table = self.reader.table.now(in_step and self.toggles)
+        if table is None:
             return False
-        keys = [key for key in self.window.channels.activations if lost.keys() & set(key)]
-        for name in {name for key in keys for name in key} - lost.keys():
-            lost[name] = "it shares its activation with a layer that has changed its shape"
-        self._unreadable.update(keys)
-        for name, reason in lost.items():
-            self.layer_lost(name, reason)
-        self.exclude(lost)
-        self.arrange()
+        before, names = self.reader.table, {was: name for name, was in table.names_in(self.reader.table).items()}
+        self.reader.renew(table)
+        self.window.renew(self.model, table.watched, names)
+        self.arrange(names)
+        self._outdated = True
+        self.layers_changed(before, names)
         return True
+
+    def _check_while_whole(self) -> None:
+        if not self.window.steps.sharded:  # whose modules hold other parameters during a step
+            self.check_layers(in_step=True)
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -134,8 +138,6 @@ class Observer:
         if loss.grad_fn is None or (not sampled and not self.several_optimizers and window.check_settled()):
             return
         gathered = unsharded(self.model) if window.steps.sharded else None
-        if sampled:
-            self.exclude_resized()
         nodes, found, new = self.reader.read(loss.grad_fn, gathered)
         if new:
             self.arrange()
@@ -154,7 +156,7 @@ class Observer:
         pending = self.window.channels.not_fired.parts
         seen: dict[ActivationKey, Tensor] = {}
         for key, read in found.reads:
-            if (not sampled and key not in pending) or key in self._unreadable:
+            if not sampled and key not in pending:
                 continue
             try:
                 activation = read.live(nodes[read.node])
@@ -162,8 +164,9 @@ class Observer:
                 saved = activation.saved_tensor(nodes[read.node])
                 if not read.fits(saved):
                     self.reader.drop(found)
-                    if self.exclude_resized() and key in self._unreadable:
-                        continue
+                    if self.check_layers(in_step=True):
+                        self.window.counts.unread += 1  # the map is of a model that is no more
+                        return
                     raise LookupError("its feature map changes shape from step to step")
                 largest = self._look(key, read, activation, saved, sampled)
                 seen[key] = torch.fmax(seen[key], largest) if key in seen else largest
@@ -211,7 +214,7 @@ class Observer:
         try:
             window.channels.read_gradients(self._taking_part, self._looked_up)
         except (ValueError, RuntimeError):
-            if not self.exclude_resized():
+            if not self.check_layers(in_step=True):
                 raise
             window.channels.read_gradients(self._taking_part, self._looked_up)
         if sampled:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, Segments
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
@@ -45,6 +45,8 @@ class Seen:
     reached: frozenset[str]
     """Layers that were in some graph of the window."""
     segments: Segments
+    samples_before: Mapping[str, int]
+    """Layers that came in the middle of the window -> the samples of it that they have not seen."""
 
 
 class OpenWindow:
@@ -70,6 +72,8 @@ class OpenWindow:
             checksums: of the weights now; None: those that are known are still right.
         """
         self.counts = Counts()
+        self.samples_before: dict[str, int] = {}
+        """Layers that came in the middle of the window -> the samples of it that they have not seen."""
         self.reached: set[str] = set()
         self.looked = False
         """A graph that was not compiled was read in this window."""
@@ -82,10 +86,40 @@ class OpenWindow:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def arrange(self, sources: dict[str, Source], activations: dict[ActivationKey, int]) -> None:
-        """Lays out the evidence for these layers and activations (key -> channels); what was seen before is kept."""
-        self.channels = self.channels.rearranged(sources, activations)
+    def arrange(
+        self,
+        sources: dict[str, Source],
+        activations: dict[ActivationKey, int],
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Lays out the evidence for these layers and activations (key -> channels); what was seen before is kept.
+
+        Args:
+            sources: where each layer's gradient is read from now on.
+            activations: activation key -> channels.
+            names: names of the layers that stay, and what they are called from now on; None: all, as before.
+        """
+        self.channels = self.channels.rearranged(sources, activations, names)
         self.settled = False
+
+    def renew(self, model: nn.Module, layers: Sequence[Layer], names: Mapping[str, str]) -> None:
+        """Takes up other layers; what was seen of those that stay is kept. `arrange` must follow.
+
+        Args:
+            model: as it is now.
+            layers: all that are watched from now on.
+            names: names of the layers that stay, and what they are called from now on.
+        """
+        stayed = {names[layer.name] for layer in self.steps.layers if layer.name in names}
+        came = [layer for layer in layers if layer.name not in stayed]
+        self.steps = self.steps.renewed(model, layers, names)
+        self._tables = {layer.name for layer in layers if layer.is_looked_up}
+        self.reached = {names[name] for name in self.reached if name in names}
+        self.checksums = {names[name]: sums for name, sums in self.checksums.items() if name in names}
+        if not self.steps.sharded:  # for which all ranks would have to come here together
+            self.checksums |= self.compare_weights(came)[1]
+        unseen = {names[name]: samples for name, samples in self.samples_before.items() if name in names}
+        self.samples_before = unseen | {layer.name: self.counts.samples or 0 for layer in came if self.counts.batches}
 
     def add_graph(self, layers: frozenset[str], compiled: bool) -> None:
         """Takes in which layers were in a graph, and whether its activations could be read."""
@@ -142,7 +176,12 @@ class OpenWindow:
 
     def to_share(self) -> dict[str, Any]:
         """What the ranks tell one another before they `merge`: plain data."""
-        return {"activations": self.channels.activations, "reached": self.reached, "counts": self.counts}
+        return {
+            "activations": self.channels.activations,
+            "reached": self.reached,
+            "counts": self.counts,
+            "samples_before": self.samples_before,
+        }
 
     def merge(self, shared: Sequence[dict[str, Any]]) -> Seen:
         """What all ranks saw together; every rank must call it. Nothing of this rank's own evidence is changed.
@@ -161,7 +200,8 @@ class OpenWindow:
             backwards=max(other["counts"].backwards for other in shared),
         )
         reached = frozenset[str]().union(*(other["reached"] for other in shared))
-        return Seen(counts, reached, self.channels.segments(several_ranks=len(shared) > 1))
+        before = {name: sum(other["samples_before"].get(name, 0) for other in shared) for name in self.samples_before}
+        return Seen(counts, reached, self.channels.segments(several_ranks=len(shared) > 1), before)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -178,6 +218,7 @@ class OpenWindow:
             "index": self.index,
             "counts": asdict(seen.counts),
             "reached": sorted(seen.reached),
+            "samples_before": dict(seen.samples_before),
             "activations": [[list(key), channels] for key, channels in self.channels.activations.items()],
             "segments": [
                 [kind, list(key) if isinstance(key, tuple) else key, values]
@@ -204,6 +245,8 @@ class OpenWindow:
         }
         self.channels = self.channels.loaded(segments, activations, first_rank)
         self.counts, self.reached = counts, set(state["reached"])
+        before = state.get("samples_before", {})
+        self.samples_before = {name: samples if first_rank else 0 for name, samples in before.items()}
         device = self.channels.device
         self.checksums = {name: values.to(device) for name, values in state["checksums"].items()}
         self.steps.load_state_dict(state["steps"], first_rank)

@@ -6,13 +6,14 @@ Past 300 lines because each statistic of a step is measured and thinned beside t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_deadkernel.evidence.lost_updates import Asked, LostUpdates
 from lightning_deadkernel.functional.kernels import gradient_ratios
@@ -60,6 +61,11 @@ class Series:
             places = [place for place in range(self.offered) if self._keeps(place)]
             self.stride *= 2
             self.rows = [row for place, row in zip(places, self.rows, strict=True) if self._keeps(place)]
+
+    def moved(self, places: list[int]) -> Series:
+        """The same rows with other columns: from these places, NaN where that is -1."""
+        rows = [torch.cat([row, row.new_full((1,), torch.nan)])[places] for row in self.rows]
+        return Series(rows, self.stride, self.offered)
 
     def skip(self) -> None:
         """Passes over a row that would not be kept."""
@@ -135,6 +141,44 @@ class StepStatistics:
         self._update_ratio = update_ratio
         self._lost = LostUpdates(len(self.names), device)
         self.reset()
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, layers: Sequence[Layer], device: torch.device, update_ratio: bool = True
+    ) -> StepStatistics:
+        """For these layers of a model, beside all of its parameters."""
+        parameters = {n: p for n, p in model.named_parameters() if not isinstance(p, UninitializedParameter)}
+        return cls(
+            layers,
+            {id(parameter): name for name, parameter in parameters.items()},
+            {id(parameter): parameter.numel() for parameter in parameters.values()},
+            device,
+            {id(parameter) for parameter in parameters.values() if parameter.ndim > 1},
+            update_ratio,
+        )
+
+    def renewed(self, model: nn.Module, layers: Sequence[Layer], names: Mapping[str, str]) -> StepStatistics:
+        """The same for a model that has other parameters and layers by now.
+
+        Args:
+            model: as it is now.
+            layers: whose weights are measured from now on.
+            names: names of the layers that stay, and what they are called from now on.
+        """
+        new = StepStatistics.of(model, layers, self.device, self._update_ratio)
+        new.scaled = self.scaled
+        before = {now: name for name, now in names.items()}
+        place = [self._place.get(before.get(layer.name, ""), -1) for layer in new.layers]
+        parts = [self._part_column.get(before.get(layer.name, ""), -1) for layer in new._parts]
+        columns = [self._column.get(key, -1) for key in new._column] + parts
+        new.norms = self.norms.moved(columns)
+        known = torch.tensor(columns, device=self.device) >= 0
+        new._lost.load(torch.where(known, self._lost.counts[:, columns], 0.0))
+        new.underflow = self.underflow.moved(place)
+        new.updates = self.updates.moved(place + [at + len(self.layers) if at >= 0 else -1 for at in place])
+        for kept in ("learning_rates", "first_rates", "decays", "optimizers", "turns"):
+            setattr(new, kept, {names[name]: of for name, of in getattr(self, kept).items() if name in names})
+        return new
 
     def reset(self) -> None:
         """Begins a new window."""

@@ -64,6 +64,7 @@ def summarize(
         layer = facts.layer
         entry = _describe(facts)
         drafts.append(entry)
+        entry["samples_before"] = seen.samples_before.get(layer.name, 0)
         entry["excluded"] = facts.excluded or _not_used(facts, observer, index, seen)
         if entry["excluded"] is not None:
             entry["missed"] = _missed(facts, entry["excluded"])
@@ -119,11 +120,33 @@ def _describe(facts: LayerFacts) -> Draft:
 
 
 def _not_used(facts: LayerFacts, observer: Observer, index: int, seen: Seen) -> str | None:
-    if index == 0 or not observer.reader.maps or facts.layer.name in seen.reached:
+    if index == 0 or facts.layer.name in seen.reached:
         return None
-    if facts.confirmed:
-        return "not used in this window"
-    return CUT_OFF
+    if facts.layer.name in seen.samples_before:
+        return f"not seen yet ({facts.since or 'it came in this window'})"
+    if not observer.reader.has_learned:
+        return None
+    return "not used in this window" if facts.confirmed else CUT_OFF
+
+
+@torch.no_grad()
+def first_sight(observer: Observer, names: Collection[str], index: int, epoch: int, global_step: int) -> Window:
+    """The weights of layers that have come in the middle of training, before their first step.
+
+    Args:
+        observer: what is watched.
+        names: of the layers.
+        index: of the last window that has closed.
+        epoch: the one they came in.
+        global_step: at which they came.
+    """
+    window = Window(index, epoch, global_step, batches=0, optimizer_steps=0, sampled_steps=0, samples=0)
+    for facts in observer.reader.facts.values():
+        if facts.layer.name in names and not facts.holds_no_kernels:
+            entry = _describe(facts)
+            _read_weights(entry, facts, None)
+            window.layers.append(LayerWindow(**entry))
+    return window
 
 
 def _missed(facts: LayerFacts, excluded: str) -> Literal["cut off", "unreadable"] | None:

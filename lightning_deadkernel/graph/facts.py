@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
-from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.layers import FROZEN, Layer
 from lightning_deadkernel.graph.ops import adds_up
 from lightning_deadkernel.graph.paths import Paths
 from lightning_deadkernel.observation import Gating, Rows
@@ -108,10 +109,19 @@ class LayerFacts:
     holds_no_kernels: bool = False
     """A scale, a position table or the like."""
     remark: str | None = None
+    since: str | None = None
+    """When it was frozen; or, of a layer that came or changed in mid-training, since when it is watched, and why."""
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing is to train it."""
+        return self.layer.excluded == FROZEN
 
     @property
     def excluded(self) -> str | None:
         """Why the layer is not watched; None where it is."""
+        if self.is_frozen and self.since:
+            return f"{FROZEN} {self.since}"
         return self.layer.excluded or self.exclusion
 
     @property
@@ -163,7 +173,11 @@ class LayerFacts:
 
     @property
     def note(self) -> str | None:
-        """Why the activation cannot be read, in words."""
+        """Why the activation cannot be read and since when it is watched, in words."""
+        return "; ".join(filter(None, (self._why_unread, None if self.is_frozen else self.since))) or None
+
+    @property
+    def _why_unread(self) -> str | None:
         if self.unreadable:
             return f"its activation is not read: {self.unreadable}"
         if self.unknown:
@@ -171,6 +185,22 @@ class LayerFacts:
         if self.lost:
             return f"its channels are mixed with others before the next activation ({self.lost})"
         return self.remark
+
+    def keep_only(self, names: Collection[str], trained: Mapping[int, bool]) -> None:
+        """Drops what was learned of layers and parameters that are gone.
+
+        Args:
+            names: the other layers of which all that is known still holds.
+            trained: id of a parameter of the model -> whether it is trained.
+        """
+        self.activations = {tuple(name for name in key if name in names) for key in self.activations} - {()}
+        if self.producers is not None:
+            self.producers &= set(names)
+        if self.consumers is not None:
+            self.consumers = {name: weights for name, weights in self.consumers.items() if name in names}
+        beside = [p for p in (self.scale, None if self.source is None else self.source.parameter) if p is not None]
+        if not all(trained.get(id(parameter)) for parameter in beside):
+            self.source = self.scale = None  # the next graph shows what stands there now
 
     def exclude(self, reason: str) -> None:
         """Ends the watch over the layer, once."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,11 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_deadkernel.errors import OptionError
 from lightning_deadkernel.graph.rows import KERNELS, RowSpan, spans_of
-from lightning_deadkernel.graph.sharding import local
+from lightning_deadkernel.graph.sharding import is_sharded, local
 from lightning_deadkernel.observation import LOOKED_UP
+
+FROZEN = "requires_grad=False"
+"""Why a layer that nothing is to train is not watched."""
 
 NOT_KERNELS = (nn.LayerNorm, nn.GroupNorm, nn.PReLU, _NormBase)
 """Owners of tensors that may have two or more axes, which are scales, shifts and slopes."""
@@ -46,6 +50,8 @@ class Layer:
     """A convolution or linear module by type."""
     span: RowSpan = KERNELS
     """Which rows of the weight are this layer's, and what they are."""
+    shape: tuple[int, ...] = ()
+    """Of the leaf with the most elements, when the table was made."""
 
     @property
     def kind(self) -> str:
@@ -71,6 +77,24 @@ class Layer:
     def is_looked_up(self) -> bool:
         """Its rows are entries of a table."""
         return self.span.kind in LOOKED_UP
+
+    def is_as(self, other: Layer) -> bool:
+        """Whether another table's layer is the same in all that makes it, by name, module and parameters."""
+        mine, theirs = (
+            (la.name, la.shape, la.channels, la.excluded, *map(id, (la.module, la.bias, *la.leaves)))
+            for la in (self, other)
+        )
+        return mine == theirs
+
+    def has_kernels_of(self, other: Layer) -> bool:
+        """Whether the weight is that of `other`: its parameter, or what one makes of it without turning a kernel
+        (weight norm, or the end of it)."""
+        if (self.span, self.channels, self.shape) != (other.span, other.channels, other.shape):
+            return False
+        if self.main is other.main:
+            return True
+        alike = (self.module, self.tensor) == (other.module, other.tensor) and not is_sharded(self.main)
+        return alike and _are_parallel(self, other)
 
     def own(self, tensor: Tensor) -> Tensor:
         """This layer's part of a weight-shaped tensor: a view."""
@@ -114,6 +138,22 @@ class Layer:
         """The pruning mask of `torch.nn.utils.prune`, weight-shaped; None without one."""
         mask = getattr(self.module, f"{self.tensor}_mask", None)
         return mask if isinstance(mask, Tensor) else None
+
+
+MOVED = 0.1
+"""Farther than a few steps of training move a unit vector; two random ones lie 1.4 apart."""
+
+
+@torch.no_grad()
+def _are_parallel(layer: Layer, other: Layer) -> bool:
+    """Whether each kernel points where the other's points, or both are zero; NaN points nowhere."""
+    one, two = (la.rows_of(la.main.detach()) for la in (layer, other))
+    if one is None or two is None or one.device != two.device:
+        return False
+    if one.shape[1] == 1:  # which points up or down
+        return bool(torch.allclose(one, two, rtol=MOVED))
+    apart = nn.functional.normalize(one.double(), dim=1) - nn.functional.normalize(two.double(), dim=1)
+    return bool((apart.norm(dim=1) < MOVED).all())
 
 
 def _own_weights(name: str, module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
@@ -170,7 +210,31 @@ def _candidates(model: nn.Module) -> Iterator[Layer]:
                     bias=bias if isinstance(bias, nn.Parameter) and bias.numel() == channels else None,
                     standard=standard,
                     span=span,
+                    shape=tuple(main.shape),
                 )
+
+
+def _registered(model: nn.Module) -> tuple[list[Any], dict[int, bool]]:
+    """All that a table of layers is made from, fast to make and to compare: the types and names of modules, and names,
+    ids and shapes of their parameters; and id of a parameter -> whether it is trained."""
+    found: list[Any] = []
+    trained: dict[int, bool] = {}
+    modules, seen = [model], {id(model)}
+    for module in modules:
+        found.append(type(module))
+        if module._parameters:
+            found.append(id(module))
+            for name, parameter in module._parameters.items():
+                found += (name, id(parameter))
+                if parameter is not None:
+                    trained[id(parameter)] = parameter.requires_grad
+                    found.append(None if isinstance(parameter, UninitializedParameter) else parameter.shape)
+        for name, child in module._modules.items():
+            found += (name, id(child))
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                modules.append(child)
+    return found, trained
 
 
 @dataclass
@@ -180,13 +244,35 @@ class LayerTable:
     layers: list[Layer]
     by_leaf: dict[int, Layer] = field(default_factory=dict)
     """id of a leaf parameter -> the layer it belongs to; the first where it has several."""
-    parameters: frozenset[int] = frozenset()
-    """ids of all parameters of the model."""
+    parameters: dict[int, nn.Parameter] = field(default_factory=dict)
+    """All parameters of the model by their ids, which are no others' as long as they are held here."""
+    model: nn.Module | None = None
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    registered: list[Any] = field(default_factory=list)
+    """What the model had when this was made."""
+    trained: dict[int, bool] = field(default_factory=dict)
+    """id of a parameter -> whether it is trained."""
 
     @classmethod
-    def of(cls, model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> LayerTable:
-        """The layers of `model` whose names match a pattern of `include` (None: all) and none of `exclude`."""
-        table = cls([], parameters=frozenset(map(id, model.parameters())))
+    def of(
+        cls,
+        model: nn.Module,
+        include: Sequence[str] | None,
+        exclude: Sequence[str] | None,
+        trained: Mapping[int, bool] | None = None,
+    ) -> LayerTable:
+        """The layers of `model` whose names match a pattern of `include` (None: all) and none of `exclude`.
+
+        Args:
+            model: whose layers.
+            include: glob patterns.
+            exclude: glob patterns.
+            trained: id of a parameter -> whether it is trained; of those that are not in it, `requires_grad` tells.
+        """
+        parameters = {id(parameter): parameter for parameter in model.parameters()}
+        registered, now = _registered(model)
+        table = cls([], {}, parameters, model, include, exclude, registered, now | dict(trained or {}))
         candidates = list(_candidates(model))
         kernels = {id(leaf) for layer in candidates if not layer.is_looked_up for leaf in layer.leaves}
         for layer in candidates:
@@ -196,10 +282,46 @@ class LayerTable:
             if (first.module, first.tensor) != (layer.module, layer.tensor):
                 layer = replace(layer, excluded=f"it shares its weight with {first.name}, where it is watched")
             else:
-                layer = replace(layer, excluded=layer.excluded or _why_excluded(layer, include, exclude))
+                layer = replace(layer, excluded=layer.excluded or table._why_excluded(layer))
                 table.by_leaf.update((id(leaf), layer) for leaf in layer.leaves if id(leaf) not in table.by_leaf)
             table.layers.append(layer)
         return table
+
+    def now(self, toggled: bool = False) -> LayerTable | None:
+        """The table of the model as it is now; None where it is as it was when this one was made.
+
+        Args:
+            toggled: `requires_grad` may be turned off for a moment: that of known parameters is not looked at.
+        """
+        if self.model is None:
+            return None
+        registered, trained = _registered(self.model)
+        if toggled:
+            trained = {key: self.trained.get(key, is_trained) for key, is_trained in trained.items()}
+        if registered == self.registered and trained == self.trained:
+            return None
+        return LayerTable.of(self.model, self.include, self.exclude, trained)
+
+    def names_in(self, older: LayerTable) -> dict[str, str]:
+        """Own names of the layers whose kernels `older` had, and the names they had there."""
+        named = {layer.name: layer for layer in older.layers}
+        by_main = {(id(layer.main), layer.span): layer for layer in reversed(older.layers) if layer.shape}
+        found: dict[str, str] = {}
+        for layer in (layer for layer in self.layers if layer.shape):
+            for other in (named.get(layer.name), by_main.get((id(layer.main), layer.span))):
+                if other is not None and layer.has_kernels_of(other) and other.name not in found.values():
+                    found[layer.name] = other.name
+                    break
+        return found
+
+    def _why_excluded(self, layer: Layer) -> str | None:
+        if self.include is not None and not any(fnmatchcase(layer.name, pattern) for pattern in self.include):
+            return "left out by `include`"
+        if self.exclude is not None and any(fnmatchcase(layer.name, pattern) for pattern in self.exclude):
+            return "left out by `exclude`"
+        if not any(self.trained[id(leaf)] for leaf in layer.leaves):
+            return FROZEN
+        return "its weight is empty" if layer.main.numel() == 0 else None
 
     def spans_of(self, layer: Layer) -> list[Layer]:
         """A layer with those whose rows stand beside its own in one weight."""
@@ -216,18 +338,6 @@ class LayerTable:
     def watched(self) -> list[Layer]:
         """The layers that are not excluded, in module order."""
         return [layer for layer in self.layers if layer.excluded is None]
-
-
-def _why_excluded(layer: Layer, include: Sequence[str] | None, exclude: Sequence[str] | None) -> str | None:
-    if include is not None and not any(fnmatchcase(layer.name, pattern) for pattern in include):
-        return "left out by `include`"
-    if exclude is not None and any(fnmatchcase(layer.name, pattern) for pattern in exclude):
-        return "left out by `exclude`"
-    if not any(leaf.requires_grad for leaf in layer.leaves):
-        return "requires_grad is False"
-    if layer.main.numel() == 0:
-        return "its weight is empty"
-    return None
 
 
 def check_patterns(option: str, patterns: Sequence[str] | None, names: Sequence[str]) -> None:

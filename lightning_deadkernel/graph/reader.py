@@ -5,7 +5,7 @@ Past 300 lines because what a new shape of graph teaches and what a known one as
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,19 +158,50 @@ class StepMap:
 class GraphReader:
     """Learns from each new shape of graph; afterwards only finds this step's live activations."""
 
-    def __init__(self, table: LayerTable, compiled: bool = False) -> None:
+    def __init__(
+        self, table: LayerTable, compiled: bool = False, before_learning: Callable[[], object] = lambda: None
+    ) -> None:
+        """Takes what it is to read.
+
+        Args:
+            table: the layers.
+            compiled: graphs are known to hide what they do.
+            before_learning: called where a graph has a new shape: the model may have other layers by now.
+        """
         self.table = table
-        self.facts: dict[str, LayerFacts] = {
-            layer.name: LayerFacts(layer, holds_no_kernels=layer.is_vector) for layer in table.layers
-        }
+        self.compiled, self.before_learning = compiled, before_learning
+        self.has_learned = False
+        """Some graph was read."""
+        self.facts: dict[str, LayerFacts] = {}
         self.maps: dict[Hashable, StepMap] = {}
-        self.compiled = compiled
         self.unknown_ops: dict[str, str] = {}
         """Unknown op -> a layer that met it."""
         self.norms = False
         """Some graph holds a norm, wherever it is."""
         self.strangers = 0
         """Weights of two or more axes in a graph that are parameters of no module."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops all that graphs have taught, but for the layers that had to be given up."""
+        known, self.facts, self.maps = self.facts, {}, {}
+        self.unknown_ops, self.norms, self.strangers = {}, False, 0
+        for layer in self.table.layers:
+            self.facts[layer.name] = facts = LayerFacts(layer, holds_no_kernels=layer.is_vector)
+            if layer.name in known:
+                old = known[layer.name]
+                facts.since, facts.exclusion, facts.holds_no_kernels = old.since, old.exclusion, old.holds_no_kernels
+
+    def renew(self, table: LayerTable) -> None:
+        """Takes another table. Of layers that are as they were, what graphs taught is kept until it is forgotten."""
+        known, before, self.table = self.facts, {layer.name: layer for layer in self.table.layers}, table
+        as_before = {la.name for la in table.layers if la.name in before and la.is_as(before[la.name])}
+        self.facts, norms = {}, self.norms
+        self.forget()
+        self.norms = norms
+        for name in as_before:
+            self.facts[name] = known[name]
+            known[name].keep_only(as_before, table.trained)
 
     @property
     def layers(self) -> list[Layer]:
@@ -196,6 +227,7 @@ class GraphReader:
             found = self.maps.get(key)
         if found is not None:
             return nodes, found, False
+        self.before_learning()
         found = self.learn(nodes, gathered or {})
         if len(self.maps) >= MAPS:
             self.maps.pop(next(iter(self.maps)))
@@ -215,7 +247,7 @@ class GraphReader:
     def learn(self, nodes: list[Any], gathered: Gathered) -> StepMap:
         """Works out what a graph of new shape means."""
         found = GraphMap(nodes, self.table, gathered, self.facts)
-        graph = found.graph
+        graph, self.has_learned = found.graph, True
         self.compiled = self.compiled or graph.compiled
         self.norms = self.norms or any(name in NORMS for name in graph.names)
         self.norms = self.norms or any(use.paths.composed_norm for use in found.uses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -155,17 +155,18 @@ def quartile_scalars(histograms: Mapping[str, Mapping[str, Tensor]]) -> dict[Key
 
 
 class ConstantKeys:
-    """Holds the keys of the first log for good.
+    """Holds the keys that each layer has in its first log for good.
 
-    A later window that lacks one gives NaN and one that has more gives no more, because a new key makes `CSVLogger`
-    write its whole file anew, and a curve that starts late reads as something that has happened.
+    A later window that lacks one gives NaN and one that has more of a known layer gives no more, because a new key
+    makes `CSVLogger` write its whole file anew, and a curve that starts late reads as something that has happened: as
+    it has where a layer was unfrozen or added.
     """
 
-    def __init__(self, keys: Sequence[Key] | None = None) -> None:
-        self.keys = keys
+    def __init__(self) -> None:
+        self.keys: list[Key] = []
 
     def fit(self, scalars: Mapping[Key, float]) -> dict[Key, float]:
-        """The scalars under exactly the keys of the first call."""
-        if self.keys is None:
-            self.keys = list(scalars)
+        """The scalars under the keys of the calls before, and those of cards that are new."""
+        known = {card for _, card in self.keys}
+        self.keys += [key for key in scalars if key[1] not in known]
         return {key: scalars.get(key, math.nan) for key in self.keys}

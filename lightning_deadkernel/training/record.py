@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_deadkernel.diagnosis.diagnose import first_sight
 from lightning_deadkernel.diagnosis.history import History
+from lightning_deadkernel.observation import Window
 from lightning_deadkernel.report.codec import pack, unpack
 from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.thresholds import Thresholds
 
 VERSION = 1
 MOST_WINDOWS = 512
@@ -45,6 +48,10 @@ class Record:
         self._closed = Closed([], History())
         self.warned: set[tuple[str, str | None]] = set()
         """Kinds and layers of the findings that need not be told again."""
+        self.since: dict[str, str] = {}
+        """Layer -> since when it is frozen; or since when it is watched, and why, where that was not from the start."""
+        self.gone: list[str] = []
+        """Which layers left the model in the open window, and when."""
         self._packed: dict[int, Tensor] = {}
         """Window -> its packed report, kept from one checkpoint to the next: a long run has hundreds of them."""
         self._names: list[str] = []
@@ -72,7 +79,7 @@ class Record:
         summary = report.summary()
         self._names = list(summary)
         self._rows[len(summary) * report.window :] = array("d", summary.values())
-        self._closed = Closed(_thinned([*before, report]), history)
+        self._closed, self.gone = Closed(_thinned([*before, report]), history), []
 
     def summaries(self) -> list[dict[str, float]]:
         """One row a closed window, oldest first: ``window``, ``epoch``, ``global_step``, and the report's summary."""
@@ -88,6 +95,21 @@ class Record:
         """Fits the history to the layers that there are (name -> channels); gives those whose history is dropped."""
         return self._closed.history.restrict(channels)
 
+    def follow(self, names: Mapping[str, str], came: Window, thresholds: Thresholds) -> None:
+        """Takes up the layers that there are now: all of it is here, or nothing.
+
+        Args:
+            names: names of the layers whose kernels are still there, and what they are called from now on.
+            came: the weights of those that have come.
+            thresholds: where the lines are drawn.
+        """
+        history = self.copy_of_history()
+        history.follow(names)
+        first_sight(came, history, thresholds)
+        self._closed = Closed(self.reports, history)
+        self.warned = {(kind, layer and names[layer]) for kind, layer in self.warned if layer is None or layer in names}
+        self.since = {names[name]: since for name, since in self.since.items() if name in names}
+
     def add_warned(self, findings: Sequence[Finding]) -> None:
         """These need not be told again."""
         self.warned = self.warned | {(finding.kind, finding.layer) for finding in findings}
@@ -102,6 +124,8 @@ class Record:
             "reports": list(self._packed.values()),
             "summaries": {"names": list(self._names), "rows": torch.from_numpy(rows)},
             "history": self._closed.history.state_dict(),
+            "since": dict(self.since),
+            "gone": list(self.gone),
             "said": [list(pair) for pair in sorted(self.warned, key=str)],
         }
 
@@ -120,6 +144,8 @@ class Record:
         names, rows = _rows(reports, state.get("summaries"))
         self._closed, self._names, self._rows = Closed(reports, history), names, rows
         self.warned, self._packed = warned, {}
+        self.since = {str(name): str(since) for name, since in state.get("since", {}).items()}
+        self.gone = [str(text) for text in state.get("gone", ())]
 
 
 def _rows(reports: Sequence[Report], saved: Mapping[str, Any] | None) -> tuple[list[str], array[float]]:

@@ -20,6 +20,7 @@ from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.training.compile import Stance
 from lightning_deadkernel.training.description import describe_run
 from lightning_deadkernel.training.distributed import exchange, world_size
+from lightning_deadkernel.training.layers_of_now import say_since, take_up
 from lightning_deadkernel.training.never_raise import never_raise, warn_internal
 from lightning_deadkernel.training.options import Options
 from lightning_deadkernel.training.outputs import Outputs
@@ -87,15 +88,18 @@ class Run:
         self._observer = Observer(
             model,
             LayerTable.of(model, self.options.include, self.options.exclude),
+            toggles=not trainer.lightning_module.automatic_optimization,
             several_optimizers=len(trainer.optimizers) > 1,
             compiled=is_compiled(trainer, model),
             reads_compiled=self.options.when_compiled == "sample",
             update_ratio=self.options.update_ratio,
             layer_lost=lambda name, reason: warn_internal(f"no longer watches {name}: {reason}."),
+            layers_changed=lambda before, names: self._take_up(trainer, before, names),
         )
 
     def start(self, trainer: Any, half_open: dict[str, Any] | None) -> None:
         """Takes the weights at initialisation, or takes up a checkpoint's `half_open` window."""
+        self._check_layers()  # other callbacks may have changed some before training starts
         self.running = True
         try:
             self._outputs = Outputs(self.options, trainer)
@@ -124,21 +128,40 @@ class Run:
                 "; ".join(sorted({str(facts.excluded) for facts in observer.reader.facts.values()})) or "it has none"
             )
             self._warn(f"no convolution or linear layer of {type(observer.model).__name__} can be watched: {reasons}.")
-        lost = self.record.restrict({layer.name: layer.channels for layer in watched})
+        known = observer.reader.facts
+        lost = self.record.restrict({name: facts.layer.channels for name, facts in known.items()})
         if lost:
             self._warn(f"the history of {', '.join(lost)} does not fit the model any more and begins anew.")
-        window.reset(self.record.next_index, window.compare_weights(watched)[1] if self.record.reports else None)
+        say_since(observer, self.record, trainer)
+        observer.begin_window(
+            self.record.next_index, window.compare_weights(watched)[1] if self.record.reports else None
+        )
         if half_open is None or window.load_state_dict(half_open, trainer.is_global_zero):
             return
         self._schedule.open_window(first=self.record.next_index <= 1)
         if half_open["counts"]["batches"]:
             self._warn("the layers are not those of the checkpoint: the open window begins anew.")
 
+    # -- layers that come, change and go -------------------------------------------------------------------------
+
+    @never_raise
+    def _check_layers(self) -> None:
+        self._observer.check_layers()
+
+    def _take_up(self, trainer: Any, before: LayerTable, names: dict[str, str]) -> None:
+        if self.running:
+            take_up(self._observer, self.record, trainer, before, names, self.options.thresholds)
+
     # -- one batch -----------------------------------------------------------------------------------------------
 
     @never_raise
-    def begin_batch(self, trainer: Any) -> None:
-        """Decides whether this step is a sampled one."""
+    def begin_batch(self, trainer: Any, first_of_epoch: bool) -> None:
+        """Decides whether this step is a sampled one.
+
+        Args:
+            trainer: the running trainer.
+            first_of_epoch: at an epoch's beginning layers are frozen, unfrozen and replaced.
+        """
         if self.sampled:  # a batch that was skipped has not ended
             self.stance.restore()
         counts, compiled = self._observer.window.counts, self._observer.reader.compiled
@@ -149,6 +172,8 @@ class Run:
         wanted = self.options.should_sample(logger_step(trainer)) or due or self._schedule.last
         first = counts.batches == 0 or (compiled and self._observer.wants_to_look())
         self.sampled = first or (wanted and will_step(trainer))
+        if self.sampled or first_of_epoch:
+            self._observer.check_layers()
         if self.sampled and eagerly:
             self.stance.force_eager()
 
@@ -251,16 +276,19 @@ class Run:
             self._publish(trainer, report)
         return report
 
-    def _exchange(self) -> list[dict[str, Any]] | None:
+    def _exchange(self, in_step: bool = False) -> list[dict[str, Any]] | None:
         """What every rank has to tell; None where any has failed. What is excluded on one becomes so on all."""
         mine: dict[str, Any] = {"failed": self._failed}
         if self.watching:
-            self._observer.exclude_resized()
+            self._observer.check_layers(in_step)
             excluded = {name: facts.excluded for name, facts in self._observer.reader.facts.items() if facts.excluded}
-            mine |= {"excluded": excluded} | self._observer.window.to_share()
+            layers = [(layer.name, layer.channels) for layer in self._observer.window.steps.layers]
+            mine |= {"layers": layers, "excluded": excluded} | self._observer.window.to_share()
         everyone = exchange(self._world, mine)
         if any(other["failed"] for other in everyone):
             return None
+        if any(other["layers"] != mine["layers"] for other in everyone):
+            raise RuntimeError("the ranks train different layers")
         for other in everyone:
             self._observer.exclude(other["excluded"])
         return everyone
@@ -283,13 +311,14 @@ class Run:
             trainer.optimizers,
             self.options,
             self._description,
+            self.record.gone,
         )
         self.record.append(report, history)
         self._reopen(checksums)
         return report
 
     def _reopen(self, checksums: Checksums | None) -> None:
-        self._observer.window.reset(self.record.next_index, checksums)
+        self._observer.begin_window(self.record.next_index, checksums)
         self._schedule.open_window()
 
     @never_raise
@@ -315,7 +344,7 @@ class Run:
         try:
             state: dict[str, Any] = {}
             if self.running:
-                everyone = self._exchange()
+                everyone = self._exchange(in_step=True)
                 is_open = everyone is not None and self._is_open()
                 state["open"] = None
                 if everyone and is_open:

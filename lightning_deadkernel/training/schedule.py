@@ -98,7 +98,7 @@ class Schedule:
 
     def _ends(self, taken: int, batches: int) -> bool:
         if self._length is not None:
-            return taken - self._began >= self._length
+            return bool(taken - self._began >= self._length)
         if not epoch_ends(self._trainer, taken):
             return False
         return self._has_enough(taken, batches) or training_ends(self._trainer, taken)

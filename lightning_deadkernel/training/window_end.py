@@ -35,6 +35,7 @@ def close_window(
     optimizers: list[Any],
     options: Options,
     run: RunDescription,
+    gone: Sequence[str] = (),
 ) -> tuple[Report, Checksums]:
     """What the open window says of the whole network. Every rank must call it; the window itself stays as it is.
 
@@ -47,6 +48,7 @@ def close_window(
         optimizers: all of the training.
         options: the monitor's.
         run: whose training it is.
+        gone: which layers are in the model no more, and since when.
 
     Returns:
         The report, and the checksums that the next window begins with.
@@ -68,7 +70,7 @@ def close_window(
         findings=findings,
         problems=find_problems(findings, history.when),
         savings=savings(window, layers),
-        notes=_notes(observer, seen, window, history) if window.index else (),
+        notes=(*_notes(observer, seen, window, history), *gone) if window.index else (),
         gradient_norm=window.gradient_norm,
         skipped_steps=window.skipped_steps,
         first_epoch=epochs[0] if epochs[0] < epochs[1] else None,

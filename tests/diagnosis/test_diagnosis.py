@@ -71,7 +71,7 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("no activation readable, gradient", BLIND | SOME, "active"),
     ("no activation readable, gradients not looked at", BLIND | {"gradient": None, "weight_gradient": None}, "unknown"),
     ("an activation that was not read once, no gradient", NONE | {"fired": None}, "zero-gradient"),
-    ("requires no gradient", OFF | NONE | {"excluded": "requires_grad is False"}, "excluded"),
+    ("requires no gradient", OFF | NONE | {"excluded": "requires_grad=False"}, "excluded"),
     ("a NaN is no zero gradient", {"gradient": each(math.nan), "weight_gradient": each(0.0)}, "unknown"),
 ]  # fmt: skip
 

@@ -74,7 +74,7 @@ def test_a_layer_may_appear_late_and_does_not_count_as_seen_at_initialisation() 
 
 
 def test_an_excluded_layer_leaves_its_past_untouched() -> None:
-    run = Run().next(start()).next(layer()).next(layer(excluded="requires_grad is False"))
+    run = Run().next(start()).next(layer()).next(layer(excluded="requires_grad=False"))
     assert run.history["conv"].last_fired.tolist() == [1] * 4
 
 
@@ -86,7 +86,7 @@ def test_the_state_holds_plain_things_alone_and_reads_back_equal() -> None:
             return all(type(key) is str and plain(item) for key, item in value.items())
         if type(value) is list:
             return all(plain(item) for item in value)
-        return type(value) in (str, int, float, torch.Tensor)
+        return type(value) in (str, int, bool, float, torch.Tensor)
 
     state = run.history.state_dict()
     assert plain(state)
@@ -115,10 +115,20 @@ def test_a_state_is_a_copy_that_later_windows_leave_alone() -> None:
     assert state["layers"]["conv"]["last_fired"].tolist() == [1] * 4
 
 
-def test_layers_that_changed_shape_or_went_are_dropped_and_named() -> None:
+def test_layers_that_changed_shape_are_dropped_and_named_and_those_that_went_are_with_the_next_window() -> None:
     run = Run().next(start("same"), start("wider"), start("gone"))
-    assert run.history.restrict({"same": 4, "wider": 8, "new": 3}) == ["wider", "gone"]
-    assert list(run.history) == ["same"]
+    assert run.history.restrict({"same": 4, "wider": 8, "new": 3}) == ["wider"]
+    assert list(run.history) == ["same", "gone"]
+    run.next(layer(name="same"), layer(name="new"))
+    assert list(run.history) == ["same", "new"]
+
+
+def test_a_layer_that_has_another_name_keeps_its_past_under_it() -> None:
+    run = Run().next(start("one"), start("two"), start("three")).next(layer(name="one"), layer(name="two"))
+    past = run.history["one"]
+    run.history.follow({"one": "two", "two": "far"})
+    assert list(run.history) == ["two", "far"]
+    assert run.history["two"] is past
 
 
 def test_a_history_of_another_format_is_refused() -> None:

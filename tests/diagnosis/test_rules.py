@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
     ),
     "unwatched_layers": (
         lambda: begun().next(alive(), layer(excluded="not in the graph of the loss", missed="cut off")),
-        lambda: begun().next(alive(), layer(excluded="requires_grad is False")),
+        lambda: begun().next(alive(), layer(excluded="requires_grad=False")),
     ),
     "starved_channels": (
         lambda: begun().next(layer(**STARVING), alive()),

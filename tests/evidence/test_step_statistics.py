@@ -103,3 +103,27 @@ def test_a_line_search_is_measured_from_its_first_step_on(two_layers_a_turn):
     for index in (0, 1):
         true = (kernels[index].detach() - old[index]).norm() / old[index].norm()
         assert float(ratios[index]) == pytest.approx(float(true), rel=1e-5)
+
+
+def test_what_was_measured_follows_layers_to_other_names_and_places() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    table = LayerTable.of(net, None, None)
+    steps = StepStatistics.of(net, table.watched, torch.device("cpu"))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(5, 3)).square().mean().backward()
+        steps.before_step(optimizer)
+        optimizer.step()
+        steps.after_step()
+    longer = nn.Sequential(nn.Linear(3, 3), net)
+    later = LayerTable.of(longer, None, None)
+    names = {was: name for name, was in later.names_in(table).items()}
+    assert names == {"0": "1.0", "2": "1.2"}
+    before, after = steps.tables(), steps.renewed(longer, later.watched, names).tables()
+    for mine, other in ((after.ratios, before.ratios), (after.rms, before.rms), (after.updates, before.updates)):
+        assert mine[:, 0].isnan().all()
+        assert mine[:, 1:].equal(other)
+        assert len(other) == 3
+    assert after.lost[0].isnan()
+    assert after.lost[1:].equal(before.lost)

@@ -136,7 +136,7 @@ def test_shared_and_frozen_and_lazy_weights_say_why_they_are_not_watched() -> No
     assert reasons == [
         None,
         "it shares its weight with 0, where it is watched",
-        "requires_grad is False",
+        "requires_grad=False",
         "its lazy parameters were never initialised",
     ]
 

@@ -217,7 +217,7 @@ def test_frozen_and_unused_layers_are_left_out_with_their_reason() -> None:
         head=conv(8, 2),
     )
     report = watch(net, images())
-    assert report["frozen"].excluded == "requires_grad is False"
+    assert report["frozen"].excluded == "requires_grad=False since initialisation"
     assert report["spare"].excluded == "not in the graph of the loss: never used in the training step, or detached"
     assert report["conv"].dead == list(DEAD)
     assert [la.name for la in report.layers][:2] == ["conv", "head"]

@@ -170,6 +170,34 @@ def faults(folder: Path) -> dict[str, Any]:
     return seen
 
 
+class Freezes(Tiny):
+    """Freezes a layer and adds another, in the middle of the second epoch; on the last rank alone if so asked."""
+
+    alone = False
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        last = int(os.environ["WORLD_SIZE"]) - 1
+        if (self.current_epoch, batch_idx) == (1, 1) and (last == RANK or not self.alone):
+            self.net.conv1.requires_grad_(False)
+            self.net.extra = nn.Linear(2, 2)
+
+
+class FreezesAlone(Freezes):
+    alone = True
+
+
+def changes(folder: Path) -> dict[str, Any]:
+    """Layers that change in mid-training, on all ranks and on one alone."""
+    os.chdir(folder)
+    unused = {"strategy": ddp(find_unused_parameters=True), "max_epochs": 3}
+    seen = dict([shared("all", Freezes, **unused)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, reports = shared("one", FreezesAlone, **unused)
+    said = [str(w.message) for w in caught if issubclass(w.category, DeadKernelInternalWarning)]
+    return seen | {"one": ([report.window for report in reports], said)}
+
+
 class Raises(Tiny):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.global_step == 2 and int(os.environ["WORLD_SIZE"]) - 1 == RANK:

@@ -115,7 +115,7 @@ def sick_window(index: int) -> list[LayerWindow]:
         made("features.3", 32, knocked_out),
         made("attention.mix", 64, vanishing),
         made("head", 10, head | unread | {"parameters": 650, "identical": True}),
-        LayerWindow(name="backbone.stem", kind="Conv2d", channels=8, excluded="requires_grad is False"),
+        LayerWindow(name="backbone.stem", kind="Conv2d", channels=8, excluded="requires_grad=False"),
     ]
 
 

@@ -250,8 +250,6 @@ def test_csv_keys_never_change_so_the_file_is_not_written_anew(
     monkeypatch.setattr(type(logger.experiment), "_rewrite_with_new_header", lambda *_: pytest.fail("written anew"))
     excluded = dataclasses.replace(reports[3]["conv1"], excluded="a surprise", activation=None, gradient_ratio=None)
     reports[3] = dataclasses.replace(reports[3], layers=(*reports[3].layers[1:], excluded), tensors=None)
-    late = dataclasses.replace(reports[4]["conv1"], name="late")
-    reports[4] = dataclasses.replace(reports[4], layers=(*reports[4].layers, late))
     log = RunLog([logger])
     for report in reports:
         log.scalars(report, report.global_step)
@@ -262,7 +260,20 @@ def test_csv_keys_never_change_so_the_file_is_not_written_anew(
     assert rows[2]["deadkernel.gradient_ratio/conv1"] == "nan"
     assert rows[2]["deadkernel.weights_q50/conv1"] == "nan"
     assert float(rows[4]["deadkernel.dead_fraction/conv2"]) == 2 / 32
-    assert not any("late" in key for key in rows[0])
+
+
+def test_a_layer_that_comes_late_is_logged_from_then_on_and_a_statistic_that_does_is_not(reports: list[Report]) -> None:
+    late = dataclasses.replace(reports[3]["conv1"], name="late")
+    without = tuple(dataclasses.replace(layer, gradient_ratio=None) for layer in reports[1].layers)
+    reports[3] = dataclasses.replace(reports[3], layers=(*reports[3].layers, late))
+    logger = MemoryLogger()
+    log_all([logger], [dataclasses.replace(reports[1], layers=without), reports[2], reports[3], reports[4]])
+    first, second, third, fourth = (set(metrics) for _, metrics in logger.calls)
+    assert first == second
+    assert {key.replace("/late", "/conv1") for key in third - first} <= first
+    assert {key for key in third - first if "late" not in key} == set()
+    assert len(third - first) > 1
+    assert fourth == third
 
 
 def test_nothing_but_histograms_and_text_is_logged_of_the_state_at_initialisation(reports: list[Report]) -> None:

@@ -65,7 +65,7 @@ def test_only_layers_with_something_to_say_are_shown() -> None:
     rows = [line.split()[0] for line in brief.splitlines() if line.startswith(("features", "attention", "head"))]
     assert rows == ["features.0", "features.3", "attention.mix"]
     assert "head " in full
-    assert "- backbone.stem: requires_grad is False" in full
+    assert "- backbone.stem: requires_grad=False" in full
     assert "backbone" not in brief
 
 

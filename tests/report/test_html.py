@@ -118,7 +118,7 @@ def test_all_findings_notes_and_unwatched_layers_are_on_the_page() -> None:
         assert finding.advice.rstrip(".") in text
         assert finding.reference in text
     assert 0 < len(told) < len({finding.title for finding in report.findings})
-    assert "requires_grad is False" in text
+    assert "requires_grad=False" in text
     assert report.notes[0] in text
     assert "save 1,394 parameters" in text
 

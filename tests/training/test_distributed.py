@@ -98,6 +98,19 @@ def test_a_fault_on_one_rank_ends_the_watch_on_all_and_hangs_none(tmp_path):
 
 
 @pytest.mark.ddp
+def test_layers_that_change_in_mid_training_are_the_same_on_all_ranks_and_where_they_are_not_none_hangs(tmp_path):
+    seen = launch(2, "helpers.ddp_jobs:changes", tmp_path)
+    report = same_everywhere(seen, "all")
+    assert report["net.conv1"].excluded == "requires_grad=False since epoch 1 (step 4)"
+    assert dead(report) == {name: channels for name, channels in DEAD.items() if name != "conv1"}
+    assert report["net.extra"].excluded.startswith("not in the graph of the loss")
+    for windows, said in (rank["one"] for rank in seen):
+        assert windows == [0, 1]
+        assert len(said) == 1
+        assert "the ranks train different layers" in said[0]
+
+
+@pytest.mark.ddp
 def test_after_an_exception_no_rank_waits_for_another(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:exceptions", tmp_path)
     assert "on one rank" in seen[1]["error"]

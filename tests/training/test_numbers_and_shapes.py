@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from helpers.training import quiet
 from helpers.twins import QUIET
 from lightning_deadkernel import Report
-from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.functional.sparsity import weight_summary
 
 Change = Callable[[nn.Sequential], None]
@@ -106,17 +105,21 @@ def narrowed(net: nn.Sequential) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
-@pytest.mark.filterwarnings("ignore::lightning_deadkernel.errors.DeadKernelInternalWarning")
 @pytest.mark.parametrize("log_every", [1, 2, 50])
-@pytest.mark.parametrize("change", [widened, narrowed])
-def test_a_layer_that_changes_its_shape_is_left_out_with_the_reason_and_the_others_are_watched(
-    change: Change, log_every: int
+@pytest.mark.parametrize(("change", "channels"), [(widened, 11), (narrowed, 5)])
+def test_a_layer_that_changes_its_shape_is_watched_as_a_new_one_and_the_others_go_on(
+    change: Change, channels: int, log_every: int
 ) -> None:
-    with pytest.warns(DeadKernelInternalWarning, match=r"no longer watches net\.0: a parameter of it had the shape"):
-        report = fit(Scaled(change=change), log_every)
-    assert "had the shape (8, 4)" in str(report["net.0"].excluded)
-    assert "had the shape (8, 8)" in str(report["net.2"].excluded)
-    head = report["net.4"]
-    assert head.excluded is None
+    report = fit(Scaled(change=change), log_every)
+    first, second, head = report.layers
+    assert first.channels == channels
+    assert first.dead == [2]
+    for layer in (first, second):
+        assert layer.excluded is None
+        assert (
+            layer.note
+            == "watched since epoch 1 (step 11), when it was given a new weight, of which nothing earlier is told"
+        )
+    assert head.note is None
     assert head.states == ["active", "active"]
     assert head.gradient_ratio is not None

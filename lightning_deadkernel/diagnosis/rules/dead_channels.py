@@ -126,8 +126,8 @@ def _severity(layer: LayerContext, whole: bool, channels: Tensor, cause: CauseKi
 
 def _evidence(layer: LayerContext, channels: Tensor) -> Evidence:
     evidence = layer.since(channels)
-    if layer.window.samples:
-        evidence["highest_possible_firing_rate"] = SURE / layer.window.samples
+    if layer.samples:
+        evidence["highest_possible_firing_rate"] = SURE / layer.samples
     if not layer.observed.exact:
         evidence["seen_on"] = "sampled steps and gradients"
     return evidence
@@ -209,13 +209,15 @@ def _is_it_normal(share: float) -> str:
 
 
 def _was_born_dead(layer: LayerContext) -> Tensor:
-    """It was watched from global step 0 and has not fired once."""
+    """It was watched from its first step and has not fired once."""
     return (layer.past.last_fired == NEVER) & layer.watched_from_start
 
 
 def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
+    step = layer.past.first_step
+    began = f"it came at step {step:,}" if step else "training began at step 0"
     return BORN_DEAD.because(
-        "has not fired once since training began at step 0: the draw of the initial weights put it there",
+        f"has not fired once since {began}: the draw of the initial weights put it there",
         _is_it_normal(len(layer.report.dead) / layer.observed.channels)
         + "Where it is much: put a norm before the activation, make the layer wider, or use He initialisation,"
         " LeakyReLU or GELU.",

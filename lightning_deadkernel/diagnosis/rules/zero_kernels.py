@@ -136,9 +136,7 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
             references.MEHTA,
         )
     decay, weakest = layer.observed.weight_decay, math.exp(-layer.past.decay)
-    ruled_out = (
-        "it was not zero at initialisation" if layer.past.first_window == 0 else "its initialisation was not seen"
-    )
+    ruled_out = "it was not zero at initialisation" if layer.watched_from_start else "its initialisation was not seen"
     ruled_out += f", its parameter group has weight decay {decay:g}" + (
         f", which leaves a factor of {weakest:.3g} at least in so many steps" if decay else ""
     )
