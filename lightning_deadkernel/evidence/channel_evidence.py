@@ -194,15 +194,17 @@ class ChannelEvidence:
         Returns:
             (C,) float64 counts of entries > 0.
         """
-        at, channels = read.part.at, self.activations[key]
-        counts = [*firing(activation.output(saved), at, activation.rectifies)]
+        channels = self.activations[key]
+        values, at = read.laid_out(activation.output(saved))
+        counts = [*firing(values, at, activation.rectifies)]
         if activation.has_flat_ends:
-            counts.append(count_outside(saved, at, activation.low, activation.high, inclusive=True))
+            inputs, at = read.laid_out(saved)
+            counts.append(count_outside(inputs, at, activation.low, activation.high, inclusive=True))
         counts = [read.spread(count, channels) for count in counts]
         sums = torch.cat(counts)
         self.segment("sums", key)[: len(sums)].add_(sums.to(self.device))
         entries = self._entries.setdefault(key, torch.zeros(channels, dtype=torch.float64))
-        entries[read.part.first : read.part.first + read.part.count] += saved.numel() / at.size
+        entries += read.spread(torch.full((at.size,), saved.numel() / at.size, dtype=torch.float64), channels)
         return counts[0]
 
     # -- gradients -----------------------------------------------------------------------------------------------

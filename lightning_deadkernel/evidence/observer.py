@@ -160,7 +160,7 @@ class Observer:
                 continue
             try:
                 activation = read.live(nodes[read.node])
-                self.reader.notice(key, activation, read.part.channels)
+                self.reader.notice(key, activation, read.part.mask)
                 saved = activation.saved_tensor(nodes[read.node])
                 if not read.fits(saved):
                     self.reader.drop(found)
@@ -191,7 +191,7 @@ class Observer:
             firings = self.window.channels.sample_activation(key, read, activation, saved)
             if activation.rectifies:
                 return firings
-        largest = channel_max(activation.positive(saved) if activation.positive else saved, read.part.at)
+        largest = channel_max(*read.laid_out(activation.positive(saved) if activation.positive else saved))
         return read.spread(largest, self.window.channels.activations[key])
 
     def _give_up(self, key: ActivationKey, error: Exception) -> None:

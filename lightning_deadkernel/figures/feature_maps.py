@@ -22,7 +22,6 @@ from lightning_deadkernel.figures.canvas import (
 from lightning_deadkernel.figures.cells import colour_table, places_of
 from lightning_deadkernel.figures.tiles import MARGIN, MOST_TILES, Grid, Tile, draw_tiles
 from lightning_deadkernel.figures.titles import HARMLESS, words_of
-from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.reader import GraphReader
@@ -102,10 +101,13 @@ def activations_of(module: nn.Module, inputs: Tensor, layer: str) -> Tensor:
 
 def _by_channel(activation: Tensor, read: ActivationRead) -> Tensor:
     """(N, C, *): the channels' own axis in second place."""
-    at: ChannelAxis = read.part.at
+    activation, at = read.laid_out(activation)
+    places = [place for _, place in sorted(zip(read.part.channels, read.part.places, strict=True))]
+    if read.part.is_cut:
+        return activation[places].movedim(0, 1)
     shape = activation.shape
     split = activation.reshape(*shape[: at.axis], at.outer, at.size, at.inner, *shape[at.axis + 1 :])
-    channels = split.movedim(at.axis + 1, 1).narrow(1, read.part.offset, read.part.count)
+    channels = split.movedim(at.axis + 1, 1)[:, places]
     return channels if at.outer * at.inner > 1 else channels.squeeze(at.axis + 2).squeeze(at.axis + 1)
 
 

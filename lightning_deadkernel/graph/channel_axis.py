@@ -31,6 +31,34 @@ def through_view(at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | 
     return None
 
 
+def cut_by_view(at: ChannelAxis, before: Shape, after: Shape) -> tuple[ChannelAxis, ...] | None:
+    """The dimensions that channels lie along after a reshape, the slowest first; None where they overlap others'."""
+    if 0 in after:
+        return None
+    low = at.inner * prod(before[at.axis + 1 :])
+    high, digits = low * at.size, []
+    for axis, size in enumerate(after):
+        trailing = prod(after[axis + 1 :])
+        begin, end = max(low, trailing), min(high, trailing * size)
+        if begin >= end:
+            continue
+        if begin % trailing or end % begin or trailing * size % end:
+            return None
+        digits.append(ChannelAxis(axis, end // begin, trailing * size // end, begin // trailing))
+    return tuple(digits) if digits and prod(digit.size for digit in digits) == at.size else None
+
+
+def cut_apart(node: Any, name: str, at: ChannelAxis, before: Shape, after: Shape) -> tuple[ChannelAxis, ...] | None:
+    """The dimensions over which an op spreads channels of one, the slowest first; None where it mixes them."""
+    if name in VIEWS:
+        return cut_by_view(at, before, after)
+    if name != "PixelShuffle" or at != ChannelAxis(len(before) - 3, before[-3]):
+        return None
+    factor = int(node._saved_upscale_factor)
+    spread = [ChannelAxis(len(before) - away, factor, before[-away]) for away in (2, 1)]
+    return ChannelAxis(at.axis, after[-3]), *spread
+
+
 def _at(at: ChannelAxis, axis: int) -> ChannelAxis:
     return ChannelAxis(axis, at.size, at.outer, at.inner)
 
@@ -51,6 +79,8 @@ def pads(node: Any, dim: int, ndim: int) -> tuple[int, int]:
 
 def _same_shape(at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
     axis = at.axis + len(after) - len(before)  # broadcasting aligns dimensions from the right
+    if axis >= 0 and before[at.axis] == 1:
+        return ChannelAxis(axis, 1, 1, after[axis])  # a single channel, repeated
     if axis < 0 or after[axis] != before[at.axis]:
         return None
     return _at(at, axis)
@@ -81,11 +111,13 @@ def _reduced(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> Channel
 _SPATIAL = re.compile(r"(?:[Pp]ool|Upsample\w*?)([123])D")
 
 
-def _mixed_positions(node: Any, name: str, ndim: int) -> set[int]:
+def _mixed_positions(node: Any, name: str, before: Shape, after: Shape) -> set[int]:
     """Dimensions along which a pooling, resizing, padding or rolling op mixes or moves entries."""
-    spatial = _SPATIAL.search(name)
+    ndim, spatial = len(before), _SPATIAL.search(name)
     if spatial is not None:
-        return set(range(ndim - int(spatial[1]), ndim))
+        to_size = "Adaptive" in name
+        # to the size that it has already, it changes nothing
+        return {dim for dim in range(ndim - int(spatial[1]), ndim) if not (to_size and before[dim] == after[dim])}
     if "Pad" in name:
         return {dim for dim in range(ndim) if any(pads(node, dim, ndim))}
     if name in ("Flip", "Roll"):
@@ -133,7 +165,7 @@ def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis
     """
     after = output_shape(node)
     if name in SAME_SHAPE or name in NORMS or name in FUNCTIONS or name in ("Flip", "Roll", "CopySlices"):
-        return None if at.axis in _mixed_positions(node, name, len(before)) else _same_shape(at, before, after)
+        return None if at.axis in _mixed_positions(node, name, before, after) else _same_shape(at, before, after)
     if name == "MaskedFill" and is_shared_by_channels(peek(node, "mask"), at.axis - len(before)):
         return _same_shape(at, before, after)
     if name in VIEWS:
@@ -156,14 +188,11 @@ def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis
     if name == "Stack":
         (dim,) = unwrapped(node._saved_dim, len(before) + 1)
         return _at(at, at.axis + (dim <= at.axis))
-    if name in (
-        "PixelShuffle",
-        "PixelUnshuffle",
-        "Glu",
-        "ChannelShuffle",
-        "NativeChannelShuffle",
-        "Im2Col",
-        "Col2Im",
-    ):
+    if name == "PixelUnshuffle" and at.axis <= len(before) - 3:
+        own = at.axis == len(before) - 3
+        return ChannelAxis(at.axis, at.size, at.outer, at.inner * (after[-3] // before[-3] if own else 1))
+    if name in ("ChannelShuffle", "NativeChannelShuffle") and at.axis != 1:
+        return at
+    if name in ("PixelShuffle", "PixelUnshuffle", "Glu", "ChannelShuffle", "NativeChannelShuffle", "Im2Col", "Col2Im"):
         return None
     raise LookupError(name)

@@ -241,8 +241,8 @@ class LayerFacts:
         self.penalised = self.penalised or use.penalised
         self.source_penalised = self.source_penalised or use.source_penalised
         for read, activation in zip(paths.reads, use.activations, strict=True):
-            self.read |= read.part.channels
-            self.learn_activation(activation, read.part.channels)
+            self.read |= read.part.mask
+            self.learn_activation(activation, read.part.mask)
         source = use.source
         if self.source is None:
             self.source, self.scale = source, use.beside.scale

@@ -14,7 +14,7 @@ from lightning_deadkernel.graph.activations import ACTIVATIONS
 from lightning_deadkernel.graph.channel_axis import Shape, carried
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.ops import CONVOLUTIONS, FUNCTIONS, MATMULS, MIXERS, NORMS, REDUCTIONS
-from lightning_deadkernel.graph.parts import Part
+from lightning_deadkernel.graph.parts import Part, follow
 from lightning_deadkernel.graph.topology import Topology, Value
 
 FUSED_LINEAR = ("Linear", "MkldnnLinear")
@@ -95,10 +95,11 @@ class KernelOps:
         operand = graph.shape(value)
         wanted = 0 if graph.names[index] in FUSED_LINEAR else len(operand) - (2 if on_the_left else 1)
         chain = self._chain(layer, value)
-        return next((dim for dim in range(layer.main.ndim) if self._axis_along(layer, dim, chain) == wanted), None)
+        rows = [self._rows(layer, dim, chain) for dim in range(layer.main.ndim)]
+        return next((dim for dim, part in enumerate(rows) if part is not None and part.at.axis == wanted), None)
 
-    def output_axis(self, index: int) -> tuple[Layer, ChannelAxis] | None:
-        """The layer as this op shows it, and where its channels are in the op's output; None where that is unclear."""
+    def output_part(self, index: int) -> tuple[Layer, Part] | None:
+        """The layer as this op shows it, and where which channels are in its output; None where that is unclear."""
         op, graph = self.ops[index], self.graph
         layer, dim = op.layer, self.weight_axis(index)
         assert layer is not None
@@ -107,16 +108,24 @@ class KernelOps:
             return None
         if graph.names[index] in CONVOLUTIONS:
             groups = int(getattr(graph.nodes[index], "_saved_groups", layer.groups))
-            if sizes[dim] * (groups if dim else 1) != out[1]:
-                return None
-            layer = replace(layer, groups=groups, transposed=bool(dim), channel_dim=dim, channels=out[1])
-            return layer, ChannelAxis(1, out[1])
+            channels = sizes[dim] * (groups if dim else 1)
+            layer = replace(layer, groups=groups, transposed=bool(dim), channel_dim=dim, channels=channels)
+            if channels == out[1]:
+                return layer, Part.whole(ChannelAxis(1, channels))
+            return self._some_rows(index, layer, ChannelAxis(1, out[1])) if groups == 1 else None
         if len(out) not in (1, 2, 3) or (len(out) == 3 and out[0] != 1 and len(sizes) > 2):
             return None
         on_the_left = op.weight == MATMULS[graph.names[index]][0]
         axis = len(out) - (2 if on_the_left and len(out) > 1 else 1)
         layer = replace(layer, channel_dim=dim, channels=sizes[dim])
-        return (layer, ChannelAxis(axis, out[axis])) if out[axis] == layer.channels else None
+        at = ChannelAxis(axis, out[axis])
+        return (layer, Part.whole(at)) if out[axis] == layer.channels else self._some_rows(index, layer, at)
+
+    def _some_rows(self, index: int, layer: Layer, at: ChannelAxis) -> tuple[Layer, Part] | None:
+        """The same of an op that is given some rows of the weight."""
+        value = self.graph.inputs[index][self.ops[index].weight]
+        rows = None if value is None else self._rows(layer, layer.channel_dim, self._chain(layer, value))
+        return (layer, replace(rows, digits=(at,))) if rows is not None and rows.at.size == at.size else None
 
     def _chain(self, layer: Layer, operand: Value) -> list[int] | None:
         """The nodes from the weight's parameter to an operand; None where the parameter does not lead there."""
@@ -135,22 +144,24 @@ class KernelOps:
             index = max(inputs, key=lambda value: prod(graph.shape(value)))[0]
         return chain[::-1]
 
-    def _axis_along(self, layer: Layer, dim: int, chain: list[int] | None) -> int | None:
-        """Where the weight's own axis `dim` is at the end of a chain that begins with its parameter."""
+    def _rows(self, layer: Layer, dim: int, chain: list[int] | None) -> Part | None:
+        """Where the places of the weight's own axis `dim` are at the end of a chain that begins with its parameter."""
         shape = tuple(layer.main.shape)
         if chain is None or len(shape) < 2:
             return None
-        at: ChannelAxis | None = ChannelAxis(dim, shape[dim])
+        parts: tuple[Part, ...] | None = (Part.whole(ChannelAxis(dim, shape[dim])),)
         for index in chain:
-            if at is None:
+            if parts is None or len(parts) != 1:
                 return None
             node, after = self.graph.nodes[index], self.graph.shapes[index][0]
             try:
-                at = carried(node, self.graph.names[index], at, shape)
+                parts = follow(node, self.graph.names[index], parts[0], shape, 0, [shape])
             except LookupError:
-                at = at if after == shape else None  # weight norm, masks and the like keep the weight's shape
+                parts = parts if after == shape else None  # weight norm, masks and the like keep the weight's shape
             shape = after
-        return None if at is None or at.outer != 1 or at.inner != 1 else at.axis
+        if parts is None or len(parts) != 1 or parts[0].is_cut:
+            return None
+        return parts[0] if (parts[0].at.outer, parts[0].at.inner) == (1, 1) else None
 
     def is_attention(self, index: int) -> bool:
         """Whether it is a product of two values that data make."""

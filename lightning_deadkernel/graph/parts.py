@@ -1,61 +1,141 @@
-"""Where some of a kernel's channels are in a value, through ops that cut, join or pad the channel axis."""
+"""Where some of a kernel's channels are in a value, through ops that cut, join, pad or reorder the channel axis."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from math import prod
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lightning_deadkernel.functional.firing import ChannelAxis
-from lightning_deadkernel.graph.channel_axis import Shape, carried, output_shape, pads, unwrapped
-from lightning_deadkernel.graph.ops import SPLITS
+from lightning_deadkernel.graph.channel_axis import Shape, carried, cut_apart, output_shape, pads, unwrapped
+from lightning_deadkernel.graph.ops import SPLITS, peek
+
+Numbers = range | tuple[int, ...]
+
+
+def _numbers(values: Iterable[int]) -> Numbers:
+    """As a range where they are consecutive, so that what is the same is equal."""
+    found = tuple(values)
+    run = range(found[0], found[0] + len(found)) if found else range(0)
+    return run if found == tuple(run) else found
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive channels of a kernel in consecutive places of an axis, which may hold other things beside them."""
+    """Channels of a kernel, each in a place of its own of an axis, which may hold other things beside them."""
 
-    at: ChannelAxis
-    """The axis with all its places; its size is their number."""
-    first: int
-    """The kernel's first channel that is here."""
-    count: int
-    offset: int = 0
-    """Place of that channel."""
+    digits: tuple[ChannelAxis, ...]
+    """The axis with all its places. Several where a reshape has cut it: the digits of a place, the first being the
+    largest, are places along these."""
+    channels: Numbers
+    """The kernel's channels that are here."""
+    places: Numbers
+    """The place of each."""
 
     @classmethod
     def whole(cls, at: ChannelAxis) -> Part:
         """All channels, and nothing beside them."""
-        return cls(at, 0, at.size)
+        return cls((at,), range(at.size), range(at.size))
 
     @property
-    def is_whole(self) -> bool:
-        """Whether nothing else is in the axis."""
-        return self.count == self.at.size
+    def at(self) -> ChannelAxis:
+        """The axis of a part that is not cut."""
+        return self.digits[0]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its places lie along several dimensions."""
+        return len(self.digits) > 1
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its digits lie along one dimension each."""
+        return len({digit.axis for digit in self.digits}) == len(self.digits)
 
     @cached_property
-    def channels(self) -> int:
+    def mask(self) -> int:
         """The channels as a bit mask."""
-        return ((1 << self.count) - 1) << self.first
+        if isinstance(self.channels, range):
+            return ((1 << len(self.channels)) - 1) << self.channels.start
+        return sum(1 << channel for channel in self.channels)
 
-    def moved(self, at: ChannelAxis) -> Part:
-        """The same places of another axis."""
-        return Part(at, self.first, self.count, self.offset)
+    def moved(self, *digits: ChannelAxis) -> Part:
+        """The same places of another axis; as one axis where the digits lie along one, one within the other."""
+        order = sorted(range(len(digits)), key=lambda i: -digits[i].inner)
+        nested, sizes = [digits[i] for i in order], [digit.size for digit in digits]
+        apart = len({digit.axis for digit in digits}) > 1
+        if len(digits) == 1 or apart or any(a.inner != b.inner * b.size for a, b in pairwise(nested)):
+            return Part(digits, self.channels, self.places)
+        weights = [prod(sizes[j] for j in order[order.index(i) + 1 :]) for i in range(len(sizes))]
+        places = [sum(v * w for v, w in zip(_digits(p, sizes), weights, strict=True)) for p in self.places]
+        at = ChannelAxis(nested[0].axis, prod(sizes), nested[0].outer, nested[-1].inner)
+        return Part((at,), self.channels, _numbers(places))
+
+    def only(self, channels: Sequence[int]) -> Part:
+        """Of its channels only these."""
+        kept = [(c, place) for c, place in zip(self.channels, self.places, strict=True) if c in channels]
+        return Part(self.digits, _numbers(c for c, _ in kept), _numbers(place for _, place in kept))
 
     def cropped(self, axis: int, start: int, size: int) -> tuple[Part, ...] | None:
-        """What of it is in the entries [start, start + size) of its axis, which are all that is left.
+        """What of it is in the entries [start, start + size) of a dimension, which are all that is left of this.
 
-        A start below zero or an end beyond the axis pads it. None where a channel would be cut through.
+        A start below zero or an end beyond the dimension pads it. None where a channel would be cut through.
         """
-        at = self.at
-        if at.outer != 1 or start % at.inner or size % at.inner:
+        inner = next(digit.inner for digit in self.digits if digit.axis == axis)
+        if start % inner or size % inner:
             return None
-        begin, width = start // at.inner, size // at.inner
-        low, high = max(self.offset, begin), min(self.offset + self.count, begin + width)
-        if high <= low:
-            return ()
-        moved = ChannelAxis(axis, width, 1, at.inner)
-        return (Part(moved, self.first + low - self.offset, high - low, low - begin),)
+        first, width = start // inner, size // inner
+        return self.rearranged(axis, width, lambda place: [place - first] if 0 <= place - first < width else [])
+
+    def rearranged(self, axis: int, size: int, to: Callable[[int], Sequence[int]]) -> tuple[Part, ...] | None:
+        """Its places along a dimension in another order, some gone, some several times, which makes several parts.
+
+        Args:
+            axis: a dimension along which one of the digits lies.
+            size: number of places along it thereafter.
+            to: a place along it -> where it is thereafter.
+        """
+        found = [i for i, digit in enumerate(self.digits) if digit.axis == axis]
+        if len(found) != 1 or self.digits[found[0]].outer != 1:
+            return None
+        (which,) = found
+        digit = self.digits[which]
+        digits = (*self.digits[:which], ChannelAxis(axis, size, 1, digit.inner), *self.digits[which + 1 :])
+        low = prod(other.size for other in self.digits[which + 1 :])
+        turns: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for channel, place in zip(self.channels, self.places, strict=True):
+            high, rest = divmod(place, digit.size * low)
+            for turn, new in enumerate(to(rest // low)):
+                turns[turn].append((channel, (high * size + new) * low + rest % low))
+        return tuple(
+            Part(digits, _numbers(c for c, _ in kept), _numbers(p for _, p in kept)) for kept in turns.values()
+        )
+
+    def without(self, axis: int, after: Shape) -> Part | None:
+        """Where a dimension is gone of which one place was left, in a value of shape `after`."""
+        digits = tuple(
+            ChannelAxis(digit.axis - (digit.axis > axis), digit.size, digit.outer, digit.inner)
+            for digit in self.digits
+            if digit.axis != axis
+        )
+        if not digits and after:  # one channel, whose is all that is left
+            digits = (ChannelAxis(0, 1, 1, after[0]),)
+        return Part(digits, self.channels, self.places).moved(*digits) if digits else None
+
+
+def _digits(place: int, sizes: Sequence[int]) -> list[int]:
+    found = []
+    for size in reversed(sizes):
+        place, digit = divmod(place, size)
+        found.append(digit)
+    return found[::-1]
 
 
 def follow(
@@ -78,26 +158,99 @@ def follow(
     Raises:
         LookupError: the node is in none of the tables of ops that pass channels on.
     """
-    axis = part.at.axis
-    if name in SPLITS and name not in ("Unbind", "Select"):
-        (dim,) = unwrapped(node._saved_dim, len(before))
-        if dim == axis:
-            sizes = [output_shape(node, i)[dim] for i in range(len(node._input_metadata))]
-            return part.cropped(axis, sum(sizes[:slot]), sizes[slot])
-        return (part,)
-    if name in ("Slice", "Narrow") and unwrapped(node._saved_dim, len(before))[0] == axis:
-        if getattr(node, "_saved_step", 1) != 1:
+    after = output_shape(node, slot)
+    for digit in part.digits:
+        if (moves := _along(node, name, digit, before, after, position, shapes, slot)) is not None:
+            return moves(part)
+    digits: list[ChannelAxis] = []
+    for digit in part.digits:
+        at = digit if name in SPLITS and name not in ("Unbind", "Select") else carried(node, name, digit, before)
+        cut = (at,) if at is not None else cut_apart(node, name, digit, before, after)
+        if cut is None:
             return None
-        start = int(node._saved_start)
-        return part.cropped(axis, start % before[axis] if start < 0 else start, output_shape(node, slot)[axis])
-    if name == "Cat" and unwrapped(node._saved_dim, len(before))[0] == axis:
+        digits += cut
+    return (part.moved(*digits),)
+
+
+Move = Callable[[Part], tuple[Part, ...] | None]
+
+
+def _lost(part: Part) -> None:
+    return None
+
+
+def _along(
+    node: Any,
+    name: str,
+    at: ChannelAxis,
+    before: Shape,
+    after: Shape,
+    position: int,
+    shapes: list[Shape | None],
+    slot: int,
+) -> Move | None:
+    """What a node does along the dimension of a digit; None where it leaves it as it is."""
+    axis, ndim = at.axis, len(before)
+    dims = () if not hasattr(node, "_saved_dim") else unwrapped(node._saved_dim, ndim)
+    if name in ("Slice", "Narrow", *SPLITS) and dims == (axis,):
+        if name in ("Unbind", "Select"):
+            index = slot if name == "Unbind" else int(node._saved_index) % before[axis]
+            return lambda part: _picked(part, axis, index, after)
+        if name in SPLITS:
+            start = sum(output_shape(node, i)[axis] for i in range(slot))
+        elif getattr(node, "_saved_step", 1) != 1:
+            return _lost
+        else:
+            start = int(node._saved_start)
+            start = start % before[axis] if start < 0 else start
+        return lambda part: part.cropped(axis, start, after[axis])
+    if name == "Cat" and unwrapped(node._saved_dim, ndim) == (axis,):
         place = _place_in_cat(position, [None if shape is None else shape[axis] for shape in shapes], node, axis)
-        return None if place is None else part.cropped(axis, -place, output_shape(node)[axis])
-    if name == "ConstantPadNd" and any(pads(node, axis, len(before))):
-        left, _ = pads(node, axis, len(before))
-        return part.cropped(axis, -left, output_shape(node)[axis])
-    at = carried(node, name, part.at, before)
-    return None if at is None else (part.moved(at),)
+        return _lost if place is None else lambda part: part.cropped(axis, -place, after[axis])
+    if name == "ConstantPadNd" and any(pads(node, axis, ndim)):
+        return lambda part: part.cropped(axis, -pads(node, axis, ndim)[0], after[axis])
+    order = _order(node, name, axis, before)
+    if order is None or at.inner != 1:
+        return None
+    to: dict[int, list[int]] = defaultdict(list)
+    for new, old in enumerate(order):
+        to[old % before[axis]].append(new)
+    return lambda part: part.rearranged(axis, len(order), lambda place: to[place])
+
+
+def _picked(part: Part, axis: int, index: int, after: Shape) -> tuple[Part, ...] | None:
+    kept = part.cropped(axis, index, 1)
+    found = None if kept is None else [one.without(axis, after) for one in kept]
+    return None if found is None or None in found else tuple(one for one in found if one is not None)
+
+
+def _order(node: Any, name: str, axis: int, before: Shape) -> Sequence[int] | None:
+    """The old place of each new one along a dimension that a node reorders."""
+    ndim, size = len(before), before[axis]
+    if name == "Flip" and axis in unwrapped(node._saved_dims, ndim):
+        return range(size)[::-1]
+    if name == "Roll" and axis in unwrapped(node._saved_dims, ndim):
+        shift = dict(zip(unwrapped(node._saved_dims, ndim), node._saved_shifts, strict=True))[axis]
+        return [(place - int(shift)) % size for place in range(size)]
+    if name in ("ChannelShuffle", "NativeChannelShuffle") and axis == 1:
+        groups = int(node._saved_groups)
+        return [place % groups * (size // groups) + place // groups for place in range(size)]
+    chosen = selection(node, name, ndim)
+    return None if chosen is None or chosen[0] != axis else chosen[1].flatten().tolist()
+
+
+def selection(node: Any, name: str, ndim: int) -> tuple[int, Tensor] | None:
+    """The dimension along which a node takes entries by a one-dimensional index, and that index."""
+    if name == "IndexSelect":
+        index = peek(node, "index")
+        return None if index is None else (unwrapped(node._saved_dim, ndim)[0], index)
+    if name != "Index":
+        return None
+    indices = list(node._saved_indices or ())
+    given = [place for place, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or indices[given[0]].ndim != 1 or indices[given[0]].dtype not in (torch.int64, torch.int32):
+        return None
+    return given[0], indices[given[0]]
 
 
 def _place_in_cat(position: int, sizes: list[int | None], node: Any, axis: int) -> int | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import Activation, Reader
 from lightning_deadkernel.graph.channel_axis import Shape
-from lightning_deadkernel.graph.parts import Part
+from lightning_deadkernel.graph.parts import Numbers, Part
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,22 @@ class ActivationRead:
         """Whether this step's tensor has its channels where the map says."""
         if self.shape is not None:
             return tuple(saved.shape) == self.shape
-        return saved.ndim == self.ndim and saved.shape[self.part.at.axis] == self.part.at.size
+        return saved.ndim == self.ndim and all(saved.shape[digit.axis] == digit.size for digit in self.part.digits)
+
+    def laid_out(self, values: Tensor) -> tuple[Tensor, ChannelAxis]:
+        """A tensor like the one that was read, with all places along one axis, and that axis."""
+        digits = self.part.digits
+        if len(digits) == 1:
+            return values, digits[0]
+        sizes, first = list[int](), list[int]()
+        for axis, size in enumerate(values.shape):
+            digit = next((digit for digit in digits if digit.axis == axis), None)
+            first.append(len(sizes) + 1)
+            sizes += [size] if digit is None else [digit.outer, digit.size, digit.inner]
+        order = [first[digit.axis] for digit in digits]
+        rest = [place for place in range(len(sizes)) if place not in order]
+        size = prod(digit.size for digit in digits)
+        return values.reshape(sizes).permute(order + rest).flatten(0, len(digits) - 1), ChannelAxis(0, size)
 
     def spread(self, values: Tensor, channels: int) -> Tensor:
         """(places,) values of the axis that was read as (C,) of the kernel's channels; 0 for those that are not there.
@@ -47,12 +66,22 @@ class ActivationRead:
             values: one for each place of the axis.
             channels: of the kernel.
         """
-        part = self.part
-        if part.count == channels == len(values):
-            return values
-        padded = values.new_zeros(channels)
-        padded[part.first : part.first + part.count] = values[part.offset : part.offset + part.count]
-        return padded
+        mine, places = self.part.channels, self.part.places
+        if isinstance(mine, range) and isinstance(places, range):
+            if len(mine) == channels == len(values):
+                return values
+            padded = values.new_zeros(channels)
+            padded[mine.start : mine.stop] = values[places.start : places.stop]
+            return padded
+        return values.new_zeros(channels).index_put(
+            (_index(mine, values.device),), values[_index(places, values.device)]
+        )
+
+
+@lru_cache(maxsize=256)
+def _index(numbers: Numbers, device: torch.device) -> Tensor:
+    """On its device once: copying it there waits."""
+    return torch.tensor(numbers, device=device)
 
 
 @dataclass
@@ -110,6 +139,8 @@ class Trace:
     """The last function without an off side that it has passed."""
     averaged: bool = False
     """It holds a mean or the like of the channels."""
+    cut: tuple[Part, ...] = ()
+    """Where the channels of a blend are that is none, as a reshape has only cut their axis into several."""
 
 
 Cut = tuple[int, Trace, bool]

@@ -6,18 +6,19 @@ Past 300 lines because what a new shape of graph teaches and what a known one as
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse, Source, cheapest_source
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layers import Layer, LayerTable
-from lightning_deadkernel.graph.ops import NORMS
-from lightning_deadkernel.graph.parts import Part
+from lightning_deadkernel.graph.ops import NORMS, canonical
+from lightning_deadkernel.graph.parts import Part, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths
 from lightning_deadkernel.graph.rows_in_graph import NO_KERNEL_OPS, first_ops, is_factor, lookups_of, rows_in
 from lightning_deadkernel.graph.topology import Gathered, Topology, walk
@@ -32,8 +33,15 @@ MAPS = 64
 class GraphMap:
     """What a graph of one shape means: every layer's place, norm, activations and neighbours."""
 
-    def __init__(self, nodes: list[Any], table: LayerTable, gathered: Gathered, facts: dict[str, LayerFacts]) -> None:
-        self.graph = Topology(nodes, table, gathered)
+    def __init__(
+        self,
+        nodes: list[Any],
+        table: LayerTable,
+        gathered: Gathered,
+        facts: dict[str, LayerFacts],
+        reorders: bool = True,
+    ) -> None:
+        self.graph = Topology(nodes, table, gathered, reorders)
         self.kernels = KernelOps(self.graph)
         self.facts = facts
         self.paths_after: dict[Cut, Paths] = {}
@@ -91,16 +99,18 @@ class GraphMap:
     def _use(self, index: int, layer: Layer) -> LayerUse:
         kernels, facts = self.kernels, self.facts[layer.name]
         depth, rank = kernels.depth[index], self.graph.rank[index]
-        found = kernels.output_axis(index)
+        found = kernels.output_part(index)
         if found is None:
             paths = Paths(lost=self.graph.names[index])
             return LayerUse(layer, depth, rank, paths, (), Neighbourhood(), Source(layer), False, False, None)
-        whole, at = found
-        part, beside = Part.whole(at), kernels.neighbourhood(index, at)
+        whole, part = found
+        beside = kernels.neighbourhood(index, part.at)
         if not layer.span.name:
             layer = whole
         else:  # its kernels stand among others in the op's output, and its bias among others in the op's
-            part, beside = Part(at, 0, layer.channels, layer.span.start), Neighbourhood()
+            start = layer.span.start
+            part = Part(part.digits, range(layer.channels), range(start, start + layer.channels))
+            beside = Neighbourhood()
         paths = PathTracer(kernels, self.paths_after).trace(index, part)
         if facts.consumers is not None and layer.name not in self.shared:
             beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, part)
@@ -148,6 +158,20 @@ class StepMap:
     compiled: bool
     lookups: dict[str, tuple[int, ...]]
     """Tables all of whose uses are lookups -> the nodes of these, which hold the indices."""
+    selections: dict[int, Tensor] = field(default_factory=dict)
+    """Nodes that channels pass in another order -> the index that says which, kept so that nothing else lies there."""
+
+    def selects_otherwise(self, nodes: list[Any]) -> bool:
+        """Whether an index is not the one that was learned from; where to compare would wait, whether it lies there."""
+        for place, learned in self.selections.items():
+            found = selection(nodes[place], canonical(nodes[place]), 1)
+            if found is None or found[1].shape != learned.shape:
+                return True
+            now = found[1]
+            same = now.data_ptr() == learned.data_ptr() and now._version == learned._version
+            if not same and (now.device.type != "cpu" or not torch.equal(now, learned)):
+                return True
+        return False
 
     @property
     def sized(self) -> list[ActivationRead]:
@@ -174,6 +198,8 @@ class GraphReader:
         """Some graph was read."""
         self.facts: dict[str, LayerFacts] = {}
         self.maps: dict[Hashable, StepMap] = {}
+        self.reorders = True
+        """Channels are followed through an index that reorders them, as it has been the same so far."""
         self.unknown_ops: dict[str, str] = {}
         """Unknown op -> a layer that met it."""
         self.norms = False
@@ -225,6 +251,10 @@ class GraphReader:
         if found is not None and any(output_shape(nodes[read.node]) != read.shape for read in found.sized):
             key = (key, tuple(output_shape(nodes[read.node]) for read in found.sized))
             found = self.maps.get(key)
+        if found is not None and found.selects_otherwise(nodes):
+            self.reorders = False
+            self.drop(found)
+            found = None
         if found is not None:
             return nodes, found, False
         self.before_learning()
@@ -246,7 +276,7 @@ class GraphReader:
 
     def learn(self, nodes: list[Any], gathered: Gathered) -> StepMap:
         """Works out what a graph of new shape means."""
-        found = GraphMap(nodes, self.table, gathered, self.facts)
+        found = GraphMap(nodes, self.table, gathered, self.facts, self.reorders)
         graph, self.has_learned = found.graph, True
         self.compiled = self.compiled or graph.compiled
         self.norms = self.norms or any(name in NORMS for name in graph.names)
@@ -273,7 +303,8 @@ class GraphReader:
                 self._unconfirmed(facts, graph)
         tables = {layer.name: lookups_of(graph, layer) for layer in present if layer.is_looked_up}
         names = frozenset(layer.name for layer in present)
-        return StepMap(reads, names, graph.compiled, {name: nodes for name, nodes in tables.items() if nodes})
+        looked_up = {name: nodes for name, nodes in tables.items() if nodes}
+        return StepMap(reads, names, graph.compiled, looked_up, graph.selections or {})
 
     def _reads(self, nodes: list[Any], found: GraphMap) -> list[tuple[ActivationKey, ActivationRead]]:
         reached: dict[tuple[int, Part, int], tuple[ActivationRead, set[str]]] = {}
@@ -288,7 +319,7 @@ class GraphReader:
         reads = []
         for read, names in reached.values():
             # channels that reach further without an activation get no verdict from it, so they need not be read
-            names = {name for name in names if self.facts[name].readable & read.part.channels}
+            names = {name for name in names if self.facts[name].readable & read.part.mask}
             if names:
                 key = tuple(sorted(names))
                 reads.append((key, read))

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_deadkernel.graph.channel_axis import Shape
 from lightning_deadkernel.graph.layers import Layer, LayerTable
@@ -61,7 +61,9 @@ def walk(root: Any) -> tuple[list[Any], Hashable]:
 class Topology:
     """One graph: which node reads which, in which order, and which nodes parameters alone make."""
 
-    def __init__(self, nodes: list[Any], table: LayerTable, gathered: Gathered | None = None) -> None:
+    def __init__(
+        self, nodes: list[Any], table: LayerTable, gathered: Gathered | None = None, reorders: bool = True
+    ) -> None:
         self.nodes = nodes
         self.table = table
         self.gathered = gathered or {}
@@ -80,6 +82,8 @@ class Topology:
             for position, value in enumerate(values):
                 if value is not None:
                     self.readers[value[0]].append((index, position))
+        self.selections: dict[int, Tensor] | None = {} if reorders else None
+        """Nodes that channels pass in another order -> the index that says which; None: they are not followed there."""
         self.leaves = {id(self.parameter(i)): i for i in range(len(nodes)) if self.is_leaf(i)}
         self.order = self._forward_order()
         """Nodes with inputs before outputs."""
@@ -104,10 +108,6 @@ class Topology:
         """The module's own parameter behind a leaf of the graph."""
         variable: nn.Parameter = self.nodes[leaf].variable
         return self.gathered.get(id(variable), variable)
-
-    def let_go(self) -> None:
-        """Keeps no node, and so no activation, alive: what was worked out outlives the step."""
-        self.nodes = []
 
     def _forward_order(self) -> list[int]:
         order: list[int] = []

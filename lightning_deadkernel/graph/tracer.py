@@ -26,7 +26,7 @@ from lightning_deadkernel.graph.ops import (
     SAVED_DATA,
     peek,
 )
-from lightning_deadkernel.graph.parts import Part, follow
+from lightning_deadkernel.graph.parts import Part, follow, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths, Trace
 from lightning_deadkernel.graph.recognition import blends, reader_of, self_gate
 from lightning_deadkernel.graph.topology import Value
@@ -59,7 +59,7 @@ class PathTracer:
 
     def trace(self, start: int, part: Part) -> Paths:
         """The paths of the channels at `part` in the output of node `start`."""
-        self._put((start, 0), Trace(part.channels, (part,)))
+        self._put((start, 0), Trace(part.mask, (part,)))
         while self.live:
             index = heapq.heappop(self.queue)[1]
             alone = not self.queue
@@ -107,7 +107,7 @@ class PathTracer:
         return self.graph.shape(value)
 
     def _reads(self, index: int, reader: Reader, parts: tuple[Part, ...], shape: Shape) -> list[ActivationRead]:
-        depends = [(part.at.outer, part.at.inner) != (1, 1) for part in parts]
+        depends = [any((digit.outer, digit.inner) != (1, 1) for digit in part.digits) for part in parts]
         return [
             ActivationRead(index, reader, part, len(shape), shape if sized else None)
             for part, sized in zip(parts, depends, strict=True)
@@ -201,27 +201,30 @@ class PathTracer:
         held = [item for item in held if item[2].behind is None] or held
         shapes = [None if value is None else self._shape(value) for value in graph.inputs[index]]
         outputs = len(graph.shapes[index])
+        axes = {digit.axis for _, _, trace in held for part in trace.parts + trace.cut for digit in part.digits}
+        alike = False  # as the steps are into which a recurrence unbinds its input, of which there may be many
+        if name == "Unbind":
+            alike = axes.isdisjoint(unwrapped(graph.nodes[index]._saved_dim, len(shapes[0] or ())))
         for slot in range(outputs):
-            if (
-                not slot or name != "Unbind"
-            ):  # whose outputs are all alike, and may be as many as a recurrence has steps
+            if not slot or not alike:
                 kept = self._kept(index, name, held, shapes, slot)
             if kept is None:
                 return
-            channels, parts, blended = kept
-            if channels:
-                self._hold(index, slot, name, held, channels, parts, blended)
+            if kept.channels:
+                self._hold(index, slot, name, held, kept)
 
     def _kept(
         self, index: int, name: str, held: list[tuple[int, Value, Trace]], shapes: list[Shape | None], slot: int
-    ) -> tuple[int, tuple[Part, ...], str | None] | None:
+    ) -> Trace | None:
         """What an output keeps: channels, where they are, what blended them; None where the op is unknown."""
-        channels, parts, blended = 0, [], None
+        channels, parts, cut, blended = 0, list[Part](), list[Part](), None
         for position, value, trace in held:
-            kept: list[Part] | None = [] if trace.blended is None else None
+            kept: list[Part] | None = [] if trace.blended is None or trace.cut else None
             try:
-                for part in trace.parts:
+                for part in trace.parts or trace.cut:
                     moved = follow(self.graph.nodes[index], name, part, self._shape(value), position, shapes, slot)
+                    if self._is_reordered(index, name, part, self._shape(value)):
+                        moved = None
                     kept = None if moved is None or kept is None else [*kept, *moved]
             except LookupError:
                 if trace.behind is None:
@@ -232,9 +235,20 @@ class PathTracer:
                 blended = trace.blended or name
                 channels |= trace.channels
             else:
-                channels |= reduce(or_, (part.channels for part in kept), 0)
-                parts += [part for part in kept if part not in parts]
-        return channels, tuple(parts), blended
+                channels |= reduce(or_, (part.mask for part in kept), 0)
+                parts += [part for part in kept if part not in parts and not part.is_cut]
+                cut += [part for part in kept if part not in cut and part.is_cut]
+                blended = blended or (trace.blended or name if any(part.is_cut for part in kept) else None)
+        return Trace(channels, tuple(parts), blended, cut=tuple(cut))
+
+    def _is_reordered(self, index: int, name: str, part: Part, shape: Shape) -> bool:
+        """Whether an index has put the channels in an order that is not known to stay."""
+        chosen = selection(self.graph.nodes[index], name, len(shape))
+        if chosen is None or all(digit.axis != chosen[0] for digit in part.digits):
+            return False
+        if self.graph.selections is not None:
+            self.graph.selections[index] = chosen[1]
+        return self.graph.selections is None
 
     def _hold(
         self,
@@ -242,10 +256,9 @@ class PathTracer:
         slot: int,
         name: str,
         held: list[tuple[int, Value, Trace]],
-        channels: int,
-        parts: tuple[Part, ...],
-        blended: str | None,
+        kept: Trace,
     ) -> None:
+        parts, blended = kept.parts, kept.blended
         traces = [trace for _, _, trace in held]
         live = [trace for trace in traces if trace.behind is None]
         apart = [trace for trace in live if trace.parts]
@@ -268,13 +281,14 @@ class PathTracer:
         self._put(
             (index, slot),
             Trace(
-                channels,
+                kept.channels,
                 parts,
                 None if parts else blended,
                 not parts and all(trace.gated for trace in traces),
                 None if live else traces[0].behind,
                 function,
                 bool(apart) and (name in REDUCTIONS or all(trace.averaged for trace in apart)),
+                () if parts else kept.cut,
             ),
         )
 
@@ -304,9 +318,16 @@ class PathTracer:
         live = [(position, value, trace) for position, value, trace in held if trace.behind is None]
         position, value, trace = live[0]
         if trace.blended is not None and len(held) == 1 and name in ACTIVATIONS:
-            if ACTIVATIONS[name](node) is None:
+            activation = ACTIVATIONS[name](node)
+            if activation is None:
                 return False
-            self._put((index, 0), replace(trace, gated=not self.beyond))
+            if self.beyond:
+                self._put((index, 0), trace)
+            elif trace.cut and name != "Glu" and not trace.gated and all(part.is_apart for part in trace.cut):
+                self.paths.reads += self._reads(index, ACTIVATIONS[name], trace.cut, self._shape(value))
+                self._put((index, 0), replace(trace, behind=(index, activation.label)))
+            else:
+                self._put((index, 0), replace(trace, gated=True, cut=()))
             return True
         if name == "Glu":
             return self._glu(index, value, trace)
@@ -344,12 +365,9 @@ class PathTracer:
             return False
         if not self.beyond:
             for part, halves in zip(trace.parts, gates, strict=True):
-                read = tuple(
-                    Part(part.at, gate.first, gate.count, part.offset + gate.first - part.first)
-                    for gate in halves or ()
-                )
+                read = tuple(part.only(gate.channels) for gate in halves or ())
                 self.paths.reads += self._reads(index, reader, read, shape)
         parts = tuple(part for group in passes for part in group or ())
         if parts:
-            self._put((index, 0), Trace(reduce(or_, (part.channels for part in parts)), parts))
+            self._put((index, 0), Trace(reduce(or_, (part.mask for part in parts)), parts))
         return True

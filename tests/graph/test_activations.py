@@ -196,16 +196,53 @@ def test_an_unknown_op_is_named_once_in_the_report() -> None:
     assert named[0].startswith("a:")
 
 
-LOST: dict[str, Callable[[Tensor], Tensor]] = {
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
     "channels picked by index": lambda x: F.relu(x[:, torch.arange(7, -1, -1)]),
     "channels picked by index_select": lambda x: F.relu(x.index_select(1, torch.arange(7, -1, -1))),
     "channel shuffle": lambda x: F.relu(F.channel_shuffle(x, 2)),
     "channel shuffle by views": lambda x: F.relu(x.view(4, 2, 4, 8, 8).transpose(1, 2).reshape(4, 8, 8, 8)),
     "channels flipped": lambda x: F.relu(x.flip(1)),
     "channels rolled": lambda x: F.relu(x.roll(1, 1)),
-    "everything rolled": lambda x: F.relu(x.roll(3)),
     "pixel shuffle": lambda x: F.relu(F.pad(F.pixel_shuffle(x, 2), (0, 0, 0, 0, 0, 6))),
+    "pixel unshuffle": lambda x: F.relu(F.pixel_unshuffle(x, 2)).view(4, 8, 4, 4, 4).mean(2),
     "channels over two axes": lambda x: F.relu(x.view(4, 2, 4, 8, 8)).view(4, 8, 8, 8),
+    "channels over three axes": lambda x: F.relu(x.view(4, 2, 2, 2, 8, 8).transpose(1, 3)).reshape(4, 8, 8, 8),
+    "an index twice over": lambda x: F.relu(x[:, torch.tensor([7, 1, 0, 1, 2, 3, 4, 5, 6])])[:, 1:],
+    "a shuffle of a half": lambda x: F.relu(F.channel_shuffle(torch.cat([x, x], 1), 4)[:, 1:9]),
+    "the half of a shuffle": lambda x: F.relu(F.channel_shuffle(x, 2).chunk(2, 1)[0]).repeat(1, 2, 1, 1),
+    "an identity of pooling": lambda x: F.relu(F.adaptive_avg_pool2d(x.transpose(1, 2), (8, 8)).transpose(1, 2)),
+    "unbound groups": lambda x: torch.cat([F.relu(part) for part in x.view(4, 2, 4, 8, 8).unbind(1)], 1),
+    "selected groups": lambda x: torch.cat([F.relu(x.view(4, 4, 2, 8, 8)[:, i]) for i in range(4)], 1),
+    "channels unbound": lambda x: torch.stack([F.relu(channel) for channel in x.unbind(1)], 1),
+}
+
+
+LEFT_OUT = {"a shuffle of a half": [3, 6, 7], "the half of a shuffle": [2, 3, 6, 7]}
+
+
+@pytest.mark.parametrize("op", MOVED)
+def test_channels_that_are_only_moved_are_read_where_they_are(op: str) -> None:
+    layer = watch(between(lambda net, x: MOVED[op](x)), images())["conv"]
+    assert (layer.activation, layer.dead) == ("relu", list(DEAD))
+    assert layer.zero_gradient == LEFT_OUT.get(op, [])
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_an_order_of_the_channels_that_changes_from_step_to_step_is_not_taken_from_the_first(fixed: bool) -> None:
+    order = nn.Parameter(torch.arange(7, -1, -1), requires_grad=False)
+    steps: list[int] = []
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        steps.append(0)
+        return net.head(F.relu(net.conv(x)[:, order if fixed else order.roll(len(steps))]))  # type: ignore[no-any-return]
+
+    layer = watch(Net(forward, conv=conv(dead=DEAD), head=nn.Conv2d(8, 2, 1)), images(12))["conv"]
+    assert (layer.activation, layer.dead) == (("relu", list(DEAD)) if fixed else ("unknown", []))
+    assert fixed or "Index" in (layer.note or "")
+
+
+LOST: dict[str, Callable[[Tensor], Tensor]] = {
+    "everything rolled": lambda x: F.relu(x.roll(3)),
     "pooling over channels": lambda x: F.relu(F.avg_pool2d(x.transpose(1, 3), 3, stride=1, padding=1).transpose(1, 3)),
     "the largest of all channels": lambda x: F.relu(x.amax(1, keepdim=True)).expand(-1, 8, -1, -1),
 }

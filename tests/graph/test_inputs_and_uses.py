@@ -279,7 +279,7 @@ def test_the_same_layout_twice_is_one() -> None:
 
 
 def test_a_surprise_at_one_layer_costs_that_layer_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = KernelOps.output_axis
+    own = KernelOps.output_part
 
     def surprised(self: KernelOps, index: int) -> Any:
         layer = self.ops[index].layer
@@ -287,7 +287,7 @@ def test_a_surprise_at_one_layer_costs_that_layer_its_activation(monkeypatch: py
             raise TypeError("a Python scalar where a tensor was expected")
         return own(self, index)
 
-    monkeypatch.setattr(KernelOps, "output_axis", surprised)
+    monkeypatch.setattr(KernelOps, "output_part", surprised)
     net = Net(
         lambda net, x: net.head(F.relu(net.b(F.relu(net.a(x))))),
         a=kill(nn.Linear(5, 8), *DEAD),

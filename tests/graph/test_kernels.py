@@ -132,11 +132,22 @@ class Octave(nn.Conv2d):
         return torch.cat([F.conv2d(x, self.weight[:4]), F.conv2d(x[:, :2], self.weight[4:, :2])], 1)
 
 
-def test_a_weight_used_by_parts_is_watched_by_its_gradients_and_says_why() -> None:
-    net = Net(lambda net, x: net.head(F.relu(net.first(x))), first=Octave(3, 8, 3, bias=False), head=nn.Conv2d(8, 2, 1))
-    layer = watch(net, images())["first"]
-    assert (layer.channels, layer.activation, layer.dead, layer.evidence) == (8, "unknown", [], "gradient")
-    assert layer.note
+def test_a_weight_used_by_parts_has_each_kernel_read_where_it_is_used() -> None:
+    first = negative(Octave(3, 8, 3, bias=False), 1, 6)
+    layer = watch(Net(lambda net, x: net.head(F.relu(net.first(x))), first=first, head=nn.Conv2d(8, 2, 1)), images())[
+        "first"
+    ]
+    assert (layer.channels, layer.activation, layer.dead, layer.note) == (8, "relu", [1, 6], None)
+
+
+def test_a_linear_layer_of_which_some_units_are_used_has_those_read() -> None:
+    net = Net(
+        lambda net, x: net.head(F.relu(F.linear(x, net.first.weight[2:6]))),
+        first=negative(nn.Linear(5, 8, bias=False), 1, 4),
+        head=nn.Linear(4, 2),
+    )
+    layer = watch(net, rows(8, 5))["first"]
+    assert (layer.dead, layer.zero_gradient) == ([4], [0, 1, 6, 7])
 
 
 REWEIGHTED: dict[str, Callable[[Any], Any]] = {

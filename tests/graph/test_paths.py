@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_deadkernel.graph.kernel_ops import KernelOps
 from lightning_deadkernel.graph.layers import LayerTable
-from lightning_deadkernel.graph.parts import Part
 from lightning_deadkernel.graph.paths import Paths
 from lightning_deadkernel.graph.topology import Topology, walk
 from lightning_deadkernel.graph.tracer import PathTracer
@@ -80,9 +79,9 @@ def paths_of(model: Random, shared: bool = True) -> Paths:
     known: dict[Any, Paths] = {}
     places = sorted(kernels.ops, key=kernels.graph.rank.__getitem__, reverse=True)
     for index in places if shared else places[-1:]:
-        found = kernels.output_axis(index)
+        found = kernels.output_part(index)
         assert found is not None
-        paths = PathTracer(kernels, known).trace(index, Part.whole(found[1]))
+        paths = PathTracer(kernels, known).trace(index, found[1])
     return paths
 
 
@@ -131,9 +130,9 @@ def block_paths(f: Any) -> Paths:
 
     kernels = read(Model(), torch.rand(2, 2, 4, 4))
     index = min(kernels.ops, key=kernels.graph.rank.__getitem__)
-    found = kernels.output_axis(index)
+    found = kernels.output_part(index)
     assert found is not None
-    return PathTracer(kernels, {}).trace(index, Part.whole(found[1]))
+    return PathTracer(kernels, {}).trace(index, found[1])
 
 
 def test_a_norm_made_of_arithmetic_is_one_path_and_is_known_as_a_norm() -> None:
