@@ -63,18 +63,22 @@ def _at(at: ChannelAxis, axis: int) -> ChannelAxis:
     return ChannelAxis(axis, at.size, at.outer, at.inner)
 
 
+def signed(value: Any) -> int:
+    """Autograd saves some integers as unsigned ones of 64 bits."""
+    return int(value) - (1 << 64) if value >= 1 << 63 else int(value)
+
+
 def unwrapped(dims: Any, ndim: int) -> tuple[int, ...]:
-    """Autograd saves dimensions as they were given or as unsigned 64-bit integers; bring them to 0..ndim-1."""
+    """Dimensions, which autograd saves as they were given, brought to 0..ndim-1."""
     values = tuple(dims) if isinstance(dims, (tuple, list)) else (dims,)
-    return tuple((d - (1 << 64) if d >= 1 << 63 else d) % max(ndim, 1) for d in values)
+    return tuple(signed(d) % max(ndim, 1) for d in values)
 
 
 def pads(node: Any, dim: int, ndim: int) -> tuple[int, int]:
     """What a padding op adds before and after the entries of a dimension; below zero where it cuts."""
     pad = node._saved_pad if hasattr(node, "_saved_pad") else node._saved_padding
-    signed = [p - (1 << 64) if p >= 1 << 63 else p for p in pad]
     place = 2 * (ndim - 1 - dim)
-    return (signed[place], signed[place + 1]) if place < len(signed) else (0, 0)
+    return (signed(pad[place]), signed(pad[place + 1])) if place < len(pad) else (0, 0)
 
 
 def _same_shape(at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:

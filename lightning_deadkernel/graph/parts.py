@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.functional.firing import ChannelAxis
-from lightning_deadkernel.graph.channel_axis import Shape, carried, cut_apart, output_shape, pads, unwrapped
+from lightning_deadkernel.graph.channel_axis import Shape, carried, cut_apart, output_shape, pads, signed, unwrapped
 from lightning_deadkernel.graph.ops import SPLITS, peek
 
 Numbers = range | tuple[int, ...]
@@ -194,14 +194,14 @@ def _along(
     dims = () if not hasattr(node, "_saved_dim") else unwrapped(node._saved_dim, ndim)
     if name in ("Slice", "Narrow", *SPLITS) and dims == (axis,):
         if name in ("Unbind", "Select"):
-            index = slot if name == "Unbind" else int(node._saved_index) % before[axis]
+            index = slot if name == "Unbind" else signed(node._saved_index) % before[axis]
             return lambda part: _picked(part, axis, index, after)
         if name in SPLITS:
             start = sum(output_shape(node, i)[axis] for i in range(slot))
         elif getattr(node, "_saved_step", 1) != 1:
             return _lost
         else:
-            start = int(node._saved_start)
+            start = signed(node._saved_start)
             start = start % before[axis] if start < 0 else start
         return lambda part: part.cropped(axis, start, after[axis])
     if name == "Cat" and unwrapped(node._saved_dim, ndim) == (axis,):
@@ -231,7 +231,7 @@ def _order(node: Any, name: str, axis: int, before: Shape) -> Sequence[int] | No
         return range(size)[::-1]
     if name == "Roll" and axis in unwrapped(node._saved_dims, ndim):
         shift = dict(zip(unwrapped(node._saved_dims, ndim), node._saved_shifts, strict=True))[axis]
-        return [(place - int(shift)) % size for place in range(size)]
+        return [(place - signed(shift)) % size for place in range(size)]
     if name in ("ChannelShuffle", "NativeChannelShuffle") and axis == 1:
         groups = int(node._saved_groups)
         return [place % groups * (size // groups) + place // groups for place in range(size)]
