@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
     DEAD_DOWNSTREAM,
+    DEAD_INPUTS,
     IGNORED_BY_LOSS,
     NO_GRADIENT_DOWNSTREAM,
     OUTGOING_ZERO,
@@ -180,6 +181,40 @@ def _ignored_by_loss(layer: LayerContext, channels: Tensor) -> Cause:
         f"Check the term of the loss that {layer.name} enters: its weight, its mask and its margin.",
         references.AUTOGRAD_DOCS,
     )
+
+
+# -- dead inputs ------------------------------------------------------------------------------------------------------
+
+
+def has_dead_inputs(layer: LayerContext) -> bool:
+    """What enters the layer is zero on all inputs: its shift has a gradient, and none of its weights ever had one."""
+    observed = layer.observed
+    if observed.gradient_rms != 0 or observed.penalised or not bool(layer.with_gradient.any()):
+        return False
+    if observed.producers or underflow(observed) is not None:  # the layers before tell whether they fire
+        return False
+    shut = observed.norm_scale is not None and not bool((observed.norm_scale > 0).all())
+    return not shut and (
+        _computes_constants(observed) or (observed.unchanged is not None and bool(observed.unchanged.all()))
+    )
+
+
+def _computes_constants(layer: LayerWindow) -> bool:
+    """Each channel fires always or never, whatever enters the layer."""
+    rate = layer.channel_firing_rate
+    return rate is not None and bool((rate == 1).any()) and bool(((rate == 0) | (rate == 1)).all())
+
+
+def _dead_inputs(layer: LayerContext, channels: Tensor) -> Cause:
+    return DEAD_INPUTS.because(
+        "its bias gets a gradient and none of its weights does: all that enters it is zero, and it computes a constant",
+        f"Look at a batch of the data as it enters {layer.name}: a cast to integers, a division or a mask may have made"
+        " it all zero.",
+        references.AUTOGRAD_DOCS,
+    )
+
+
+BY_DEAD_INPUTS = ChannelCause(DEAD_INPUTS, lambda layer: layer.everywhere(has_dead_inputs(layer)), _dead_inputs)
 
 
 NO_GRADIENT_CAUSES = (

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from lightning_deadkernel.diagnosis.causes import UNKNOWN
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.report.records import SEVERITIES, Finding, Problem
+from lightning_deadkernel.report.sentences import listed
 
 SHOWN = 3
 _TITLES = {rule.kind: rule.title for rule in RULES}
@@ -117,7 +118,7 @@ def _story(
     layers = [finding.layer for finding in all_ if finding not in roots and finding.layer is not None]
     others = list(dict.fromkeys(layer for layer in layers if layer not in {finding.layer for finding in roots}))
     if others:
-        names = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+        names = listed(others, SHOWN)
         sentences.append(f"It also stops {names}")
     return " ".join(f"{sentence.rstrip('.')}." for sentence in [*sentences, first.advice])
 

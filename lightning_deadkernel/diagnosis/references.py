@@ -39,3 +39,11 @@ EXPERTS = "Shazeer et al. 2017, Outrageously Large Neural Networks, https://arxi
 EMBEDDING_DOCS = (
     "PyTorch documentation, torch.nn.Embedding, https://pytorch.org/docs/stable/generated/torch.nn.Embedding.html"
 )
+MANUAL_DOCS = (
+    "Lightning documentation, Manual Optimization,"
+    " https://lightning.ai/docs/pytorch/stable/model/manual_optimization.html"
+)
+SCHEDULE_DOCS = (
+    "PyTorch documentation, torch.optim (how to adjust the learning rate),"
+    " https://pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate"
+)

@@ -272,7 +272,7 @@ def test_a_scale_initialised_to_zero_is_a_finding_only_if_it_stays() -> None:
     warm = Run().next(start(norm_scale=torch.zeros(4)))
     for _ in range(3):
         warm.next(layer(**gamma(0.0), learning_rate=0.0))
-    assert not warm.findings
+    assert not warm.of("zero_kernels")
 
 
 # -- saturated, starved, frozen, dormant, revived ---------------------------------------------------------------------

@@ -47,6 +47,7 @@ from lightning_deadkernel.diagnosis.causes import (
     Evidence,
 )
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext, span
+from lightning_deadkernel.diagnosis.gradient_causes import BY_DEAD_INPUTS
 from lightning_deadkernel.diagnosis.history import NEVER
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import (
@@ -88,6 +89,7 @@ SURE = 3.0
     causes=(
         PRUNED,
         UPSTREAM_DEAD,
+        BY_DEAD_INPUTS.kind,
         ZERO_AT_INITIALISATION,
         DECAYED,
         KNOCKED_OUT,
@@ -225,6 +227,15 @@ def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
     )
 
 
+def _rate(rates: Tensor) -> str:
+    """Firing rates for a sentence; they are from sampled steps, so that of what fired seldom they may be zero."""
+    low, high = float(rates.min()), float(rates.max())
+    if high == 0:
+        return "too few samples for the sampled steps to see"
+    span_ = f"at most {100 * high:.2g}" if low == 0 else span(rates * 100, ".2g")
+    return f"{span_} % of samples and positions"
+
+
 def _has_faded(layer: LayerContext) -> Tensor:
     """It fired on few inputs in its last window and then on none, without a reckless step: ordinary drift."""
     return (layer.past.last_fired > 0) & (layer.past.rate < FADED_RATE)
@@ -232,13 +243,20 @@ def _has_faded(layer: LayerContext) -> Tensor:
 
 def _faded(layer: LayerContext, channels: Tensor) -> Cause:
     past = layer.past
+    share = len(layer.report.dead) / layer.observed.channels
+    many = share >= CHANCE_SHARE
     return FADED.because(
-        f"fired on {span(past.rate[channels] * 100, '.2g')} % of samples and positions in"
-        f" {layer.when(past.last_fired[channels])} and then on none, with no reckless step seen: the drift of ordinary"
-        " training",
-        _is_it_normal(len(layer.report.dead) / layer.observed.channels)
-        + "Some come back. If their number grows from window to window, put a norm before the activation, lower"
-        f" {layer.rate}, or use LeakyReLU or GELU.",
+        f"fired on {_rate(past.rate[channels])} in {layer.when(past.last_fired[channels])} and then on none, with no"
+        " reckless step seen: "
+        + ("they faded, and far more of them than by the drift of ordinary training" if many else "ordinary drift"),
+        _is_it_normal(share)
+        + (
+            "Look for a term of the loss that pushes activations down (the L1 of a sparse autoencoder): lower it or"
+            " warm it up, or draw dead kernels anew. Else lower "
+            if many
+            else "Some come back. If their number grows from window to window, put a norm before the activation, lower "
+        )
+        + f"{layer.rate}, or use LeakyReLU or GELU.",
         f"{references.LU}; {references.CS231N}",
         {
             "last_fired_in_window": int(past.last_fired[channels].max()),
@@ -255,7 +273,7 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
         rate = past.rate[channels][fired > 0]
         rate = rate[rate.isfinite()]
         if rate.numel():
-            text += f" (on {span(rate * 100, '.2g')} % of samples and positions over that window)"
+            text += f" (on {_rate(rate)} over that window)"
     else:
         text = "has not fired since it is watched, and the run had begun before that"
     ruled_out = [
@@ -276,6 +294,7 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
 CAUSES = (
     BY_MASK,
     ChannelCause(UPSTREAM_DEAD, _is_upstream_dead, _upstream_dead),
+    BY_DEAD_INPUTS,
     FROM_THE_START,
     BY_DECAY_FIRST,
     ChannelCause(KNOCKED_OUT, _was_knocked_out, _knocked_out),

@@ -35,7 +35,7 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
 
 HALF = 0.5
-"""Below this share of a layer, kernels of float32 that stand still are no more than worth knowing."""
+"""Below this share of a layer, kernels that stand still are no more than worth knowing: their inputs may be zero."""
 
 
 @rule("{of} frozen: not one bit changed", causes=(NOT_IN_OPTIMIZER, BELOW_RESOLUTION, UNKNOWN))
@@ -49,9 +49,9 @@ def frozen_weights(context: WindowContext) -> Iterator[Found]:
         # a vanishing gradient is a finding of its own, and the root of this one
         vanishing = layer.observed.vanishing_share >= layer.thresholds.share_of_steps
         few = vanishing or float(channels.float().mean()) < HALF
-        small = cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2 and few
+        usual = cause.kind is UNKNOWN or (cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2)
         evidence: Evidence = {"optimizer_steps": layer.window.optimizer_steps}
-        yield Found(layer, "info" if small else "warning", cause, evidence, channels)
+        yield Found(layer, "info" if few and usual else "warning", cause, evidence, channels)
 
 
 def _why(layer: LayerContext, channels: Tensor) -> Cause:
@@ -85,8 +85,9 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
     return UNKNOWN.because(
         "ruled out: missing from the optimizer, learning rate zero, a pruning mask, steps below the weights'"
         " resolution",
-        "Look for code that writes the weights back after each step, for a gradient zeroed in a hook before the step,"
-        " or for an optimizer that does not step in this phase.",
+        "Look for code that writes the weights back after each step, for a gradient zeroed before the step (by a hook,"
+        " or by zero_grad() in the wrong place), or for an optimizer that does not step in this phase. Of a few kernels"
+        " it is normal where their inputs are zero whenever they fire.",
         references.OPTIM_DOCS,
         evidence,
     )

@@ -4,7 +4,7 @@
 
 Layers some or all of whose kernels had a gradient of exactly zero in the whole window, and that have no activation from
 which one could tell whether they fire. Where no watched layer had any gradient, the loss is flat, and it is told once,
-of the network.
+of the network. A layer whose bias alone has a gradient is one whose inputs are all zero.
 
 ## Why it matters
 
@@ -29,19 +29,31 @@ from collections.abc import Iterator
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import FLAT_LOSS, UNKNOWN, Cause
 from lightning_deadkernel.diagnosis.context import WindowContext
-from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, unknown_absence
+from lightning_deadkernel.diagnosis.gradient_causes import (
+    BY_DEAD_INPUTS,
+    NO_GRADIENT_CAUSES,
+    has_dead_inputs,
+    unknown_absence,
+)
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import assign
 from lightning_deadkernel.observation import OF_KERNELS
 
 
-@rule("no gradient arrives", causes=(FLAT_LOSS, *(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN))
+@rule(
+    "no gradient arrives",
+    causes=(FLAT_LOSS, BY_DEAD_INPUTS.kind, *(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN),
+)
 def no_gradient(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "zero-gradient", and a flat loss."""
     if context.loss_is_flat:
         yield Found(None, "error", _flat_loss(context))
         return
     for layer in context.layers:
+        if has_dead_inputs(layer):
+            everywhere = layer.everywhere(True)
+            yield Found(layer, "error", BY_DEAD_INPUTS.explain(layer, everywhere), {}, everywhere)
+            continue
         without = layer.mask(layer.report.zero_gradient)
         whole = bool(without.all())
         if not bool(without.any()) or (layer.observed.rows not in OF_KERNELS and not whole):

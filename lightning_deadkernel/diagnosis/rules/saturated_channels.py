@@ -85,10 +85,12 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
         if share is not None
         else f"they never fired, and their outputs lie on the flat end of {observed.activation}"
     )
+    reads_inputs = observed.producers is None
     return SATURATED.because(
         f"{text}, where the slope is next to zero"
         + (f"; {stopped} of them have no gradient at all" if stopped else ""),
-        "Put a norm before the activation, scale the initial weights down (Xavier initialisation) or lower"
+        ("Scale the network's inputs to about unit size where this layer reads them, put" if reads_inputs else "Put")
+        + " a norm before the activation, scale the initial weights down (Xavier initialisation) or lower"
         f" {layer.rate}.",
         references.GLOROT,
         ({} if share is None else {"saturated_share": share}) | {"without_gradient": stopped},

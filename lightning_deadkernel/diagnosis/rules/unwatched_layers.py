@@ -3,8 +3,9 @@
 ## What it finds
 
 Layers that are trained by someone's wish and cannot be watched: they are not in the graph of the loss (never used, or
-cut off by `detach()` or `no_grad()`), no op that is known consumes their weight, or reading them failed. And weights
-that reach the loss but belong to no module: a layer in a plain Python list, a bare tensor.
+cut off by `detach()` or `no_grad()`), no op that is known consumes their weight, or reading them failed. Weights that
+reach the loss but belong to no module: a layer in a plain Python list, a bare tensor. And kernels of which nothing was
+seen at all, as the backward pass did not go through Lightning.
 
 ## Why it matters
 
@@ -14,7 +15,8 @@ module is neither saved in a checkpoint nor moved to the GPU.
 ## What to do
 
 Use the layer in the forward pass, remove the `detach()`, register layers in an `nn.ModuleList`; or set
-`requires_grad=False` or the monitor's `exclude`, if it is so on purpose.
+`requires_grad=False` or the monitor's `exclude`, if it is so on purpose. Call `self.manual_backward(loss)` in place of
+`loss.backward()`.
 
 ## Reference
 
@@ -26,11 +28,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import CUT_OFF, UNREADABLE, CauseKind
+from lightning_deadkernel.diagnosis.causes import BACKWARD_NOT_SEEN, CUT_OFF, UNREADABLE, CauseKind
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.observation import LayerWindow
 from lightning_deadkernel.report.records import Severity
+from lightning_deadkernel.report.text import count
 
 MUCH, MOST = 0.1, 0.5
 """Shares of all weights from which on it is more than worth knowing that the loss does not reach them, or that they
@@ -38,10 +41,22 @@ cannot be read: tables of positions and the like are in many a healthy network."
 SHOWN = 4
 
 
-@rule("not everything that is trained can be watched", causes=(CUT_OFF, UNREADABLE))
+@rule("not everything that is trained can be watched", causes=(CUT_OFF, UNREADABLE, BACKWARD_NOT_SEEN))
 def unwatched_layers(context: WindowContext) -> Iterator[Found]:
-    """Excluded layers that nobody excluded, by whether the loss reaches them, and weights in no module."""
+    """Excluded layers that nobody excluded, by whether the loss reaches them, weights in no module, and no backward."""
     window = context.window
+    unseen = [la for la in context.watched if la.observed.gradient is None and la.observed.fired is None]
+    if unseen and window.batches:
+        kernels = sum(layer.observed.channels for layer in unseen)
+        cause = BACKWARD_NOT_SEEN.because(
+            f"of {count(kernels, 'kernel')} in {count(len(unseen), 'layer')} neither an activation nor a gradient was"
+            f" seen in {window.batches:,} batches: the backward pass did not go through Lightning, whose hooks show it",
+            "With manual optimization call self.manual_backward(loss) in place of loss.backward(); then the monitor"
+            " sees what each kernel does.",
+            references.MANUAL_DOCS,
+            {"layers": len(unseen), "kernels": kernels},
+        )
+        yield Found(None, "warning", cause)
     total = sum(layer.parameters for layer in window.layers)
     for kind, much in ((CUT_OFF, MUCH), (UNREADABLE, MOST)):
         layers = [layer for layer in window.layers if layer.missed == kind.word]
@@ -55,10 +70,11 @@ def unwatched_layers(context: WindowContext) -> Iterator[Found]:
 def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: float, severity: Severity) -> Found:
     names = ", ".join(layer.name for layer in layers[:SHOWN]) + (", ..." if len(layers) > SHOWN else "")
     reasons = "; ".join(dict.fromkeys(str(layer.excluded) for layer in layers))
-    parts = [f"{len(layers)} layers with {share:.0%} of the weights ({names}): {reasons}"] if layers else []
+    parts = [f"{count(len(layers), 'layer')} with {share:.0%} of the weights ({names}): {reasons}"] if layers else []
     if strangers:
         parts.append(
-            f"{strangers} weights reach the loss and belong to no module, so that they are neither saved nor moved to"
+            f"{strangers:,} weight{'s reach the loss and belong' if strangers > 1 else ' reaches the loss and belongs'}"
+            " to no module: self.parameters() does not hold them, so that they are neither trained, saved nor moved to"
             " a device"
         )
     advice = []

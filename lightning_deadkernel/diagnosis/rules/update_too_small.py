@@ -3,7 +3,8 @@
 ## What it finds
 
 Layers whose typical step changes the weights by less than one in a million of their norm, twice in a row, while the
-learning rate is neither rising nor annealed to a hundredth of its largest value.
+learning rate is neither rising nor annealed to a hundredth of its largest value. And a network that stands still: the
+learning rate is zero for two windows, or no optimizer has taken a step at all.
 
 ## Why it matters
 
@@ -12,7 +13,8 @@ practical purposes.
 
 ## What to do
 
-Fix the weak gradient first, if that is why. Else raise the learning rate of this layer, or freeze it on purpose.
+Fix the weak gradient first, if that is why. Else raise the learning rate of this layer, or freeze it on purpose. A rate
+of zero comes from a schedule that has ended or counts steps as epochs; missing steps from a manual optimization.
 
 ## Reference
 
@@ -24,16 +26,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import SLOW_UPDATES
-from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.causes import NO_RATE, NO_STEP, SLOW_UPDATES
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._schedule import is_scheduled
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
 
 
-@rule("updates are too small to matter", causes=(SLOW_UPDATES,))
+@rule("updates are too small to matter", causes=(SLOW_UPDATES, NO_RATE, NO_STEP))
 def update_too_small(context: WindowContext) -> Iterator[Found]:
-    """Layers whose median update ratio is below the line, though not by the schedule."""
+    """Layers whose median update ratio is below the line, though not by the schedule, and a network at rest."""
+    yield from _standing_still(context)
     line = context.thresholds.update_small
     for layer in context.layers:
         observed = layer.observed
@@ -52,6 +55,48 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
             references.CS231N,
             {"update_ratio": ratio, "learning_rate": rate},
         )
-        # where steps are as large as gradients, a weak one is a finding of its own, and the root of this
-        follows = weak and not is_normalised(layer)
+        # where steps are as large as gradients, a weak one is a finding of its own, and the root of this; so are zeros
+        follows = (weak and not is_normalised(layer)) or _is_shut(layer)
         yield Found(layer, "warning" if again and not follows else "info", cause)
+
+
+def _is_shut(layer: LayerContext) -> bool:
+    """Its own kernels are zero, or all that it reads is zero or dead."""
+    producers = layer.observed.producers or ()
+    fed_nothing = bool(producers) and all(layer.wholly_zero(name) or layer.wholly_dead(name) for name in producers)
+    return fed_nothing or layer.wholly_zero(layer.name)
+
+
+def _standing_still(context: WindowContext) -> Iterator[Found]:
+    """All that is watched has a gradient and keeps its weights: by a learning rate of zero, or for want of a step."""
+    layers = [layer for layer in context.layers if layer.observed.in_optimizer]
+    if context.window.index < 2 or not any(bool(layer.with_gradient.any()) for layer in layers):
+        return
+    if context.window.optimizer_steps:
+        rates = {layer.observed.learning_rate for layer in layers} | {
+            layer.past.previous_learning_rate for layer in layers
+        }
+        if rates == {0.0}:
+            cause = NO_RATE.because(
+                "the learning rate was 0 on every step that was looked at, in this window and the one before: no weight"
+                " changes any more",
+                "See whether the schedule has ended before the training does (its number of steps, steps counted as"
+                " epochs, a decay applied at each step), and log the rate with LearningRateMonitor.",
+                references.SCHEDULE_DOCS,
+            )
+            yield Found(None, "error", cause)
+    elif all(_is_as_at_first(layer) for layer in layers):
+        cause = NO_STEP.because(
+            f"gradients were computed in {context.window.batches:,} batches and more before, no optimizer took a step,"
+            " and all weights are what they were at initialisation",
+            "With manual optimization call optimizer.step() and optimizer.zero_grad() after self.manual_backward(loss),"
+            " with the optimizer that self.optimizers() returns.",
+            references.MANUAL_DOCS,
+            {"batches": context.window.batches},
+        )
+        yield Found(None, "error", cause)
+
+
+def _is_as_at_first(layer: LayerContext) -> bool:
+    norms = layer.observed.norms
+    return norms is not None and layer.watched_from_start and bool((norms.float() == layer.past.first_norm).all())
