@@ -222,6 +222,10 @@ class LayerWindow(LayerStatistics):
     """Layers whose activations are this layer's only inputs; None where anything else (images, embeddings) enters."""
     consumers: tuple[Consumer, ...] | None = None
     """Layers that read this layer's channels; None where the graph does not show them all."""
+    plain_ahead: int = 0
+    """Later layers that no norm follows, on the path to the loss that has the fewest of them."""
+    bounded_ahead: int = 0
+    """Activations with flat ends, its own included, on the path to the loss that has the fewest of them."""
     missed: Literal["cut off", "unreadable"] | None = None
     """Why a layer that is trained, or meant to be, is not watched: the loss does not depend on it, or its weight cannot
     be read. None where it is watched, or left out on purpose."""
@@ -256,8 +260,6 @@ class Window:
     lost_elsewhere: dict[str, float] = field(default_factory=dict)
     """Parameter with one axis (gains and shifts of norms, biases) held in two bytes -> share of its entries with a
     gradient, other than exact zeros, that an optimizer step left bitwise unchanged, over the sampled steps."""
-    has_norms: bool = False
-    """The graph of the loss holds a norm of any kind, wherever it is."""
     strangers: int = 0
     """Parameters of two or more axes that reach the loss and belong to no module of the model (a plain list)."""
 

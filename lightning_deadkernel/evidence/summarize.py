@@ -97,7 +97,6 @@ def summarize(
         counts.samples,
         [LayerWindow(**entry) for entry in drafts],
         compiled=observer.reader.compiled,
-        has_norms=observer.reader.norms,
         strangers=observer.reader.strangers,
     )
     if index:
@@ -112,6 +111,8 @@ def _describe(facts: LayerFacts) -> Draft:
         "channels": facts.layer.channels,
         "rows": facts.layer.span.kind,
         "depth": facts.depth,
+        "plain_ahead": facts.ahead.plain if facts.ahead else 0,
+        "bounded_ahead": facts.ahead.bounded if facts.ahead else 0,
         "note": facts.note,
         "activation": facts.activation,
         "gating": facts.gating,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lightning_deadkernel.graph.activations import Activation
+from lightning_deadkernel.graph.ahead import Ahead
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
 from lightning_deadkernel.graph.layers import FROZEN, Layer
 from lightning_deadkernel.graph.ops import adds_up
@@ -73,6 +74,8 @@ class LayerFacts:
     """With the axes that the graphs show, where they differ from those that its module's type tells."""
     depth: int = 0
     order: int = -1
+    ahead: Ahead | None = None
+    """What lies between it and the loss, the least over all uses."""
     labels: set[str] = field(default_factory=set)
     kinds: dict[Gating, int] = field(default_factory=dict)
     """Kind of activation -> the channels that reach one, a bit mask."""
@@ -218,11 +221,12 @@ class LayerFacts:
         self.flat_output = max(self.flat_output, activation.flat_output)
         self.passes_at_zero = self.passes_at_zero or activation.passes_at_zero
 
-    def place(self, layer: Layer, depth: int, order: int) -> None:
+    def place(self, layer: Layer, depth: int, order: int, ahead: Ahead) -> None:
         """Takes in where a weight is used whose rows are no kernels of one op: gates, projections, tables, experts."""
         self.layer = layer
         self.confirmed, self.holds_no_kernels = True, False
         self.depth = max(self.depth, depth)
+        self.ahead = ahead.least(self.ahead)
         self.order = order if self.order < 0 else min(self.order, order)
         self.remark = self.remark or READ_AS[layer.span.kind]
 

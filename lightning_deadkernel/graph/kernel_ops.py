@@ -13,7 +13,7 @@ from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import ACTIVATIONS
 from lightning_deadkernel.graph.channel_axis import Shape, carried
 from lightning_deadkernel.graph.layers import Layer
-from lightning_deadkernel.graph.ops import CONVOLUTIONS, FUNCTIONS, MATMULS, MIXERS, NORMS, REDUCTIONS
+from lightning_deadkernel.graph.ops import CONVOLUTIONS, FUNCTIONS, MATMULS, MIXERS, NORMS, RECURRENCES, REDUCTIONS
 from lightning_deadkernel.graph.parts import Part, follow
 from lightning_deadkernel.graph.topology import Topology, Value
 
@@ -73,15 +73,19 @@ class KernelOps:
                 yield index, KernelOp(right_owner or left_owner, data, weight, bias)
 
     def _depths(self) -> tuple[list[int], list[bool]]:
-        """Kernel ops on the longest path to the loss, and whether any lies on a path at all."""
+        """Kernel ops and recurrences on the longest path to the loss, and whether any lies on a path at all."""
         graph = self.graph
         depth, feeds = [0] * len(graph.names), [False] * len(graph.names)
         for index in reversed(graph.order):
             for reader, _ in graph.readers[index]:
                 kernel = reader in self.ops or graph.names[reader] in MIXERS
-                depth[index] = max(depth[index], depth[reader] + (reader in self.ops))
+                depth[index] = max(depth[index], depth[reader] + self.is_layer(reader))
                 feeds[index] = feeds[index] or feeds[reader] or kernel
         return depth, feeds
+
+    def is_layer(self, index: int) -> bool:
+        """Whether a node is a kernel op or a recurrence in one op."""
+        return index in self.ops or self.graph.names[index] in RECURRENCES
 
     def weight_axis(self, index: int) -> int | None:
         """Which axis of its layer's weight becomes the channels of an op's output; None where that is unclear."""

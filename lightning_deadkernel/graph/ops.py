@@ -50,14 +50,15 @@ SAVED_DATA: dict[str, dict[int, str]] = {
 }
 """Kernel op -> place of an argument -> the name under which it is saved for the weight's gradient."""
 
-SEQUENCE_OPS = frozenset(
+ATTENTION = frozenset(
     "ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention ScaledDotProductEfficientAttention "
     "ScaledDotProductCudnnAttention ScaledDotProductFusedAttention ScaledDotProductAttentionMath FlexAttention "
-    "FlexAttentionAutogradOp MkldnnRnnLayer CudnnRnn MiopenRnn ThnnFusedLstmCell ThnnFusedGruCell Lstm".split()
+    "FlexAttentionAutogradOp".split()
 )
-"""Attention and recurrence: what they make is data, even where nothing but parameters enters by the graph."""
-
-ATTENTION = frozenset(name for name in SEQUENCE_OPS if "Attention" in name)
+RECURRENCES = frozenset("MkldnnRnnLayer CudnnRnn MiopenRnn ThnnFusedLstmCell ThnnFusedGruCell Lstm".split())
+"""Layers of a recurrence in one op, its activations included."""
+SEQUENCE_OPS = ATTENTION | RECURRENCES
+"""What they make is data, even where nothing but parameters enters by the graph."""
 
 MIXERS = SEQUENCE_OPS | frozenset(
     "Bilinear Trilinear Dot Cdist FftR2C FftC2R FftC2C GridSampler2D GridSampler3D Softmax SafeSoftmax "

@@ -13,14 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from lightning_deadkernel.graph.activations import Activation
+from lightning_deadkernel.graph.ahead import Ahead, look_ahead
 from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse, Source, cheapest_source
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layers import Layer, LayerTable
-from lightning_deadkernel.graph.ops import NORMS, canonical
+from lightning_deadkernel.graph.ops import RECURRENCES, canonical
 from lightning_deadkernel.graph.parts import Part, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths
-from lightning_deadkernel.graph.rows_in_graph import NO_KERNEL_OPS, first_ops, is_factor, lookups_of, rows_in
+from lightning_deadkernel.graph.rows_in_graph import (
+    NO_KERNEL_OPS,
+    first_ops,
+    is_factor,
+    lookups_of,
+    readers_of,
+    rows_in,
+)
 from lightning_deadkernel.graph.topology import Gathered, Topology, walk
 from lightning_deadkernel.graph.tracer import PathTracer
 from lightning_deadkernel.observation import OF_KERNELS as BY_OP
@@ -57,6 +65,8 @@ class GraphMap:
         self.rows = {layer.name: rows_in(self.graph, layer) for layer in table.watched}
         """What the rows of each layer are."""
         self.uses = self._find_uses()
+        self.ahead = self._look_ahead()
+        """What lies between each node and the loss."""
 
     def _find_uses(self) -> list[LayerUse]:
         """All uses of the layers that are not excluded, in forward order."""
@@ -140,12 +150,31 @@ class GraphMap:
             producers=producers,
         )
 
-    def place(self, layer: Layer) -> tuple[int, int]:
-        """Depth and order of a layer whose rows are no kernels of one op."""
-        leaves = [self.graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in self.graph.leaves]
-        order = min(self.graph.rank[reader] for leaf in leaves for reader, _ in self.graph.readers[leaf])
-        own = any(op.layer is not None and op.layer.main is layer.main for op in self.kernels.ops.values())
-        return max(self.kernels.depth[leaf] for leaf in leaves) - own, order
+    def _look_ahead(self) -> list[Ahead]:
+        graph = self.graph
+        return look_ahead(
+            graph,
+            layers={index for index, op in self.kernels.ops.items() if op.layer is not None},
+            normed={graph.order[use.order] for use in self.uses if use.paths.composed_norm},
+            bounded={
+                read.node
+                for use in self.uses
+                for read, activation in zip(use.paths.reads, use.activations, strict=True)
+                if activation.kind == "bounded"
+            },
+        )
+
+    def place(self, layer: Layer) -> tuple[int, int, Ahead]:
+        """Depth, order and what lies ahead of a layer whose rows are no kernels of one op."""
+        graph = self.graph
+        leaves = [graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in graph.leaves]
+        order = min(graph.rank[reader] for leaf in leaves for reader, _ in graph.readers[leaf])
+        ops = readers_of(graph, layer)
+        fused = any(graph.names[op] in RECURRENCES for op in ops)
+        own = fused or any(op.layer is not None and op.layer.main is layer.main for op in self.kernels.ops.values())
+        plain = min(self.ahead[op].plain for op in ops)
+        bounded = min(self.ahead[op].bounded for op in ops) + fused
+        return max(self.kernels.depth[leaf] for leaf in leaves) - own, order, Ahead(plain, bounded)
 
 
 @dataclass
@@ -202,8 +231,6 @@ class GraphReader:
         """Channels are followed through an index that reorders them, as it has been the same so far."""
         self.unknown_ops: dict[str, str] = {}
         """Unknown op -> a layer that met it."""
-        self.norms = False
-        """Some graph holds a norm, wherever it is."""
         self.strangers = 0
         """Weights of two or more axes in a graph that are parameters of no module."""
         self.forget()
@@ -211,7 +238,7 @@ class GraphReader:
     def forget(self) -> None:
         """Drops all that graphs have taught, but for the layers that had to be given up."""
         known, self.facts, self.maps = self.facts, {}, {}
-        self.unknown_ops, self.norms, self.strangers = {}, False, 0
+        self.unknown_ops, self.strangers = {}, 0
         for layer in self.table.layers:
             self.facts[layer.name] = facts = LayerFacts(layer, holds_no_kernels=layer.is_vector)
             if layer.name in known:
@@ -222,9 +249,8 @@ class GraphReader:
         """Takes another table. Of layers that are as they were, what graphs taught is kept until it is forgotten."""
         known, before, self.table = self.facts, {layer.name: layer for layer in self.table.layers}, table
         as_before = {la.name for la in table.layers if la.name in before and la.is_as(before[la.name])}
-        self.facts, norms = {}, self.norms
+        self.facts = {}
         self.forget()
-        self.norms = norms
         for name in as_before:
             self.facts[name] = known[name]
             known[name].keep_only(as_before, table.trained)
@@ -279,12 +305,11 @@ class GraphReader:
         found = GraphMap(nodes, self.table, gathered, self.facts, self.reorders)
         graph, self.has_learned = found.graph, True
         self.compiled = self.compiled or graph.compiled
-        self.norms = self.norms or any(name in NORMS for name in graph.names)
-        self.norms = self.norms or any(use.paths.composed_norm for use in found.uses)
         self.strangers = max(self.strangers, 0 if gathered else self._strangers(nodes, graph))
         for use in found.uses:
             facts = self.facts[use.layer.name]
             facts.learn(use)
+            facts.ahead = found.ahead[graph.order[use.order]].least(facts.ahead)
             for name in use.paths.unknown:
                 self.unknown_ops.setdefault(name, use.layer.name)
         for name, error in found.failures.items():

@@ -38,8 +38,13 @@ def rows_in(graph: Topology, layer: Layer) -> Rows:
 
 def first_ops(graph: Topology, layer: Layer) -> set[str]:
     """Names of the ops that consume a weight, or a view of it."""
+    return {graph.names[reader] for reader in readers_of(graph, layer)}
+
+
+def readers_of(graph: Topology, layer: Layer) -> set[int]:
+    """The ops that consume a weight, or a view of it."""
     leaves = [graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in graph.leaves]
-    return {graph.names[reader] for leaf in leaves for reader in _behind_views(graph, leaf)}
+    return {reader for leaf in leaves for reader in _behind_views(graph, leaf)}
 
 
 def is_factor(graph: Topology, layer: Layer) -> bool:

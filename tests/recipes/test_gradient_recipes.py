@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
-from helpers.short_runs import SEEDS, alarms, found, last, mlp, sgd, train
+from helpers.short_runs import SEEDS, alarms, digits, found, last, mlp, sgd, train
 
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
 
@@ -72,6 +73,95 @@ def test_the_verdict_on_gradients_is_free_of_scale_and_of_accumulation(seed: int
     assert verdict(1e-4) == plain
     assert verdict(1e4) == plain
     assert verdict(1.0, accumulate_grad_batches=4)["vanishing_gradient"] == plain["vanishing_gradient"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_a_uniform_collapse_is_one_problem_within_eight_steps_at_any_loss_scale(seed: int, scale: float) -> None:
+    net = mlp(64, *[64] * 9, 10)
+    for module in net:
+        if isinstance(module, nn.Linear):
+            module.weight.uniform_(-0.05, 0.05)
+            module.bias.zero_()
+    loss = lambda logits, labels: scale * F.cross_entropy(logits, labels)  # noqa: E731
+    few = {"limit_train_batches": 8, "log_every_n_steps": 1}
+    with torch.enable_grad():
+        report = last(train(net, sgd(0.05 / scale), loss=loss, epochs=1, **few))
+    (problem,) = report.problems
+    assert problem.findings[0].kind in ("weak_gradient", "vanishing_gradient")
+    assert {f.layer for f in problem.findings} >= {f"net.{k}" for k in range(1, 15, 2)}
+    assert "9 layers that no norm follows" in problem.cause
+    kernel = (64 * 0.05**2 / 3) ** 0.5  # of a uniform distribution
+    assert f"a norm of {kernel:.2g}, where 1.4 keeps the size" in problem.cause
+
+
+class Recurrent(nn.Module):
+    """Rows of a picture through many layers of LSTM."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.rows, self.head = nn.LSTM(8, 16, num_layers=layers, batch_first=True), nn.Linear(16, 10)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rows(pictures[:, 0])[0][:, -1])
+
+
+@pytest.mark.parametrize("optimizer", [sgd(0.05), lambda parameters: torch.optim.Adam(parameters, 1e-3)])
+def test_twelve_layers_of_lstm_let_the_gradient_vanish_in_recurrent_weights_too(seed: int, optimizer) -> None:  # type: ignore[no-untyped-def]
+    report = last(train(Recurrent(12), optimizer, epochs=1))
+    problem = report.problems[0]
+    assert (problem.severity, problem.findings[0].cause_word) == ("error", "depth")
+    assert "12 sigmoid or tanh activations" in problem.cause
+    assert "recurrent layers" in problem.advice
+    layers = {str(f.layer) for f in problem.findings}
+    assert {name.split(".")[2] for name in layers} >= {"weight_hh_l0", "weight_hh_l1"}
+    assert not any(name.split(".")[2].endswith(("l10", "l11")) for name in layers)
+    depth = {name: report[f"net.rows.weight_ih_l{name}.cell"].depth for name in range(12)}
+    assert depth == {layer: 12 - layer for layer in range(12)}
+
+
+def test_the_gradient_of_a_sigmoid_chain_is_within_its_closed_bound(seed: int) -> None:
+    """On one sample ||dW|| = ||delta|| ||x||, and a layer passes on at most ||W||_2 / 4 of the delta it is given."""
+    net = mlp(64, *[32] * 12, 10, activation=nn.Sigmoid)
+    picture, label = digits()[seed]
+    one = TensorDataset(picture.repeat(8, 1, 1, 1), label.repeat(8))
+    inputs, x = {}, picture[None]
+    for place, module in enumerate(net):
+        inputs[place], x = float(x.norm()), module(x).detach()
+    report = last(train(net, sgd(1e-9), data=one, batch_size=1, epochs=1))  # the weights stay as they are
+    size = {
+        place: report[f"net.{place}"].gradient_ratio * module.weight.numel() ** 0.5  # type: ignore[operator]
+        for place, module in enumerate(net)
+        if isinstance(module, nn.Linear)
+    }
+    for place in range(3, 27, 2):
+        passed = float(torch.linalg.matrix_norm(net[place].weight, 2)) / 4
+        assert 0 < size[place - 2] <= 1.001 * passed * size[place] * inputs[place - 2] / inputs[place], place
+
+
+class Critic(L.LightningModule):
+    """A generator judged by a critic whose sigmoids lie on their flat ends: the generator gets nothing back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator, self.critic = mlp(64, 32, 16), nn.Sequential(nn.Linear(16, 8), nn.Sigmoid(), nn.Linear(8, 1))
+        with torch.no_grad():
+            self.critic[0].bias.copy_(torch.tensor([30.0, -30.0]).repeat(4))
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return (self.critic(self.generator(batch[0])) - 1).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def test_a_critic_on_its_flat_ends_is_the_root_of_what_the_generator_lacks(seed: int) -> None:
+    report = last(train(Critic(), epochs=1))
+    (problem, *others) = report.problems
+    assert (problem.findings[0].layer, problem.findings[0].cause_word) == ("critic.0", "saturated")
+    assert {f.layer for f in problem.findings} >= {"critic.0", "generator.1", "generator.3"}
+    assert {f.cause_word for f in problem.findings if str(f.layer).startswith("generator")} == {"saturated downstream"}
+    assert others == []
 
 
 def test_a_parameter_missing_from_the_optimizer_is_frozen(seed: int) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from itertools import accumulate
+from statistics import fmean
 
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
@@ -22,10 +21,18 @@ from lightning_deadkernel.diagnosis.weight_causes import PLAIN
 
 SMALL_SCALE = 0.1
 """Scales of norms are initialised to one; a branch whose scale is below a tenth is all but shut."""
-DEEP = 5
+DEEP = 3
+"""Layers or activations in a row that may each take their part of a gradient: 0.1 each leaves a thousandth."""
+SHRUNK = 0.1
+"""What fewer layers must leave of a gradient by the norms of their kernels alone, for depth to be the cause."""
+BEHIND = 0.01
+"""A layer's step is behind where it is below this share of the network's largest, ||dW|| / ||W|| both: where all are
+small alike the learning rate is, and not the gradient."""
+KEEPS_SIZE = 2**0.5
+"""Norm of a kernel that keeps the size of what passes a rectifier (He et al. 2015)."""
 HEALTHY_STEP = 1e-5
-"""||dW|| / ||W|| of a step from which on a layer learns well enough under an optimizer that normalises its steps: a
-hundredth of the healthy landmark, ten times the line of slow."""
+"""||dW|| / ||W|| of a step from which on a layer learns well enough, whatever its gradient: a hundredth of the healthy
+landmark, ten times the line of slow."""
 
 CAUSES = (ZERO_AT_INITIALISATION, UNDERFLOW, SATURATED_DOWNSTREAM, SATURATED, DEPTH, UNKNOWN)
 
@@ -74,25 +81,47 @@ def is_normalised(layer: LayerContext) -> bool:
     return layer.observed.optimizer is not None and layer.observed.optimizer not in PLAIN
 
 
-def is_harmless(layer: LayerContext) -> bool:
-    """Whether the layer learns all the same: its optimizer normalises its steps, and they are healthy."""
-    ratio = layer.observed.update_ratio
-    return is_normalised(layer) and ratio is not None and ratio >= HEALTHY_STEP
+def does_harm(layer: LayerContext, clear: bool) -> bool:
+    """Whether the small gradient keeps the layer from learning: its steps are small, and behind those of others.
+
+    Steps alone prove nothing: what weight decay makes of them is not counted.
+
+    Args:
+        layer: whose gradient is small.
+        clear: what to say where no step was measured, under an optimizer whose steps are as large as its gradients.
+    """
+    if is_scale_growing(layer):
+        return False
+    step = _step(layer)
+    if step is None:
+        return clear and not is_normalised(layer)
+    largest = max(_step(other) or 0.0 for other in layer.network.layers)
+    return step < HEALTHY_STEP and step <= BEHIND * largest
+
+
+def _step(layer: LayerContext) -> float | None:
+    """||dW|| / ||W|| of a step but for what decay makes of it; None where none was measured."""
+    observed = layer.observed
+    ratio, rate, decay = observed.update_ratio, observed.learning_rate or 0.0, observed.weight_decay
+    if ratio is None or not decay:
+        return ratio
+    if observed.decoupled_decay or not is_normalised(layer):
+        return max(0.0, ratio - rate * decay / max(1e-3, 1.0 - observed.momentum))
+    if observed.norms is None:
+        return ratio
+    # through the gradient of an optimizer that normalises, decay makes the whole step where it is more than the rest
+    weights = float(observed.norms.square().sum() / max(1, observed.parameters)) ** 0.5
+    return ratio if (observed.gradient_rms or 0.0) > decay * weights else 0.0
 
 
 class Explainer:
-    """Tells why a gradient is small. What lies nearer to the loss is counted once for all layers of the window."""
+    """Tells why a gradient is small. What is asked of the whole network is worked out once."""
 
     def __init__(self, context: WindowContext) -> None:
-        layers = sorted(context.layers, key=lambda layer: layer.observed.depth)
-        self.depths = [layer.observed.depth for layer in layers]
-        bounded = [layer.observed.gating == "bounded" for layer in layers]
-        self.bounded = list(accumulate(bounded))
-        self.flat = list(accumulate(b and _is_mostly_flat(la) for b, la in zip(bounded, layers, strict=True)))
-        self.normed = context.window.has_norms or any(layer.observed.norm_scale is not None for layer in layers)
+        self.bounded = [layer for layer in context.layers if layer.observed.gating == "bounded"]
         self.blocking: dict[str, frozenset[str]] = {}
         """Layer -> wholly saturated layers of which every path from it to the loss passes one."""
-        for layer in layers:
+        for layer in sorted(context.layers, key=lambda layer: layer.observed.depth):
             self.blocking[layer.name] = self._blocked_by(layer)
 
     def _blocked_by(self, layer: LayerContext) -> frozenset[str]:
@@ -110,7 +139,7 @@ class Explainer:
     def cause(self, layer: LayerContext) -> Cause:
         """The first cause whose premise holds."""
         observed = layer.observed
-        ratio, depth = observed.gradient_ratio or 0.0, observed.depth
+        ratio, plain, bounded = observed.gradient_ratio or 0.0, observed.plain_ahead, observed.bounded_ahead
         text = f"its gradient is {ratio:.1e} of the network's largest"
         if is_scale_growing(layer):
             assert observed.norm_scale is not None
@@ -125,6 +154,13 @@ class Explainer:
         cause = underflow(observed, above=f"{text}, and ")
         if cause is not None:
             return cause
+        if _is_wholly_flat(layer):
+            return SATURATED.because(
+                f"{text}: most inputs of each of its channels lie on the flat end of {observed.activation}",
+                f"Put a norm before the activation, scale the initial weights down (Xavier initialisation) or lower"
+                f" {layer.rate}.",
+                references.GLOROT,
+            )
         if self.blocking[layer.name]:
             names = ", ".join(sorted(self.blocking[layer.name]))
             return SATURATED_DOWNSTREAM.because(
@@ -133,40 +169,72 @@ class Explainer:
                 references.GLOROT,
                 {"consumers": names},
             )
-        count = bisect_right(self.depths, depth)
-        bounded = self.bounded[count - 1]
-        if 2 * self.flat[count - 1] > count:
-            return SATURATED.because(
-                f"{text}: {self.flat[count - 1]} sigmoid or tanh layers between it and the loss have most of their"
-                " inputs on a flat end",
-                "Put a norm before each activation, scale the initial weights down (Xavier initialisation), or use ReLU"
-                " or GELU in hidden layers.",
+        if bounded >= DEEP:
+            nearer = [other for other in self.bounded if other.observed.depth <= observed.depth]
+            flat = sum(map(_is_mostly_flat, nearer))
+            if 2 * flat > len(nearer):
+                return SATURATED.because(
+                    f"{text}: {bounded} sigmoid or tanh activations lie on every path from it to the loss, and {flat}"
+                    f" of the {len(nearer)} such layers that are no farther from it have most of their inputs on a flat"
+                    " end",
+                    "Put a norm before each activation, scale the initial weights down (Xavier initialisation), or use"
+                    " ReLU or GELU in hidden layers.",
+                    references.GLOROT,
+                    {"bounded_layers": bounded},
+                )
+            return DEPTH.because(
+                f"{text}: {bounded} sigmoid or tanh activations lie on every path from it to the loss, and each"
+                " multiplies by its slope (at most 0.25 for sigmoid)",
+                _advice(
+                    layer,
+                    "Use fewer recurrent layers, or a LayerNorm or skips between them."
+                    if observed.rows == "gate"
+                    else "Use ReLU or GELU in hidden layers, put a norm before each activation, or add skips.",
+                ),
                 references.GLOROT,
                 {"bounded_layers": bounded},
             )
-        if 2 * bounded > count:
+        norm = _norm_nearer(layer)
+        if plain >= DEEP or (norm / KEEPS_SIZE) ** plain < SHRUNK:
+            small = f"; kernels there have a norm of {norm:.2g}, where {KEEPS_SIZE:.2g} keeps the size under ReLU"
             return DEPTH.because(
-                f"{text}: {bounded} sigmoid or tanh layers lie between it and the loss, and each multiplies by its"
-                " slope (at most 0.25 for sigmoid)",
-                "Use ReLU or GELU in hidden layers, put a norm before each activation, or add skip connections.",
-                references.GLOROT,
-                {"bounded_layers": bounded},
-            )
-        if depth >= DEEP and not self.normed:
-            return DEPTH.because(
-                f"{text}: it shrinks over the {depth} layers to the loss, and the network has no norm",
-                "Use He initialisation (kaiming_normal_ with nonlinearity='relu'; torch's default is smaller), add"
-                " norms or skip connections.",
+                f"{text}: on every path to the loss it passes {plain} layer{'s' * (plain != 1)} that no norm follows"
+                f" and no skip bypasses{small * (norm < KEEPS_SIZE)}",
+                _advice(
+                    layer,
+                    "Use He initialisation (kaiming_normal_ with nonlinearity='relu'; torch's default is smaller), put"
+                    " a norm after each layer, or add skips.",
+                ),
                 references.HE,
+                {"layers_without_norm": plain},
             )
-        ruled_out = ["a chain of sigmoid or tanh layers", "a saturated layer on every path to the loss"]
-        ruled_out += ["depth without norms" if self.normed else f"depth (it is {depth} layers from the loss)"]
         return UNKNOWN.because(
-            f"{text}; ruled out: {', '.join(ruled_out)}",
-            "Compare the rms of the weights and activations of this layer with its neighbours': one of them is off"
-            " scale.",
+            f"{text}; ruled out: a chain of sigmoid or tanh activations ({bounded} on the shortest path to the loss), a"
+            f" saturated layer on every path, a chain of layers without norm or skip ({plain} of them)",
+            _advice(
+                layer,
+                "Compare the rms of the weights and activations of this layer with its neighbours': one of them is off"
+                " scale.",
+            ),
             references.GLOROT,
         )
+
+
+def _advice(layer: LayerContext, first: str) -> str:
+    """What to do, and what else helps under the user's own optimizer."""
+    if is_normalised(layer) or layer.observed.optimizer is None:
+        return first
+    return f"{first} AdamW in place of {layer.observed.optimizer} makes up for small gradients."
+
+
+def _norm_nearer(layer: LayerContext) -> float:
+    """Mean norm of the kernels between the layer and the output; that which keeps the size of gradients without any."""
+    kernels = [
+        float(other.observed.norms.mean())
+        for other in layer.network.layers
+        if other.observed.norms is not None and 0 < other.observed.depth < layer.observed.depth
+    ]
+    return fmean(kernels) if kernels else KEEPS_SIZE
 
 
 def _is_mostly_flat(layer: LayerContext) -> bool:
@@ -175,4 +243,7 @@ def _is_mostly_flat(layer: LayerContext) -> bool:
 
 
 def _is_wholly_flat(layer: LayerContext) -> bool:
-    return layer.observed.channels > 0 and len(layer.report.saturated) == layer.observed.channels
+    if len(layer.report.saturated) == layer.observed.channels > 0:
+        return True
+    share = layer.observed.saturated_share
+    return share is not None and share.numel() > 0 and bool((share > layer.thresholds.saturated_share).all())

@@ -33,6 +33,7 @@ from lightning_deadkernel.diagnosis.causes import BELOW_RESOLUTION, NOT_IN_OPTIM
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
+from lightning_deadkernel.diagnosis.rules._small_gradient import is_vanishing, is_weak
 
 HALF = 0.5
 """Below this share of a layer, kernels that stand still are no more than worth knowing: their inputs may be zero."""
@@ -46,9 +47,8 @@ def frozen_weights(context: WindowContext) -> Iterator[Found]:
         if not bool(channels.any()):
             continue
         cause = _why(layer, channels)
-        # a vanishing gradient is a finding of its own, and the root of this one
-        vanishing = layer.observed.vanishing_share >= layer.thresholds.share_of_steps
-        few = vanishing or float(channels.float().mean()) < HALF
+        # a small gradient is a finding of its own, and the root of this one
+        few = is_vanishing(layer) or is_weak(layer) or float(channels.float().mean()) < HALF
         usual = cause.kind is UNKNOWN or (cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2)
         evidence: Evidence = {"optimizer_steps": layer.window.optimizer_steps}
         yield Found(layer, "info" if few and usual else "warning", cause, evidence, channels)
@@ -74,7 +74,9 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
         "bytes_per_parameter": observed.bytes_per_parameter,
     }
     half = observed.bytes_per_parameter == 2
-    if half or rate * size < EPSILON.get(observed.bytes_per_parameter, EPSILON[4]) * largest:
+    resolution = EPSILON.get(observed.bytes_per_parameter, EPSILON[4])
+    lost = observed.update_ratio is not None and observed.update_ratio < resolution  # as most steps of the layer are
+    if half or lost or rate * size < resolution * largest:
         return BELOW_RESOLUTION.because(
             f"steps at learning rate {rate:g} on gradients up to {size:.1e} round away in weights of up to"
             f" {largest:.2g} held in {observed.bytes_per_parameter} bytes",

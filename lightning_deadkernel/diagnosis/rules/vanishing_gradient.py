@@ -8,8 +8,8 @@ not depend on the loss scale, the batch size or the learning rate, so it can be 
 ## Why it matters
 
 float32 holds about seven digits: one learning rate cannot serve both ends of such a network, and the far end does not
-learn while the loss falls by what the near end does alone. An optimizer that normalises its steps (Adam and its kin)
-makes up for it: where its updates are healthy, a small gradient is no more than worth knowing.
+learn while the loss falls by what the near end does alone. Where the layer's updates are healthy all the same, as an
+optimizer that normalises its steps (Adam and its kin) makes them, a small gradient is no more than worth knowing.
 
 ## What to do
 
@@ -32,9 +32,8 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._small_gradient import (
     CAUSES,
     Explainer,
+    does_harm,
     evidence,
-    is_harmless,
-    is_scale_growing,
     is_vanishing,
     shares,
 )
@@ -50,6 +49,5 @@ def vanishing_gradient(context: WindowContext) -> Iterator[Found]:
     many = len(concerned) >= MANY_LAYERS or 2 * len(concerned) >= len(context.layers)
     explain = Explainer(context)
     for layer in concerned:
-        harm = not is_scale_growing(layer) and not is_harmless(layer)
-        severity: Severity = "info" if not harm else "error" if many else "warning"
+        severity: Severity = "info" if not does_harm(layer, clear=True) else "error" if many else "warning"
         yield Found(layer, severity, explain.cause(layer), evidence(layer, shares(layer)[1]))

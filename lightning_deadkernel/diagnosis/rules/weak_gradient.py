@@ -7,9 +7,9 @@ steps.
 
 ## Why it matters
 
-Under plain SGD such a layer learns a thousand times slower than the fastest one; an optimizer that normalises its steps
-(Adam and its kin) makes up for it, and then it is no more than worth knowing. It is the early form of a vanishing
-gradient.
+Under plain SGD such a layer learns a thousand times slower than the fastest one. Where its updates are healthy all the
+same, as an optimizer that normalises its steps (Adam and its kin) makes them, it is no more than worth knowing. It is
+the early form of a vanishing gradient.
 
 ## What to do
 
@@ -30,16 +30,15 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._small_gradient import (
     CAUSES,
     Explainer,
+    does_harm,
     evidence,
-    is_normalised,
-    is_scale_growing,
     is_weak,
     shares,
 )
 from lightning_deadkernel.report.records import Severity
 
 MARGIN = 0.1
-"""A gradient less than tenfold below the line is worth knowing, and no more."""
+"""Where no step was measured, a gradient less than tenfold below the line is worth knowing, and no more."""
 
 
 @rule("the gradient is weak", causes=CAUSES)
@@ -50,6 +49,5 @@ def weak_gradient(context: WindowContext) -> Iterator[Found]:
         if is_weak(layer):
             ratio = layer.observed.gradient_ratio or 0.0
             clear = ratio < MARGIN * layer.thresholds.weak_gradient
-            harm = clear and not is_scale_growing(layer) and not is_normalised(layer)
-            severity: Severity = "warning" if harm else "info"
+            severity: Severity = "warning" if does_harm(layer, clear) else "info"
             yield Found(layer, severity, explain.cause(layer), evidence(layer, shares(layer)[0]))
