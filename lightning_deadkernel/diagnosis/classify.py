@@ -33,6 +33,8 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
         codes = _states(layer, frozen, thresholds)
         for gating, channels in layer.other_gatings.items():
             codes = torch.where(channels, _states(replace(layer, gating=gating), frozen, thresholds), codes)
+        if window.index == 1:
+            codes[(codes == STATES.index("dead")) & _woken(layer, history.get(layer.name))] = STATES.index("silent")
         codes[not_finite(layer) & (codes != STATES.index("active"))] = STATES.index("unknown")
         for flag, channels in (
             (FROZEN, frozen),
@@ -124,6 +126,13 @@ def not_finite(layer: LayerWindow) -> Tensor:
         if values is not None:
             touched |= ~values.isfinite()
     return touched
+
+
+def _woken(layer: LayerWindow, past: LayerPast | None) -> Tensor:
+    """(C,) bool: zero at initialisation, and not now. No penalty moves a kernel of zero: the loss itself did."""
+    if not layer.penalised or layer.norms is None or past is None or len(past.first_norm) != layer.channels:
+        return torch.zeros(layer.channels, dtype=torch.bool)
+    return (past.first_norm == 0) & (layer.norms > 0)
 
 
 def _unchanged(layer: LayerWindow, window: Window) -> Tensor:

@@ -268,6 +268,11 @@ class KernelOps:
         """Whether the loss depends on a parameter past all kernel ops."""
         return self.graph.leaves.get(id(parameter)) in self._outside
 
+    def is_used_beside(self, parameter: nn.Parameter) -> bool:
+        """Whether the loss depends on a bias or a shift past its own addition, too."""
+        leaf = self.graph.leaves.get(id(parameter))
+        return leaf is not None and len(self.graph.readers[leaf]) > 1 and leaf in self._outside
+
     def producers(self, index: int) -> set[int] | None:
         """Activation nodes that are the only inputs of a kernel op; None where anything else enters."""
         graph = self.graph

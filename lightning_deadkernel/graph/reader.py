@@ -146,7 +146,7 @@ class GraphMap:
             beside,
             source,
             penalised=kernels.is_penalised(layer),
-            source_penalised=source.parameter is None or kernels.reaches_loss(source.parameter),
+            source_penalised=source.parameter is None or kernels.is_used_beside(source.parameter),
             producers=producers,
         )
 

@@ -295,8 +295,8 @@ class PathTracer:
     def _is_function(self, index: int, name: str, both: bool, parts: tuple[Part, ...]) -> bool:
         """Whether the node is a function without an off side that could be read as an activation."""
         node = self.graph.nodes[index]
-        if name == "CopySlices":
-            return True
+        if name == "CopySlices":  # with a value beside it, that is what was written there
+            return sum(value is not None for value in self.graph.inputs[index]) == 1
         if name not in ELEMENTWISE or (name in ("Mul", "Div") and not both):
             return name in FUNCTIONS
         reader = ELEMENTWISE[name]

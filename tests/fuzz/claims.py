@@ -140,7 +140,8 @@ def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
         nonzero(truth.output_gradient, sorted(set(dead) - {int(channel) for channel in still})),
         "have one",
     )
-    yield from say("dead though it fires", nonzero(truth.fires, dead), "make some rectifier positive, or meet none")
+    if layer.name not in _left_out_at_times(oracle):
+        yield from say("dead though it fires", nonzero(truth.fires, dead), "make some rectifier positive, or meet none")
     if truth.low is not None:
         kept = sorted(set(dead) - set(oracle.may_go(layer.name, dead)))
         yield from say("dead though it matters", kept, "change the output when they are replaced")
@@ -168,9 +169,22 @@ def _behind_a_shift(layer: str, oracle: Oracle) -> list[int]:
     """Channels that are constant, or cut off by a scale of zero, where the shift of a norm may learn in their place."""
     truth, ops = oracle.truths[layer], oracle.program.ops
     penalised = any(op.name == "penalty" and op.options["layer"] == layer for op in ops)
-    if penalised or truth.arrives is None or not any(op.name.endswith("_norm") for op in ops):
+    norms = {op.target for op in ops if op.name.endswith("_norm") and (not penalised or layer in op.args)}
+    if penalised and not norms and not truth.has_bias:  # nothing tells the gradient of the loss from the penalty's
+        return list(range(len(truth.kernel_gradient)))
+    if truth.arrives is None or not norms:
         return []
-    return [int(channel) for channel in (truth.constant() | (truth.arrives == 0)).nonzero().flatten()]
+    scaled = {c for op in ops if op.name == "scale_zero" and op.args[0] in norms for c in op.options["channels"]}
+    return [*scaled, *map(int, (truth.constant() | (truth.arrives == 0)).nonzero().flatten())]
+
+
+def _left_out_at_times(oracle: Oracle) -> set[str]:
+    """Layers that fire on steps on which nothing reads them: before a branch that is there on some steps only."""
+    found = {op.args[1] for op in oracle.program.ops if op.name == "stochastic_depth"}
+    for op in reversed(oracle.program.ops):
+        if op.target in found or any("inplace" in op.name and name in found for name in op.args):
+            found.update(op.args)
+    return found
 
 
 def _words(states: list[str], channels: list[int]) -> str:

@@ -322,6 +322,30 @@ def test_a_penalty_in_the_loss_keeps_dead_channels_dead() -> None:
     assert watch(net, images())["conv"].dead == list(DEAD)
 
 
+@pytest.mark.parametrize("shape", [(8, 5), (8, 3, 5)])
+def test_beside_a_penalty_on_the_kernel_the_bias_tells_whether_anything_listens(shape: tuple[int, ...]) -> None:
+    class Penalised(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) + self.fc.weight.square().sum()
+
+    halted = nn.Parameter(torch.ones(8).index_fill(0, torch.tensor(DEAD), 0.0), requires_grad=False)
+    layer = watch(Penalised(lambda net, x: F.relu(net.fc(x) + 9) * halted, fc=nn.Linear(5, 8)), rows(*shape))["fc"]
+    assert (layer.starved, layer.activation) == (list(DEAD), "relu")
+
+
+def test_what_is_written_over_a_part_of_the_channels_hides_no_activation_of_the_others() -> None:
+    def half(x: Tensor) -> Tensor:
+        out = x.clone()
+        out[:, :4].copy_(F.relu(x[:, :4]))
+        return out
+
+    net = between(lambda net, x: half(x))
+    with torch.no_grad():
+        net.conv.weight[6], net.conv.bias[6] = 0.0, 0.0
+        net.head.weight[:, 6] = 0.0
+    assert watch(net, images())["conv"].states[6] == "zero-gradient"
+
+
 def test_channels_that_an_average_mixes_before_an_activation_have_a_word_of_their_own_and_none_is_called_dead() -> None:
     def resized(net: Any, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(net.conv(x).permute(0, 2, 1, 3), (4, 8)).permute(0, 2, 1, 3)
