@@ -65,7 +65,7 @@ def since(reports: Sequence[Report], name: str, word: str, channels: Sequence[in
         begins.append(begin)
     first, last = min(begins), max(begins)
     # states are known from the first window on: one that was there then may have been there before
-    from_start = first <= 1 and reports[0].window == 0
+    from_start = reports[first].window <= 1 and reports[0].window == 0
     start = "the start" if from_start else moment(reports, first)
     if not from_start and first and reports[first].window - reports[first - 1].window > 1:
         start = f"{moment(reports, first - 1)} to {start}"

@@ -1,23 +1,26 @@
 """Reports as strict JSON, for files, and as compressed bytes, for checkpoints. `docs/report_schema.md` describes both.
 
 Reading is driven by the dataclasses' own type hints, so what a report holds is written down once, in `records.py`, and
-every value is checked on its way in.
+every value is checked on its way in. Past 300 lines because writing and reading are each other's mirror.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import types
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
+from lightning_deadkernel.report.arrays import MOST_CHANNELS, Arrays, from_file, moved, put_back, to_file
 from lightning_deadkernel.report.records import LayerReport, ReportRecord
 from lightning_deadkernel.report.states import FLAGS, STATE_BITS, STATES, channels_with
 
@@ -30,6 +33,8 @@ MAX_CHANNELS = 1 << 24
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _UNSAVED = "tensors"
+_CONTROL = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What JSON may hold as it is, but a terminal takes for a command, or no encoding has: lone surrogates."""
 
 R = TypeVar("R", bound=ReportRecord)
 
@@ -41,19 +46,59 @@ def to_json(report: ReportRecord) -> str:
         TypeError: if a value is neither a number nor text.
         ValueError: if a layer has not one code per channel.
     """
-    record = {"schema": SCHEMA, "version": VERSION, "summary": _plain(report.summary()), **_plain(report)}
-    return _indented(record) + "\n"
+    return _json({"summary": _plain(report.summary()), **_plain(report)})
 
 
-def from_json(kind: type[R], text: str | bytes, source: str = "the report") -> R:
-    """Read what `to_json` wrote.
+def to_files(report: ReportRecord, stem: str) -> tuple[str, dict[str, bytes]]:
+    """The JSON, and what is too long for it: names and contents of files beside it, which are to be written first.
+
+    Args:
+        report: what to write.
+        stem: of the JSON's own name.
+
+    Raises:
+        TypeError, ValueError: as of `to_json`.
+    """
+    arrays: Arrays | None = {} if sum(layer.channels for layer in report.layers) > MOST_CHANNELS else None
+    record = {"summary": _plain(report.summary()), **_plain(report, arrays=arrays)}
+    if not arrays:
+        return _json(record), {}
+    name, content = to_file(arrays, stem)
+    return _json({"arrays": name, **record}), {name: content}
+
+
+def _json(record: dict[str, Any]) -> str:
+    text = _indented({"schema": SCHEMA, "version": VERSION, **record}) + "\n"
+    return _CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def from_json(
+    kind: type[R], text: str | bytes, source: str = "the report", beside: Callable[[str], bytes] | None = None
+) -> R:
+    """Read what `to_json` or `to_files` wrote.
+
+    Args:
+        kind: of report.
+        text: the JSON.
+        source: what to call it.
+        beside: gives the content of a file beside it, by name; what it raises goes through.
 
     Raises:
         ValueError: if it is not a report, is damaged, or is of a newer version; the message starts with `source`.
     """
     record = _opened(text, source)
     record.pop("summary", None)
-    return _report(kind, record, source)
+    name = record.pop("arrays", None)
+    if name is None:
+        return _report(kind, record, source)
+    if beside is None or not isinstance(name, str) or PurePath(name).name != name:
+        raise ValueError(f"{source}: its numbers per channel are in another file, {_shown(name)}")
+    try:
+        return _report(kind, put_back(record, from_file(name, beside(name))), source)
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"{source}: {name} does not hold its arrays ({error!r})") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def pack(report: ReportRecord) -> Tensor:
@@ -137,24 +182,27 @@ def _report(kind: type[R], record: dict[str, Any], source: str) -> R:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _plain(value: Any, readable: bool = True) -> Any:
-    """Dataclasses, tuples and floats as what JSON has; `readable` spells codes out."""
+def _plain(value: Any, readable: bool = True, arrays: Arrays | None = None) -> Any:
+    """Dataclasses, tuples and floats as what JSON has; `readable` spells codes out, long lists go to `arrays`."""
     if isinstance(value, LayerReport) and readable:
         if len(value.codes) != value.channels:
             raise ValueError(
                 f"Expected one code per channel, but layer {value.name!r} has {value.channels} channels and "
                 f"{len(value.codes)} codes."
             )
-        record = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "codes"}
+        record = {f.name: _plain(getattr(value, f.name), arrays=arrays) for f in fields(value) if f.name != "codes"}
         # Before `excluded`, where the codes are in the dataclass, so that files read in the same order.
         place = list(record).index("activation") + 1
-        return dict([*list(record.items())[:place], *_spelled(value.codes).items(), *list(record.items())[place:]])
+        spelled = _plain(_spelled(value.codes), arrays=arrays)
+        return dict([*list(record.items())[:place], *spelled.items(), *list(record.items())[place:]])
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), readable) for f in fields(value) if _is_saved(f)}
+        return {f.name: _plain(getattr(value, f.name), readable, arrays) for f in fields(value) if _is_saved(f)}
     if isinstance(value, dict):
-        return {key: _plain(item, readable) for key, item in value.items()}
+        return {key: _plain(item, readable, arrays) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return list(value) if _finite_numbers(value) else [_plain(item, readable) for item in value]
+        if arrays is not None and (stand_in := moved(value, arrays)) is not None:
+            return stand_in
+        return list(value) if _finite_numbers(value) else [_plain(item, readable, arrays) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -231,6 +279,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_dataclass(kind, value, where)
     if origin in (list, tuple):
         _expect(isinstance(value, list), where, "a list", value)
+        if set(map(type, value)) <= {int, arguments[0]} & {int, float}:
+            return origin(value)  # the same as below, for the longest lists
         return origin(_read(arguments[0], item, f"{where}[{place}]") for place, item in enumerate(value))
     if origin is dict:
         _expect(isinstance(value, dict), where, "an object", value)

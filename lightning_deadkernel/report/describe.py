@@ -5,6 +5,7 @@ Past 300 lines because a report is described here and nowhere else: each block i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lightning_deadkernel.observation import STATISTICS
@@ -39,8 +40,8 @@ from lightning_deadkernel.report.text import NOT_OBSERVED, count, number, percen
 PROGRAM = "lightning-deadkernel"
 MOST_ROWS = 20
 """Layers in the brief table; the rest is counted and is in the full document."""
-
-
+MOST_CELLS = 50_000
+"""Kernels up to which a page has a cell for each, which takes up to 14 letters."""
 MOST_MEASURED = 20_000
 """Kernels up to which a page tells what was measured of each: some 30 letters a kernel."""
 
@@ -263,7 +264,8 @@ def _kernel_map(report: ReportRecord) -> KernelMap | None:
     layers = [layer for layer in report.watched if layer.channels]
     if not layers:
         return None
-    words = [layer.codes.translate(WORD_OF_CODE) for layer in layers]
+    per = math.ceil(sum(layer.channels for layer in layers) / MOST_CELLS)
+    words = [_worst_of_each(layer.codes.translate(WORD_OF_CODE), per) for layer in layers]
     shown = [place for place in range(len(SHOWN)) if any(place in cells for cells in words)]
     place_in_legend = bytes(shown.index(word) if word in shown else 0 for word in range(256))
     return KernelMap(
@@ -273,13 +275,26 @@ def _kernel_map(report: ReportRecord) -> KernelMap | None:
             Strip(
                 name=layer.name,
                 cells=cells.translate(place_in_legend),
-                marks=tuple(layer.zero_kernels),
+                marks=tuple(dict.fromkeys(channel // per for channel in layer.zero_kernels)),
                 text=kernels_in_words(layer),
                 measures=_measures(layer) if report.channels <= MOST_MEASURED else (),
             )
             for layer, cells in zip(layers, words, strict=True)
         ),
+        per_cell=per,
     )
+
+
+_BY_GRAVITY = sorted(range(len(SHOWN)), key=lambda place: SHOWN[place].gravity)
+_TO_GRAVITY = bytes(_BY_GRAVITY.index(place) if place in _BY_GRAVITY else 0 for place in range(256))
+
+
+def _worst_of_each(words: bytes, per: int) -> bytes:
+    """Places in `SHOWN`, of each `per` of them the worst."""
+    if per == 1:
+        return words
+    graver = words.translate(_TO_GRAVITY)
+    return bytes(_BY_GRAVITY[max(graver[start : start + per])] for start in range(0, len(graver), per))
 
 
 def _measures(layer: LayerReport) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -100,9 +100,9 @@ class Strip:
 
     name: str
     cells: bytes
-    """For each kernel its place in the map's legend."""
+    """Of each cell its place in the map's legend."""
     marks: tuple[int, ...]
-    """Kernels with a mark on their cell."""
+    """Cells with a mark."""
     text: str
     """The same in words."""
     measures: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -117,6 +117,8 @@ class KernelMap:
     mark: str
     """What a mark on a cell means; empty where none is marked."""
     strips: tuple[Strip, ...]
+    per_cell: int = 1
+    """Kernels that a cell stands for, the last of a strip for fewer; it shows the worst of them."""
 
 
 @dataclass(frozen=True)

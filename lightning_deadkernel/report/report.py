@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from lightning_deadkernel.observation import STATISTICS
 from lightning_deadkernel.report import sentences
-from lightning_deadkernel.report.codec import from_json, to_json
+from lightning_deadkernel.report.arrays import pattern
+from lightning_deadkernel.report.codec import from_json, to_files
 from lightning_deadkernel.report.console import renderable
 from lightning_deadkernel.report.describe import describe, describe_briefly
 from lightning_deadkernel.report.html import to_html, to_notebook
@@ -86,7 +87,8 @@ class Report(ReportRecord):
         """Write the report to `path`, in the format its ending names: `.json`, `.md` or `.html`.
 
         The file appears whole or not at all; missing folders are made. `tensors` are never saved, and only `.json`
-        reads back, by `Report.load`.
+        reads back, by `Report.load`. The long lists of a report of more than 50,000 channels are in a file beside its
+        `.json`, ``<name>.<hash>.npz``, which is to go where that goes.
 
         Args:
             path: the file to write.
@@ -98,14 +100,19 @@ class Report(ReportRecord):
         target = Path(path)
         ending = target.suffix.lower()
         if ending == ".json":
-            text = to_json(self)
+            text, beside = to_files(self, target.stem)
+            for name, content in beside.items():
+                write_atomically(target.with_name(name), content)
+            write_atomically(target, text)
+            for old in target.parent.glob(pattern(target.stem)):  # of the report that was here before
+                if old.name not in beside:
+                    old.unlink(missing_ok=True)
         elif ending == ".md":
-            text = self.to_markdown()
+            write_atomically(target, self.to_markdown())
         elif ending == ".html":
-            text = to_html(describe(self, pictures))
+            write_atomically(target, to_html(describe(self, pictures)))
         else:
             raise ValueError(f"Expected a path that ends in .json, .md or .html, but got {str(path)!r}.")
-        write_atomically(target, text)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Report:
@@ -113,10 +120,25 @@ class Report(ReportRecord):
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it is not a report, is damaged, or was written by a newer version; the message names the
-                file and the place in it.
+            ValueError: if it is not a report, is damaged, was written by a newer version, or the file with its long
+                lists is not beside it; the message names the file and the place in it.
         """
-        return from_json(Report, Path(path).read_bytes(), source=str(path))
+        source, text = Path(path), Path(path).read_bytes()
+
+        def beside(name: str) -> bytes:
+            try:
+                return source.with_name(name).read_bytes()
+            except FileNotFoundError:
+                raise ValueError(
+                    f"its numbers per channel are in {name}, which is not beside it; copy both files"
+                ) from None
+
+        try:
+            return from_json(Report, text, str(path), beside)
+        except ValueError:
+            if source.read_bytes() == text:  # else it was written anew between reading the two files
+                raise
+            return Report.load(path)
 
     def __str__(self) -> str:
         return "\n".join([sentences.moment(self), self.verdict, sentences.watched_and_not(self)])

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 
 NOT_OBSERVED = "-"
 
 
 def ranges(channels: Sequence[int], limit: int = 8) -> str:
     """Ascending channel indices as ranges: ``"0-3, 7, 9-12"``; beyond `limit` of them, the rest is counted."""
-    runs = []
-    for _, group in groupby(enumerate(channels), lambda pair: pair[1] - pair[0]):
+    shown, told = [], 0
+    for _, group in islice(groupby(enumerate(channels), lambda pair: pair[1] - pair[0]), limit):
         run = [channel for _, channel in group]
-        runs.append(run)
-    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:limit]]
-    rest = sum(len(run) for run in runs[limit:])
+        shown.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+        told += len(run)
+    rest = len(channels) - told
     return ", ".join(shown) + (f" and {rest:,} more" if rest else "")
 
 

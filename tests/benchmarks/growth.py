@@ -76,6 +76,7 @@ def main() -> None:
         close(record, index, options.layers, options.channels)
         if index in marks and index <= total:
             took = (time.perf_counter() - began) / (index - since) * 1e3
+            memory = resident()
             record.state_dict()  # packs what is new, as the checkpoint before this one would have
             before = time.perf_counter()
             state = record.state_dict()
@@ -83,7 +84,7 @@ def main() -> None:
             file = io.BytesIO()
             torch.save(state, file)
             size = len(file.getvalue()) / 1e3
-            print(f"{index:9,} {len(record.reports):5} {resident():8.0f} {size:14,.0f} {state_ms:14.1f} {took:12.2f}")
+            print(f"{index:9,} {len(record.reports):5} {memory:8.0f} {size:14,.0f} {state_ms:14.1f} {took:12.2f}")
             began, since = time.perf_counter(), index
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from helpers.example_reports import healthy_report
 from lightning_deadkernel.report import codec
+from lightning_deadkernel.report.arrays import MOST_CHANNELS, SHORT
 from lightning_deadkernel.report.records import (
     ChannelValues,
     Finding,
@@ -50,6 +51,11 @@ describes version {version}; version 1, which had no `thresholds`, `run`, `gatin
 - Readers refuse a file of a newer version, and keys that their version does not have. The version goes up whenever a
   key is added, dropped or changes its meaning; keys that an older version did not have take their defaults.
 - Nothing but numbers, text and lists is ever read: no pickle, no code.
+- Of a report of more than {most:,} channels, lists of more than {short} numbers (`states`, `flags`, `values`,
+  `channels`) are in a file beside the JSON, `<name>.<hash>.npz`, which `numpy.load` opens; the key `arrays` names it.
+  In place of such a list stands `{{"array": "12", "length": 50257}}`: the array's key in the file, and how long it is.
+  Where some of its numbers are null, `"12.null"` has their places. `Report.load` reads both files, and says so where
+  the second is missing.
 
 ```json
 {{
@@ -80,7 +86,7 @@ lengths in bytes.
 
 def schema_page() -> str:
     """The whole page."""
-    blocks = [HEAD.format(schema=codec.SCHEMA, version=codec.VERSION)]
+    blocks = [HEAD.format(schema=codec.SCHEMA, version=codec.VERSION, most=MOST_CHANNELS, short=SHORT)]
     for kind, title, _ in SECTIONS:
         rows = [(name, in_words(hint), text) for name, hint, text in documented(kind)]
         if kind is ReportRecord:
@@ -88,6 +94,7 @@ def schema_page() -> str:
             rows[:0] = [
                 ("schema", "text", f"always `{codec.SCHEMA}`"),
                 ("version", "integer", "of this schema"),
+                ("arrays", "text", "name of the file beside this one that has the long lists; only where there is one"),
                 ("summary", "object", f"the summary scalars, for other programs; not read back: {summary}"),
             ]
         if kind is LayerReport:

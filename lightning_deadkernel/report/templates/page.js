@@ -37,6 +37,7 @@ for (const table of document.querySelectorAll(".deadkernel table")) {
   }
 }
 for (const map of document.querySelectorAll(".deadkernel .map")) {
+  const per = Number(map.dataset.per);
   const names = JSON.parse(map.parentElement.querySelector("[data-names]").dataset.names);
   for (const strip of map.querySelectorAll(".strip")) {
     const svg = strip.querySelector("svg"), text = strip.querySelector(".soft"), whole = text.textContent;
@@ -47,7 +48,8 @@ for (const map of document.querySelectorAll(".deadkernel .map")) {
       const kernel = Math.floor((event.clientY - box.top) / box.height * rows) * columns + column;
       if (column < 0 || column >= columns || !(kernel < cells.length)) return;
       const measured = measures.map(([title, ...values]) => `, ${title} ${values[kernel]}`).join("");
-      text.textContent = `kernel ${kernel}: ${names[cells.charCodeAt(kernel)]}${measured}`;
+      const which = per === 1 ? `kernel ${kernel}` : `worst of kernels from ${kernel * per} on`;
+      text.textContent = `${which}: ${names[cells.charCodeAt(kernel)]}${measured}`;
     });
     svg.addEventListener("pointerleave", () => { text.textContent = whole; });
   }
