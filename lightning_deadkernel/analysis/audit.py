@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_deadkernel.analysis.state_dict import shape_of, unreadable, weights_of, widened
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.diagnosis.problems import find_problems
@@ -23,17 +24,25 @@ from lightning_deadkernel.functional.kernels import row_max, row_norms
 from lightning_deadkernel.functional.sparsity import weight_summary
 from lightning_deadkernel.observation import LayerWindow, Window
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.report.text import count, ranges
+from lightning_deadkernel.report.text import count, printable, ranges, shortened
 from lightning_deadkernel.thresholds import Thresholds
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params")
 """Keys under which training frameworks keep the state dict in a checkpoint."""
+MOST_NAMED = 5
+"""Names in a message."""
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?|in_proj_weight")
 """Weights of torch.nn.LSTM, GRU and RNN, whose kernels are the rows of all gates, and of MultiheadAttention."""
 
 
+_NORMED = "parametrizations.weight.original"
+
+
 class AuditError(ValueError):
     """The file cannot be audited; the message names it and says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # names in a file are anyone's: they must not steer a terminal
 
 
 # -- from a state dict -------------------------------------------------------------------------------------------------
@@ -51,7 +60,7 @@ def audit_state_dict(
 
     A weight is a floating point tensor of two or more axes called `weight`; those of `weight_norm` and of
     `torch.nn.utils.prune` are put together from their parts. A state dict does not tell a transposed convolution, whose
-    kernels lie along the second axis, from others.
+    kernels lie along the second axis, from others. A weight that cannot be read is listed with the reason.
 
     Args:
         state: names to tensors; anything else in it is passed over.
@@ -69,20 +78,24 @@ def audit_state_dict(
         AuditError: if there is no such weight.
     """
     thresholds = thresholds or Thresholds()
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    weights = dict(_weights(tensors))
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    weights = dict(weights_of(tensors))
+    shapes = {name: weight.shape for name, weight in weights.items() if isinstance(weight, Tensor)}
     layers = []
     for place, (name, weight) in enumerate(weights.items()):
-        if weight.dim() < 2:
+        if name in shapes and len(shapes[name]) < 2:
             continue
         near = (
             list(weights)[place + 1 : place + 2] if ordered else [other for other in weights if _belongs(name, other)]
         )
         # Layer and group norms often begin a block, so that what comes before them in the file does not lead to them.
-        norms = [o for o in near if f"{o}.running_var" in tensors and weights[o].shape == weight.shape[:1]]
+        norms = [
+            o for o in near if f"{o}.running_var" in tensors and name in shapes and shapes.get(o) == shapes[name][:1]
+        ]
         layers.append(_layer(name, weight, norms[0] if len(norms) == 1 else None, tensors, thresholds))
     if all(layer.excluded for layer in layers):
-        raise AuditError(f"{source}: none of its {len(tensors)} tensors is a weight of two or more axes")
+        whys = "".join(f"; {layer.name}: {layer.excluded}" for layer in layers[:MOST_NAMED])
+        raise AuditError(f"{source}: none of its {len(tensors)} tensors is a weight of two or more axes{whys}")
     layers.sort(key=lambda layer: layer.excluded is not None)
     window = Window(0, epoch, global_step, 0, 0, 0, None, layers=layers, audited=True)
     reports, findings = diagnose(window, History(), thresholds)
@@ -113,49 +126,35 @@ def _belongs(layer: str, norm: str) -> bool:
     return numbers[0] == numbers[1] and re.fullmatch(r"\D*(bn|norm)\d*", other.lower()) is not None
 
 
-def _weights(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Module name and effective weight, in order."""
-    for name, value in tensors.items():
-        module, _, last = name.rpartition(".")
-        if last == "weight":
-            yield module or name, value
-        elif _RECURRENT.fullmatch(last):
-            yield name, value
-        elif last == "weight_orig" and (mask := tensors.get(f"{name[:-5]}_mask")) is not None:
-            yield module or name, value * mask
-        elif last == "weight_v" and (size := tensors.get(f"{name[:-2]}_g")) is not None:
-            yield module or name, _normed(value, size)
-        elif name.endswith("parametrizations.weight.original1"):
-            size = tensors[f"{name[:-1]}0"]
-            module = name.removesuffix("parametrizations.weight.original1").rstrip(".")
-            if size.dim() == value.dim():
-                yield module or name, _normed(value, size)
-
-
-def _normed(direction: Tensor, size: Tensor) -> Tensor:
-    """What `weight_norm` computes: g * v / ||v||, over all axes but those in which g has more than one entry."""
-    over = [axis for axis, length in enumerate(size.shape) if length == 1]
-    length = torch.linalg.vector_norm(direction.float(), dim=over, keepdim=True)
-    effective: Tensor = size * direction / length.clamp_min(torch.finfo(torch.float32).tiny)
-    return effective
-
-
 def _layer(
-    name: str, weight: Tensor, norm: str | None, tensors: Mapping[str, Tensor], thresholds: Thresholds
+    name: str, weight: Tensor | str, norm: str | None, tensors: Mapping[str, Tensor], thresholds: Thresholds
 ) -> LayerWindow:
     """What there is to see of one layer."""
-    shape, channels = "x".join(map(str, weight.shape)), len(weight)
-    if not weight.is_floating_point() or weight.numel() == 0:
-        why = "it is empty" if weight.numel() == 0 else f"its type is {weight.dtype}"
-        return LayerWindow(name=name, kind=shape, channels=channels, excluded=why)
-    wide = weight if weight.dtype == torch.float64 else weight.float()
+    if isinstance(weight, str):
+        return LayerWindow(name=name, kind="", channels=0, excluded=weight)
+    try:
+        return _read(name, weight, norm, tensors, thresholds)
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # a type that PyTorch keeps and cannot convert
+        return LayerWindow(name=name, kind=shape_of(weight), channels=0, excluded=f"it cannot be read ({error})")
+
+
+def _read(
+    name: str, weight: Tensor, norm: str | None, tensors: Mapping[str, Tensor], thresholds: Thresholds
+) -> LayerWindow:
+    channels, wide = len(weight), widened(weight)
     rows, summary = wide.flatten(1), weight_summary(wide)
-    scale, shift = (tensors.get(f"{norm or name}.{part}") for part in ("weight", "bias"))
-    scale = scale.float().abs() if norm is not None and scale is not None else None
-    mask = tensors.get(f"{name}.weight_mask")
+    scale, shift, mask = (
+        tensor if tensor is not None and tensor.shape == shape and tensor.layout == torch.strided else None
+        for tensor, shape in (
+            (tensors.get(f"{norm}.weight"), (channels,)),
+            (tensors.get(f"{norm or name}.bias"), (channels,)),
+            (tensors.get(f"{name}.weight_mask"), weight.shape),
+        )
+    )
+    scale = None if norm is None or scale is None or unreadable(scale) else scale.float().abs()
     return LayerWindow(
         name=name,
-        kind=shape,
+        kind=shape_of(weight),
         channels=channels,
         note=_note(norm, scale, thresholds),
         weight_sparsity=float(summary.zeros),
@@ -167,8 +166,8 @@ def _layer(
         norms=row_norms(rows).where(rows.isfinite().all(1), torch.nan),
         largest=row_max(rows),
         norm_scale=scale,
-        shift=None if shift is None or shift.shape != (channels,) else shift.float(),
-        masked=None if mask is None else ~mask.flatten(1).bool().any(1),
+        shift=None if shift is None or unreadable(shift) else shift.float(),
+        masked=None if mask is None or mask.is_meta else ~mask.flatten(1).bool().any(1),
         identical=channels > 1 and bool((rows == rows[0]).all()),
     )
 
@@ -216,13 +215,12 @@ def audit(path: str | Path, thresholds: Thresholds | None = None, key: str | Non
 
 def _load_safetensors(path: Path) -> Mapping[str, Any]:
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise AuditError(f"{path}: reading it needs safetensors: pip install 'lightning-deadkernel[cli]'") from error
     try:
         tensors: Mapping[str, Any] = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of whatever kind: the file is anyone's
         raise AuditError(f"{path} is not a whole safetensors file: {error}") from error
     return tensors
 
@@ -238,34 +236,47 @@ def _load_torch(path: Path) -> Any:
             f"{path} holds more than weights: loading it would run code for {needs[1]}, so it is refused."
             " Save the weights alone, torch.save(model.state_dict(), ...), and audit that"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # of whatever kind: the file is anyone's
         raise AuditError(f"{path} is not a checkpoint that PyTorch can read, or it is damaged") from error
 
 
 def _state_dict(content: Any, path: Path) -> Mapping[str, Any]:
-    """The content itself, what lies under a usual name, or under the only one that it may be."""
+    """What lies under a usual name, the content itself, or what lies under the only name that it may be."""
     if not isinstance(content, Mapping):
         raise AuditError(f"{path} holds a {type(content).__name__}, not a state dict")
-    if _has_tensors(content):
-        return content
-    places = [str(key) for key, inner in content.items() if _has_tensors(inner)]
+    places = {str(key): inner for key, inner in content.items() if _has_tensors(inner)}
     usual = [key for key in WRAPPERS if key in places]
+    if not usual and _has_tensors(content):
+        return content
     if not places:
-        raise AuditError(
-            f"{path} holds no state dict; its keys are {', '.join(map(str, list(content)[:10])) or 'none'}"
-        )
+        places = {
+            f"{key}.{name}": inner[name]
+            for key, inner in content.items()
+            for name in WRAPPERS
+            if isinstance(inner, Mapping) and _has_tensors(inner.get(name))
+        }
+    if not places:
+        raise AuditError(f"{path} holds no state dict; its keys are {_listed(content) or 'none'}")
     if not usual and len(places) > 1:
-        raise AuditError(f"{path} holds several that may be the state dict; name one by --key: {', '.join(places)}")
-    state: Mapping[str, Any] = content[(usual or places)[0]]
-    return state
+        raise AuditError(f"{path} holds several that may be the state dict; name one by --key: {_listed(places)}")
+    found: Mapping[str, Any] = places[(usual or list(places))[0]]
+    return found
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(shortened(str(name), 40) for name in list(names)[:10])
 
 
 def _under(content: Any, key: str, path: Path) -> Mapping[str, Any]:
-    for part in key.split("."):
-        if not isinstance(content, Mapping) or part not in content:
-            there = ", ".join(map(str, list(content)[:10])) if isinstance(content, Mapping) else "no names"
-            raise AuditError(f"{path}: nothing is under {key!r}: there is no {part!r} among {there}")
-        content = content[part]
+    rest = key
+    while rest and isinstance(content, Mapping):
+        part = rest if rest in content else rest.split(".")[0]
+        if part not in content:
+            break
+        content, rest = content[part], rest[len(part) + 1 :]
+    if rest:
+        there = _listed(content) if isinstance(content, Mapping) else "no names"
+        raise AuditError(f"{path}: nothing is under {key!r}: there is no {rest.split('.')[0]!r} among {there}")
     if not _has_tensors(content):
         raise AuditError(f"{path}: what is under {key!r} is no state dict")
     state: Mapping[str, Any] = content

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from lightning_deadkernel.report.records import Severity
+from lightning_deadkernel.report.text import printable
 
 _ADDRESS = re.compile(r"(https?://[^\s<>|`]*[^\s<>|`.,;:)\]])")
 
@@ -153,13 +154,6 @@ class Document:
         # once, here, so that no renderer can forget it: a layer's name must not steer a terminal or end a table's row
         for field in fields(self):
             object.__setattr__(self, field.name, _printable(getattr(self, field.name)))
-
-
-def printable(text: str) -> str:
-    """Text on one line without control characters; they are shown as backslash escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _printable(value: Any) -> Any:

@@ -17,8 +17,8 @@ from lightning_deadkernel.report.document import (
     Text,
     addresses,
     parts,
-    printable,
 )
+from lightning_deadkernel.report.text import printable
 
 _ACTIVE = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
 _BLOCK_START, _BACKSLASH = re.compile(r"^(\d*)([#+.)>-])"), r"\1\\\2"
