@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -16,7 +12,6 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
 import lightning_deadkernel.training.run
 import lightning_deadkernel.training.window_end
-from helpers import models
 from helpers.models import DEAD, Tiny, dead
 from helpers.training import SAFELY, quiet
 from helpers.twins import train, train_twice
@@ -29,8 +24,6 @@ from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.graph.reader import GraphReader
 from lightning_deadkernel.training.outputs import Outputs
 from lightning_deadkernel.training.record import Record
-
-ROOT = Path(models.__file__).parents[2]
 
 
 def breaking(error: BaseException, where: str = "training_step", step: int = 8) -> type[Tiny]:
@@ -212,38 +205,3 @@ def test_wrong_patterns_are_an_error_before_the_first_step():
     run = train(Tiny, quiet(include=["nowhere.*"]), raises=ValueError)
     assert run.trainer.global_step == 0
     assert "net.conv1" in str(run.error)
-
-
-# -- a killed process -------------------------------------------------------------------------------------------------
-
-ENDLESS = """
-import torch
-from helpers.models import Tiny, loader
-from helpers.training import quiet
-from helpers.twins import QUIET
-import lightning as L
-torch.set_num_threads(1)
-trainer = L.Trainer(**{**QUIET, "max_epochs": -1}, callbacks=[quiet(every_n_train_steps=1, save_report=True)])
-trainer.fit(Tiny(), loader())
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_while_a_report_is_written_leaves_a_whole_file(tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", ENDLESS],
-        env=environment,
-        cwd=tmp_path,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    ) as process:
-        seen: set[int] = set()
-        deadline = time.monotonic() + 60
-        while len(seen) < 8 and time.monotonic() < deadline:
-            for path in tmp_path.rglob("report.json"):
-                seen.add(Report.load(path).window)  # whole at every moment
-        process.send_signal(signal.SIGKILL)
-    (path,) = tmp_path.rglob("report.json")
-    assert Report.load(path).window >= max(seen)
-    assert len(seen) >= 8
