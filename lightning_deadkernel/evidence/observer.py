@@ -93,10 +93,10 @@ class Observer:
 
     def begin_window(self, index: int, checksums: Checksums | None = None) -> None:
         """See `OpenWindow.reset`. Where layers have changed meanwhile, graphs teach anew from here on."""
-        if self._outdated:
-            self._outdated = False
-            self.reader.forget()
+        if self._outdated or self.reader.has_dropped:
+            self.reader.forget() if self._outdated else self.reader.forget_unused()
             self.arrange({})
+            self._outdated = False
         self.window.reset(index, checksums)
 
     def exclude(self, reasons: dict[str, str]) -> None:
@@ -138,7 +138,7 @@ class Observer:
         if loss.grad_fn is None or (not sampled and not self.several_optimizers and window.check_settled()):
             return
         gathered = unsharded(self.model) if window.steps.sharded else None
-        nodes, found, new = self.reader.read(loss.grad_fn, gathered)
+        nodes, found, new = self.reader.read(loss.grad_fn, gathered, window.looked)
         if new:
             self.arrange()
             self._hides = self._hides or any(canonical(node) in CHECKPOINTS for node in nodes)

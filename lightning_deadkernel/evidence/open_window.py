@@ -44,6 +44,8 @@ class Seen:
     counts: Counts
     reached: frozenset[str]
     """Layers that were in some graph of the window."""
+    looked: frozenset[str]
+    """Those of them that were in one whose activations were read."""
     segments: Segments
     samples_before: Mapping[str, int]
     """Layers that came in the middle of the window -> the samples of it that they have not seen."""
@@ -75,8 +77,8 @@ class OpenWindow:
         self.samples_before: dict[str, int] = {}
         """Layers that came in the middle of the window -> the samples of it that they have not seen."""
         self.reached: set[str] = set()
-        self.looked = False
-        """A graph that was not compiled was read in this window."""
+        self.looked: set[str] = set()
+        """Layers whose activations were read in this window, or would have been if they had some."""
         self.settled = False
         """Every layer was in some graph of this window, and every channel is known to have fired."""
         self.channels.reset()
@@ -115,6 +117,7 @@ class OpenWindow:
         self.steps = self.steps.renewed(model, layers, names)
         self._tables = {layer.name for layer in layers if layer.is_looked_up}
         self.reached = {names[name] for name in self.reached if name in names}
+        self.looked = {names[name] for name in self.looked if name in names}
         self.checksums = {names[name]: sums for name, sums in self.checksums.items() if name in names}
         if not self.steps.sharded:  # for which all ranks would have to come here together
             self.checksums |= self.compare_weights(came)[1]
@@ -125,7 +128,8 @@ class OpenWindow:
         """Takes in which layers were in a graph, and whether its activations could be read."""
         self.reached |= layers
         self.counts.unread += compiled
-        self.looked = self.looked or not compiled
+        if not compiled:
+            self.looked |= layers
 
     def add_hidden(self, layer: str) -> None:
         """Takes in that a layer took part although no graph shows it."""
@@ -179,6 +183,7 @@ class OpenWindow:
         return {
             "activations": self.channels.activations,
             "reached": self.reached,
+            "looked": self.looked,
             "counts": self.counts,
             "samples_before": self.samples_before,
         }
@@ -199,9 +204,9 @@ class OpenWindow:
             unread=max(other["counts"].unread for other in shared),
             backwards=max(other["counts"].backwards for other in shared),
         )
-        reached = frozenset[str]().union(*(other["reached"] for other in shared))
+        reached, looked = (frozenset[str]().union(*(other[of] for other in shared)) for of in ("reached", "looked"))
         before = {name: sum(other["samples_before"].get(name, 0) for other in shared) for name in self.samples_before}
-        return Seen(counts, reached, self.channels.segments(several_ranks=len(shared) > 1), before)
+        return Seen(counts, reached, looked, self.channels.segments(several_ranks=len(shared) > 1), before)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -218,6 +223,7 @@ class OpenWindow:
             "index": self.index,
             "counts": asdict(seen.counts),
             "reached": sorted(seen.reached),
+            "looked": sorted(seen.looked),
             "samples_before": dict(seen.samples_before),
             "activations": [[list(key), channels] for key, channels in self.channels.activations.items()],
             "segments": [
@@ -245,6 +251,7 @@ class OpenWindow:
         }
         self.channels = self.channels.loaded(segments, activations, first_rank)
         self.counts, self.reached = counts, set(state["reached"])
+        self.looked = set(state.get("looked", self.reached))
         before = state.get("samples_before", {})
         self.samples_before = {name: samples if first_rank else 0 for name, samples in before.items()}
         device = self.channels.device

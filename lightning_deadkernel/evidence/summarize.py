@@ -232,6 +232,9 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         if kind != facts.gating
     }
     entry["exact"] = seen.counts.unread == 0
+    if facts.layer.name not in seen.looked:  # it took part in steps that were not read alone
+        entry["gating"] = None
+        return
     channels = entry["channels"]
     sums = torch.stack([seen.segments["sums", key] for key in keys]).sum(0)
     totals = dict(zip(ACTIVATION_SUMS, sums.view(len(ACTIVATION_SUMS), channels), strict=True))

@@ -5,7 +5,7 @@ Past 300 lines because what a new shape of graph teaches and what a known one as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,13 +29,18 @@ from lightning_deadkernel.graph.rows_in_graph import (
     readers_of,
     rows_in,
 )
-from lightning_deadkernel.graph.topology import Gathered, Topology, walk
+from lightning_deadkernel.graph.topology import Gathered, Topology, leaves_of, walk
 from lightning_deadkernel.graph.tracer import PathTracer
 from lightning_deadkernel.observation import OF_KERNELS as BY_OP
 from lightning_deadkernel.observation import Consumer
 
 MAPS = 64
-"""Graphs of different shape whose maps are kept (stochastic depth makes a new shape almost every step)."""
+"""Graphs of different shape whose maps are kept."""
+FEW = 8
+"""Shapes that are learned at once. Where there are more (sequences of any length, stochastic depth), each costs."""
+LEARNING = 64
+"""To learn what a node means takes about as long as to walk over so many: where shapes go on to be new, as much time is
+spent on learning as on walking."""
 
 
 class GraphMap:
@@ -185,6 +190,7 @@ class StepMap:
     names: frozenset[str]
     """Layers in the graph."""
     compiled: bool
+    """Its activations cannot be read: the graph is compiled, or of a shape that is not learned."""
     lookups: dict[str, tuple[int, ...]]
     """Tables all of whose uses are lookups -> the nodes of these, which hold the indices."""
     selections: dict[int, Tensor] = field(default_factory=dict)
@@ -223,6 +229,10 @@ class GraphReader:
         """
         self.table = table
         self.compiled, self.before_learning = compiled, before_learning
+        self._walked = self._learned = self._learned_shapes = 0
+        """Nodes that were walked over and nodes that were learned, and the shapes of graphs they were in."""
+        self.has_dropped = False
+        """A map was given up for another."""
         self.has_learned = False
         """Some graph was read."""
         self.facts: dict[str, LayerFacts] = {}
@@ -238,7 +248,7 @@ class GraphReader:
     def forget(self) -> None:
         """Drops all that graphs have taught, but for the layers that had to be given up."""
         known, self.facts, self.maps = self.facts, {}, {}
-        self.unknown_ops, self.strangers = {}, 0
+        self.unknown_ops, self.strangers, self.has_dropped = {}, 0, False
         for layer in self.table.layers:
             self.facts[layer.name] = facts = LayerFacts(layer, holds_no_kernels=layer.is_vector)
             if layer.name in known:
@@ -265,14 +275,19 @@ class GraphReader:
         """Those that are not excluded."""
         return [facts.layer for facts in self.facts.values() if facts.excluded is None]
 
-    def read(self, loss_node: Any, gathered: Gathered | None = None) -> tuple[list[Any], StepMap, bool]:
-        """This step's nodes, what to read of them, and whether this shape of graph is new.
+    def read(
+        self, loss_node: Any, gathered: Gathered | None = None, looked: Collection[str] = ()
+    ) -> tuple[list[Any], StepMap, bool]:
+        """This step's nodes, what to read of them, and whether this shape of graph was learned for it.
 
         Args:
             loss_node: `loss.grad_fn`.
             gathered: see `sharding.unsharded`.
+            looked: layers that need not be looked at, however many shapes have been learned: a new one that holds no
+                other may be left unread.
         """
-        nodes, key = walk(loss_node)
+        nodes, key = walk(loss_node, self.table.parameters)
+        self._walked += len(nodes)
         found = self.maps.get(key)
         if found is not None and any(output_shape(nodes[read.node]) != read.shape for read in found.sized):
             key = (key, tuple(output_shape(nodes[read.node]) for read in found.sized))
@@ -283,12 +298,34 @@ class GraphReader:
             found = None
         if found is not None:
             return nodes, found, False
+        if self._learned_shapes >= FEW and self._learned * LEARNING > self._walked:
+            unread = self._unread(nodes, gathered or {})
+            if unread.names <= set(looked):
+                return nodes, unread, False
         self.before_learning()
+        self._learned += len(nodes)
+        self._learned_shapes += 1
         found = self.learn(nodes, gathered or {})
         if len(self.maps) >= MAPS:
             self.maps.pop(next(iter(self.maps)))
+            self.has_dropped = True
         self.maps[key] = found
         return nodes, found, True
+
+    def _unread(self, nodes: list[Any], gathered: Gathered) -> StepMap:
+        """Of a graph that is not learned: the layers in it."""
+        leaves = {id(gathered.get(id(leaf), leaf)) for leaf in leaves_of(nodes)}
+        if not leaves <= self.table.parameters.keys():
+            self.before_learning()
+        names = frozenset(la.name for la in self.watched if any(id(leaf) in leaves for leaf in la.leaves))
+        return StepMap([], names, True, {})
+
+    def forget_unused(self) -> None:
+        """Drops the activations that no known shape of graph has any more."""
+        used = {key for found in self.maps.values() for key, _ in found.reads}
+        for facts in self.facts.values():
+            facts.activations &= used
+        self.has_dropped = False
 
     def notice(self, key: ActivationKey, activation: Activation, channels: int) -> None:
         """Takes up what an activation of some channels is in this step, which its constants decide."""

@@ -5,7 +5,7 @@ Nothing is registered on the model and no tensor is read.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from math import prod
 from typing import Any
 
@@ -36,15 +36,21 @@ MOST_PARAMETERS = 6
 """A weight is computed from this many parameters at most."""
 
 
-def walk(root: Any) -> tuple[list[Any], Hashable]:
-    """All nodes of the graph under `root` in a fixed order, and a key that is equal for graphs of the same shape."""
+def walk(root: Any, known: Container[int] = ()) -> tuple[list[Any], Hashable]:
+    """All nodes of the graph under `root` in a fixed order, and a key that is equal for graphs of the same shape.
+
+    Args:
+        root: `loss.grad_fn`.
+        known: ids of the model's parameters. Inputs that need a gradient are others at each step, and all alike.
+    """
     nodes, place = [root], {root: 0}
     shape: list[Any] = []
     for node in nodes:
         kind = type(node)
         shape.append(kind)
         if kind is _ACCUMULATE:
-            shape.append(id(node.variable))
+            leaf = node.variable
+            shape.append(id(leaf) if id(leaf) in known or isinstance(leaf, nn.Parameter) else -1)
             continue
         for child, slot in node.next_functions:
             if child is None:
@@ -56,6 +62,11 @@ def walk(root: Any) -> tuple[list[Any], Hashable]:
                 nodes.append(child)
             shape.append(index if not slot else (index, slot))
     return nodes, tuple(shape)
+
+
+def leaves_of(nodes: list[Any]) -> list[Tensor]:
+    """The parameters, and inputs that need a gradient, among the nodes of a graph."""
+    return [node.variable for node in nodes if type(node) is _ACCUMULATE]
 
 
 class Topology:
