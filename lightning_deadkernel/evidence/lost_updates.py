@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_deadkernel.graph.sharding import local
 
-ENTRIES = 1 << 14
-"""Entries of a parameter that are asked, one in every so many of a larger one: the share is known to 0.004."""
+ENTRIES = 1 << 12
+"""Entries of a parameter that are asked, one in every so many of a larger one: a step's share is known to 0.008."""
 
 
 class Asked(NamedTuple):
@@ -21,14 +21,15 @@ class Asked(NamedTuple):
     column: int
     """Its place among all that are counted."""
     parameter: Tensor
-    rows: slice
+    rows: slice | None
     rate: float | Tensor
     """The learning rate of its group."""
 
     def entries(self, values: Tensor) -> Tensor:
         """(n,) what is looked at of the parameter, or of its gradient: a view where the layout allows."""
-        flat = local(values.detach())[self.rows].reshape(-1) if values.ndim else values.detach().reshape(-1)
-        return flat[:: (flat.numel() // ENTRIES + 1) | 1]
+        values = local(values)
+        flat = (values if self.rows is None else values[self.rows]).reshape(-1)
+        return flat if flat.numel() < ENTRIES else flat[:: (flat.numel() // ENTRIES + 1) | 1]
 
 
 class LostUpdates:
@@ -48,7 +49,7 @@ class LostUpdates:
         self.counts = torch.zeros(2, columns, dtype=torch.float64, device=device)
         """(2, columns) entries asked, and those of them whose update was lost."""
         self._places: dict[tuple[int, ...], Tensor] = {}
-        self._open: tuple[list[Asked], Tensor, Tensor] | None = None
+        self._open: tuple[list[Asked], list[int], Tensor, Tensor] | None = None
 
     def reset(self) -> None:
         """Begins a new window."""
@@ -69,30 +70,27 @@ class LostUpdates:
         there = [one for one in asked if isinstance(one.rate, Tensor) or one.rate != 0]
         if not there:
             return
-        before, sizes = self._entries(there), self._joined([_gradient(one) for one in there]).abs()
+        entries = [one.entries(one.parameter) for one in there]
+        before, sizes = self._joined(entries), self._joined([_gradient(one) for one in there]).abs_()
         moves = (sizes > 0) & (sizes < torch.inf) & (before != 0)
-        self._open = there, before, moves if valid is None else moves & valid
+        ends = [end - 1 for end in accumulate(part.numel() for part in entries)]
+        self._open = there, ends, before, moves if valid is None else moves & valid
 
     def after_step(self) -> None:
         """Counts what has not moved."""
         if self._open is None:
             return
-        (asked, before, moves), self._open = self._open, None
-        after = self._entries(asked)
+        (asked, last, before, moves), self._open = self._open, None
+        after = self._joined([one.entries(one.parameter) for one in asked])
         if after.shape != before.shape:  # a parameter has been replaced by one of another shape
             return
         ends = torch.cumsum(torch.stack([moves, moves & (after == before)]), 1, dtype=torch.int64)
-        lengths = [len(one.entries(one.parameter)) for one in asked]
-        counts = ends[:, self._index([end - 1 for end in accumulate(lengths)])].diff(
-            dim=1, prepend=ends.new_zeros(2, 1)
-        )
+        counts = ends[:, self._index(last)].diff(dim=1, prepend=ends.new_zeros(2, 1))
         self.counts.index_add_(1, self._index([one.column for one in asked]), counts.double())
 
-    def _entries(self, asked: Sequence[Asked]) -> Tensor:
-        return self._joined([one.entries(one.parameter) for one in asked])
-
     def _joined(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat([part if part.device == self._device else part.to(self._device) for part in parts])
+        joined = torch.cat([part if part.device == self._device else part.to(self._device) for part in parts])
+        return joined.detach()
 
     def _index(self, places: list[int]) -> Tensor:
         key = tuple(places)

@@ -242,7 +242,7 @@ class StepStatistics:
             self._note_underflow(layers, 1.0 if loss_scale is None or scale_left is not None else loss_scale)
         searches = isinstance(optimizer, torch.optim.LBFGS)
         rates = {id(p): group.get("lr", 0.0) for group in optimizer.param_groups for p in group["params"]}
-        pieces = [(p, slice(None)) for p in parameters]
+        pieces: list[tuple[Tensor, slice | None]] = [(p, None) for p in parameters]
         pieces += [(layer.main, slice(layer.span.start, layer.span.stop)) for layer in parts]
         asked = [Asked(at, p, rows, rates[id(p)]) for at, (p, rows) in zip(columns, pieces, strict=True)]
         self._lost.before_step(asked, finite, searches)
@@ -422,14 +422,12 @@ def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
     """L2 norm of each, in at least float32."""
     wide = any(t.dtype == torch.float64 for t in tensors)
     norms = torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else torch.float32)
+    found = torch.stack([norm.to(device) for norm in norms])
     if device.type == "cpu" and not wide:  # elsewhere to look at them would wait for the device
-        # float32 squares vanish below 1e-19 and overflow above 1e19
-        exact = [
-            norm.double() if 1e-17 < norm < 1e17 else torch.linalg.vector_norm(t, dtype=torch.float64)
-            for norm, t in zip(norms, tensors, strict=True)
-        ]
-        return torch.stack(exact).float()
-    return torch.stack([norm.to(device) for norm in norms])
+        for at, norm in enumerate(found.tolist()):
+            if not 1e-17 < norm < 1e17:  # float32 squares vanish below 1e-19 and overflow above 1e19
+                found[at] = torch.linalg.vector_norm(tensors[at], dtype=torch.float64)
+    return found
 
 
 def _over_ranks(norms: Tensor, device: torch.device) -> Tensor:
