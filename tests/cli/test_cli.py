@@ -130,7 +130,7 @@ def test_print_config_shows_the_monitors_options_with_their_help_and_reads_back(
     expected = {"every_n_train_steps", "include", "exclude", "thresholds", "log_histograms", "log_figures"}
     assert expected | {"log_layers", "save_report", "when_compiled", "on_finding"} <= set(arguments)
     assert arguments["thresholds"]["dormant"] == 0.025
-    lines = text.splitlines()
+    lines = text[text.index(MONITOR) :].splitlines()
     for option in (*arguments, *arguments["thresholds"]):
         (place,) = [i for i, line in enumerate(lines) if line.strip().startswith(f"{option}:")]
         assert lines[place - 1].strip().startswith("#"), f"no help text above {option}"
