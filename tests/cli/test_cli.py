@@ -132,7 +132,7 @@ def test_print_config_shows_the_monitors_options_with_their_help_and_reads_back(
     assert arguments["thresholds"]["dormant"] == 0.025
     lines = text[text.index(MONITOR) :].splitlines()
     for option in (*arguments, *arguments["thresholds"]):
-        (place,) = [i for i, line in enumerate(lines) if line.strip().startswith(f"{option}:")]
+        place = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{option}:"))
         assert lines[place - 1].strip().startswith("#"), f"no help text above {option}"
     (tmp_path / "printed.yaml").write_text(text)
     assert main(["test", "--config", str(tmp_path / "printed.yaml"), *DRY]) == 0
