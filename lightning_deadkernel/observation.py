@@ -151,6 +151,10 @@ class LayerWindow(LayerStatistics):
     """Why a kernel that never fires may have a gradient all the same, in words; None where it cannot."""
     shared_statistics: bool = False
     """A norm takes the kernels into the values of other channels, past the activation of their own."""
+    joined: Literal["summed", "stacked"] | None = None
+    """Something else is added to what it makes, or stands beside it, before the activation: what is read is both."""
+    together: tuple[str, ...] = ()
+    """The layers that this is, so far as they are known; channel by channel the same places."""
     exact: bool = True
     """Activations were read on every batch until each channel had fired; False: on sampled steps only."""
     fired: Tensor | None = None

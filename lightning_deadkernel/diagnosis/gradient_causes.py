@@ -13,6 +13,7 @@ from lightning_deadkernel.diagnosis.causes import (
     DEAD_INPUTS,
     IGNORED_BY_LOSS,
     NO_GRADIENT_DOWNSTREAM,
+    OTHER_SUMMAND,
     OUTGOING_ZERO,
     SATURATED_DOWNSTREAM,
     UNDERFLOW,
@@ -51,6 +52,42 @@ def _consumers(layer: LayerContext) -> list[str]:
 
 def _names(layer: LayerContext) -> dict[str, float | int | str]:
     return {"consumers": ", ".join(_consumers(layer))}
+
+
+# -- another summand --------------------------------------------------------------------------------------------------
+
+
+def _beside(layer: LayerContext) -> str:
+    """``"summed with conv1, conv2"``; empty where its activation is its own."""
+    if layer.observed.joined is None:
+        return ""
+    return f"{layer.observed.joined} with {', '.join(layer.observed.together) or 'another value'}"
+
+
+def _fires_by_another(layer: LayerContext) -> Tensor:
+    """What it is summed with has a gradient in the same channel, so one comes back to the sum."""
+    others = [layer.network.by_name.get(name) for name in layer.observed.together if layer.observed.joined]
+    known = [other.with_gradient for other in others if other and other.observed.channels == layer.observed.channels]
+    return torch.stack(known).any(0) if known else layer.everywhere(False)
+
+
+def _another_summand(layer: LayerContext, channels: Tensor) -> Cause:
+    heard = [
+        name
+        for name in layer.observed.together
+        if (other := layer.network.by_name.get(name)) is not None
+        and other.observed.channels == layer.observed.channels
+        and bool(other.with_gradient[channels].any())
+    ]
+    names, one = ", ".join(heard), len(heard) == 1
+    return OTHER_SUMMAND.because(
+        f"{_beside(layer)}: what fires is read of all together, and {names} {'gets' if one else 'get'} a gradient there"
+        " while this layer gets none: what feeds it, or a factor behind it, is zero wherever a gradient comes back",
+        f"Look at what feeds {layer.name} on the samples on which they fire together, and at a scale between it and"
+        " them; what it is joined with, and all that reads them, is sound.",
+        references.AUTOGRAD_DOCS,
+        {"together": ", ".join(layer.observed.together)},
+    )
 
 
 # -- dead downstream --------------------------------------------------------------------------------------------------
@@ -170,8 +207,11 @@ def _no_gradient_downstream(layer: LayerContext, channels: Tensor) -> Cause:
 
 
 def _is_ignored_by_loss(layer: LayerContext) -> Tensor:
-    """Only the loss reads the layer, and not one of its channels got a gradient."""
-    return layer.everywhere(layer.is_output and bool(layer.without_gradient.all()))
+    """Only the loss reads the layer, and not one of its channels got a gradient, nor what it is summed with."""
+    others = [layer.network.by_name.get(name) for name in layer.observed.together]
+    all_without = [other is not None and bool(other.without_gradient.all()) for other in others]
+    alone = layer.observed.joined is None or (bool(others) and all(all_without))
+    return layer.everywhere(alone and layer.is_output and bool(layer.without_gradient.all()))
 
 
 def _ignored_by_loss(layer: LayerContext, channels: Tensor) -> Cause:
@@ -218,6 +258,7 @@ BY_DEAD_INPUTS = ChannelCause(DEAD_INPUTS, lambda layer: layer.everywhere(has_de
 
 
 NO_GRADIENT_CAUSES = (
+    ChannelCause(OTHER_SUMMAND, _fires_by_another, _another_summand),
     ChannelCause(DEAD_DOWNSTREAM, _is_dead_downstream, _dead_downstream),
     ChannelCause(UNDERFLOW, _underflows, _underflow),
     ChannelCause(OUTGOING_ZERO, _is_outgoing_zero, _outgoing_zero),
@@ -237,6 +278,13 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
             " itself; what is left is that what reads them is off whenever they fire"
         )
         advice = f"Look at which inputs {names} fires for; where these channels fire seldom, this is normal."
+    elif _beside(layer):
+        text = (
+            f"{_beside(layer)}, and what fires is read of all together; ruled out: a flat loss, since other layers have"
+            " gradients; what is left is that its inputs or a factor behind it are zero wherever a gradient comes back,"
+            " or that nothing reads the whole"
+        )
+        advice = f"Look at what feeds {layer.name}, and whether it is zero on the samples on which they fire together."
     else:
         text = "the graph does not show what reads them; ruled out: a flat loss, since other layers have gradients"
         advice = "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss."

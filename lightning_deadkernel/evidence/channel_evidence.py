@@ -204,7 +204,7 @@ class ChannelEvidence:
         sums = torch.cat(counts)
         self.segment("sums", key)[: len(sums)].add_(sums.to(self.device))
         entries = self._entries.setdefault(key, torch.zeros(channels, dtype=torch.float64))
-        entries += read.spread(torch.full((at.size,), saved.numel() / at.size, dtype=torch.float64), channels)
+        entries += read.spread(torch.full((at.size,), values.numel() / at.size, dtype=torch.float64), channels)
         return counts[0]
 
     # -- gradients -----------------------------------------------------------------------------------------------

@@ -117,6 +117,8 @@ def _describe(facts: LayerFacts) -> Draft:
         "activation": facts.activation,
         "gating": facts.gating,
         "groups": facts.layer.groups,
+        "joined": "stacked" if facts.stacked else "summed" if facts.summed else None,
+        "together": tuple(sorted(facts.together)),
     }
 
 

@@ -89,6 +89,12 @@ class LayerFacts:
     """Channels some path of which reaches a kernel op or the loss without an activation."""
     attention: bool = False
     """That kernel op is an attention."""
+    summed: bool = False
+    """Something else is added to it before an activation."""
+    stacked: bool = False
+    """It is read together with something else that stands beside it along another axis."""
+    together: set[str] = field(default_factory=set)
+    """Layers that it shares an activation with."""
     statistics: bool = False
     """Other channels' values depend on it past its own activation."""
     passes_at_zero: bool = False
@@ -197,6 +203,7 @@ class LayerFacts:
             trained: id of a parameter of the model -> whether it is trained.
         """
         self.activations = {tuple(name for name in key if name in names) for key in self.activations} - {()}
+        self.together &= set(names)
         if self.producers is not None:
             self.producers &= set(names)
         if self.consumers is not None:
@@ -240,6 +247,7 @@ class LayerFacts:
         self.reaches |= paths.reaches
         self.attention = self.attention or paths.attention
         self.statistics = self.statistics or paths.statistics
+        self.summed, self.stacked = self.summed or paths.summed, self.stacked or paths.stacked
         self.unknown += [name for name in paths.unknown if name not in self.unknown]
         self.lost = self.lost or paths.lost
         self.penalised = self.penalised or use.penalised

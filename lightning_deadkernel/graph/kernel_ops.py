@@ -173,6 +173,13 @@ class KernelOps:
         sides = [values[op.data], values[op.weight]]
         return op.layer is None and all(v is not None and self.graph.parameters[v[0]] is None for v in sides)
 
+    def adds(self, index: int) -> bool:
+        """Whether an op adds something to its product that is no parameter's alone."""
+        bias = self.ops[index].bias
+        values = self.graph.inputs[index]
+        value = values[bias] if bias is not None and bias < len(values) else None
+        return value is not None and self.graph.parameters[value[0]] is None
+
     def through(self, index: int, position: int, parts: tuple[Part, ...], shape: Shape) -> tuple[Part, ...]:
         """Where channels are behind a product over another axis with no layer's weight; empty if they are mixed.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import prod
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.channel_axis import Shape, carried, cut_apart, output_shape, pads, signed, unwrapped
-from lightning_deadkernel.graph.ops import SPLITS, peek
+from lightning_deadkernel.graph.ops import NORMS, SPLITS, peek
+
+STAYS = NORMS | frozenset("Add Sub Rsub Mul Div Neg Clone ToCopy NativeDropout".split())
+"""Ops that leave all entries of a value where they are."""
 
 Numbers = range | tuple[int, ...]
 
@@ -38,6 +41,8 @@ class Part:
     """The kernel's channels that are here."""
     places: Numbers
     """The place of each."""
+    slab: tuple[int, int, int] | None = None
+    """Dimension, start and size: along it only these entries are the kernel's own; None: all are."""
 
     @classmethod
     def whole(cls, at: ChannelAxis) -> Part:
@@ -251,6 +256,38 @@ def selection(node: Any, name: str, ndim: int) -> tuple[int, Tensor] | None:
     if len(given) != 1 or indices[given[0]].ndim != 1 or indices[given[0]].dtype not in (torch.int64, torch.int32):
         return None
     return given[0], indices[given[0]]
+
+
+def in_its_slab(
+    node: Any, name: str, part: Part, before: Shape, position: int, shapes: list[Shape | None], moved: Part
+) -> tuple[Part, bool]:
+    """A part as it is behind a node, with the entries of another dimension that alone are the kernel's: those that a
+    `stack` or `cat` along it has put there, as long as nothing moves them.
+
+    Args:
+        node: see `follow`, as for the next five.
+        name: of the node.
+        part: before it.
+        before: shape of the input.
+        position: of the input.
+        shapes: of all inputs.
+        moved: the part behind the node.
+
+    Returns:
+        The part, and whether what others make stands among its entries from here on.
+    """
+    if name not in ("Cat", "Stack"):
+        stays = part.slab is not None and before == output_shape(node) and name in STAYS
+        return (replace(moved, slab=part.slab), False) if stays else (moved, part.slab is not None)
+    (dim,) = unwrapped(node._saved_dim, len(before) + (name == "Stack"))
+    if any(digit.axis == dim for digit in moved.digits) and part.slab is None:
+        return moved, False
+    place: int | None = position
+    if name == "Cat":
+        place = _place_in_cat(position, [None if shape is None else shape[dim] for shape in shapes], node, dim)
+    if place is None or part.slab is not None:
+        return moved, True
+    return replace(moved, slab=(dim, place, 1 if name == "Stack" else before[dim])), False
 
 
 def _place_in_cat(position: int, sizes: list[int | None], node: Any, axis: int) -> int | None:

@@ -47,6 +47,8 @@ class ActivationRead:
     def laid_out(self, values: Tensor) -> tuple[Tensor, ChannelAxis]:
         """A tensor like the one that was read, with all places along one axis, and that axis."""
         digits = self.part.digits
+        if self.part.slab is not None:
+            values = values.narrow(*self.part.slab)
         if len(digits) == 1:
             return values, digits[0]
         sizes, first = list[int](), list[int]()
@@ -105,6 +107,10 @@ class Paths:
     """On its path the output is added to something else, so that its channels cannot be removed alone."""
     composed_norm: bool = False
     """It passes a norm made of arithmetic."""
+    summed: bool = False
+    """Before an activation something else is added to it, so that what is read there is the sum."""
+    stacked: bool = False
+    """Before an activation it is put beside something else along another axis, and both are read together."""
 
     def then(self, rest: Paths) -> Paths:
         """These paths, and the ones that go on from where they end."""
@@ -118,6 +124,8 @@ class Paths:
             self.consumers + rest.consumers,
             self.shared or rest.shared,
             self.composed_norm or rest.composed_norm,
+            self.summed or rest.summed,
+            self.stacked or rest.stacked,
         )
 
 

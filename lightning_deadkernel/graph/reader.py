@@ -380,6 +380,8 @@ class GraphReader:
                     reached.setdefault(place, (read, set()))[1].add(use.layer.name)
         reads = []
         for read, names in reached.values():
+            for name in names:
+                self.facts[name].together |= names - {name}
             # channels that reach further without an activation get no verdict from it, so they need not be read
             names = {name for name in names if self.facts[name].readable & read.part.mask}
             if names:

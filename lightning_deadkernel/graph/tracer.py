@@ -26,10 +26,12 @@ from lightning_deadkernel.graph.ops import (
     SAVED_DATA,
     peek,
 )
-from lightning_deadkernel.graph.parts import Part, follow, selection
+from lightning_deadkernel.graph.parts import Part, follow, in_its_slab, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths, Trace
 from lightning_deadkernel.graph.recognition import blends, reader_of, self_gate
 from lightning_deadkernel.graph.topology import Value
+
+SUMS = ("Add", "Sub", "Rsub", "Lerp", "Addcmul", "Addcdiv")
 
 
 class PathTracer:
@@ -59,6 +61,7 @@ class PathTracer:
 
     def trace(self, start: int, part: Part) -> Paths:
         """The paths of the channels at `part` in the output of node `start`."""
+        self.paths.summed = self.kernels.adds(start)
         self._put((start, 0), Trace(part.mask, (part,)))
         while self.live:
             index = heapq.heappop(self.queue)[1]
@@ -107,7 +110,7 @@ class PathTracer:
         return self.graph.shape(value)
 
     def _reads(self, index: int, reader: Reader, parts: tuple[Part, ...], shape: Shape) -> list[ActivationRead]:
-        depends = [any((digit.outer, digit.inner) != (1, 1) for digit in part.digits) for part in parts]
+        depends = [part.slab or any((digit.outer, digit.inner) != (1, 1) for digit in part.digits) for part in parts]
         return [
             ActivationRead(index, reader, part, len(shape), shape if sized else None)
             for part, sized in zip(parts, depends, strict=True)
@@ -155,6 +158,7 @@ class PathTracer:
                 continue
             parts = self.kernels.through(index, position, trace.parts, self._shape(value))
             if parts:
+                self.paths.summed |= self.kernels.adds(index)
                 passing.append(replace(trace, parts=parts))
                 continue
             if position == op.data and self._reads_at_consumer(index, value, trace):
@@ -225,6 +229,13 @@ class PathTracer:
                     moved = follow(self.graph.nodes[index], name, part, self._shape(value), position, shapes, slot)
                     if self._is_reordered(index, name, part, self._shape(value)):
                         moved = None
+                    if moved and (part.slab or name in ("Cat", "Stack")):
+                        node, before = self.graph.nodes[index], self._shape(value)
+                        own = [in_its_slab(node, name, part, before, position, shapes, to) for to in moved]
+                        moved = tuple(to for to, _ in own)
+                        mixed = trace.behind is None and any(mixed for _, mixed in own)
+                        self.paths.summed |= mixed and name in REDUCTIONS
+                        self.paths.stacked |= mixed and name not in REDUCTIONS
                     kept = None if moved is None or kept is None else [*kept, *moved]
             except LookupError:
                 if trace.behind is None:
@@ -269,9 +280,9 @@ class PathTracer:
         if len({trace.averaged for trace in apart}) > 1:
             self.paths.composed_norm = True  # x - mean(x), over dimensions other than the channels'
         if self.beyond and name in ("Add", "Sub", "Mul", "Div", "Cat"):
-            values = [value for value in self.graph.inputs[index] if value is not None]
-            foreign = [v for v in values if v not in self.traces and self.graph.parameters[v[0]] is None]
-            self.paths.shared |= bool(foreign)
+            self.paths.shared |= self._meets_another(index)
+        if apart and name in SUMS:
+            self.paths.summed |= self._meets_another(index)
         plain = [trace for trace in apart if not trace.averaged]
         function = next((trace.function for trace in plain or apart if trace.function is not None), None)
         if live and parts and len(apart) == len(traces):
@@ -291,6 +302,11 @@ class PathTracer:
                 () if parts else kept.cut,
             ),
         )
+
+    def _meets_another(self, index: int) -> bool:
+        """Whether a node also reads what neither this kernel nor a parameter alone makes."""
+        values = [value for value in self.graph.inputs[index] if value is not None]
+        return any(value not in self.traces and self.graph.parameters[value[0]] is None for value in values)
 
     def _is_function(self, index: int, name: str, both: bool, parts: tuple[Part, ...]) -> bool:
         """Whether the node is a function without an off side that could be read as an activation."""

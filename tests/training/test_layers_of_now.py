@@ -405,7 +405,7 @@ def test_ordinary_steps_do_not_look_at_the_modules(monkeypatch: pytest.MonkeyPat
 
 
 def test_pictures_and_loggers_take_layers_that_come_and_go(tmp_path: Any) -> None:
-    monitor = DeadKernelMonitor(on_finding="ignore")
+    monitor = DeadKernelMonitor(on_finding="ignore", min_steps=1)
     logger = CSVLogger(tmp_path)
     changes = [At(new_head), At(layer_gone, epoch=2), At(toggled, epoch=3)]
     train([monitor, *changes], epochs=4, logger=logger)
