@@ -164,9 +164,15 @@ def follow(
         LookupError: the node is in none of the tables of ops that pass channels on.
     """
     after = output_shape(node, slot)
-    for digit in part.digits:
-        if (moves := _along(node, name, digit, before, after, position, shapes, slot)) is not None:
-            return moves(part)
+    moves = [_along(node, name, digit, before, after, position, shapes, slot) for digit in part.digits]
+    if any(moves):
+        parts: tuple[Part, ...] = (part,)
+        for move in filter(None, moves):  # a flip may turn several dimensions
+            moved = [move(one) for one in parts]
+            if None in moved:
+                return None
+            parts = tuple(one for group in moved for one in group or ())
+        return parts
     digits: list[ChannelAxis] = []
     for digit in part.digits:
         at = digit if name in SPLITS and name not in ("Unbind", "Select") else carried(node, name, digit, before)

@@ -211,6 +211,7 @@ MOVED: dict[str, Callable[[Tensor], Tensor]] = {
     "a shuffle of a half": lambda x: F.relu(F.channel_shuffle(torch.cat([x, x], 1), 4)[:, 1:9]),
     "the half of a shuffle": lambda x: F.relu(F.channel_shuffle(x, 2).chunk(2, 1)[0]).repeat(1, 2, 1, 1),
     "an identity of pooling": lambda x: F.relu(F.adaptive_avg_pool2d(x.transpose(1, 2), (8, 8)).transpose(1, 2)),
+    "cut and turned in both": lambda x: F.relu(x.view(4, 2, 4, 8, 8).flip(1, 2).roll((1, -1), (1, 2))).flatten(1, 2),
     "unbound groups": lambda x: torch.cat([F.relu(part) for part in x.view(4, 2, 4, 8, 8).unbind(1)], 1),
     "selected groups": lambda x: torch.cat([F.relu(x.view(4, 4, 2, 8, 8)[:, i]) for i in range(4)], 1),
     "channels unbound": lambda x: torch.stack([F.relu(channel) for channel in x.unbind(1)], 1),
