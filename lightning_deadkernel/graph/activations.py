@@ -40,6 +40,8 @@ class Activation:
     """\\|h\\| that it tends to far out on its off side."""
     passes_at_zero: bool = False
     """A rectifier that passes the gradient of an input of exactly 0."""
+    restored: Callable[[Tensor], Tensor] = lambda saved: saved
+    """What the node saved -> the saved tensor that all others are given."""
 
     @property
     def rectifies(self) -> bool:
@@ -60,7 +62,7 @@ class Activation:
         """What the node keeps for backward; the caller has made sure that no unpack hook is set on it."""
         tensors: list[Tensor] = [getattr(node, f"_saved_{name}").detach() for name in self.names]
         if len(tensors) == 1:
-            return tensors[0].float() if tensors[0].dtype is torch.bool else tensors[0]
+            return self.restored(tensors[0].float() if tensors[0].dtype is torch.bool else tensors[0])
         return tensors[0] / tensors[1] if "/" in self.saved else tensors[0] * tensors[1]
 
     def unreadable(self, node: Any) -> str | None:
@@ -214,6 +216,29 @@ def self_gated(inner: str, kind: Gating) -> Reader:
     if kind == "rectifier":
         return lambda node: Activation(label, kind, "self*other", _same, positive=torch.abs)
     return lambda node: Activation(label, "smooth", "self*other", _same)
+
+
+def largest_of(dim: int) -> Reader:
+    """Maxout, for the channels among which the largest is taken, or the smallest: off is what never is."""
+
+    def read(node: Any) -> Activation:
+        shape = tuple(map(int, node._saved_self_sym_sizes)) if hasattr(node, "_saved_indices") else ()
+        if shape:
+            keeps = bool(node._saved_keepdim)
+            return Activation(
+                "maxout",
+                "rectifier",
+                "indices",
+                _same,
+                restored=lambda places: torch.zeros(shape, device=places.device).scatter_(
+                    dim, places if keeps else places.unsqueeze(dim), 1.0
+                ),
+            )
+        extreme = torch.amax if "Amax" in node.name() else torch.amin
+        wins: Callable[[Tensor], Tensor] = lambda x: (x == extreme(x, dim, keepdim=True)).to(x.dtype)  # noqa: E731
+        return Activation("maxout", "rectifier", "self", lambda x: x * wins(x), positive=wins)
+
+    return read
 
 
 def consumed(saved: str, label: str) -> Reader:

@@ -93,6 +93,8 @@ NORMS = frozenset(
 """Arguments (input, scale, shift); the shape stays."""
 
 REDUCTIONS = frozenset("Mean Sum Amax Amin Max Min Var Std VarMean StdMean Norm LinalgVectorNorm Prod".split())
+EXTREMES = frozenset("Amax Amin Max Min".split())
+"""Those that take the largest or the smallest."""
 VIEWS = frozenset("View UnsafeView ReshapeAlias Reshape Unsqueeze Squeeze Flatten Unflatten".split())
 SPLITS = frozenset("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Chunk Unbind Select".split())
 PICKS = frozenset(

@@ -12,12 +12,13 @@ from operator import or_
 
 from torch import Tensor
 
-from lightning_deadkernel.graph.activations import ACTIVATIONS, ELEMENTWISE, Reader, consumed, self_gated
+from lightning_deadkernel.graph.activations import ACTIVATIONS, ELEMENTWISE, Reader, consumed, largest_of, self_gated
 from lightning_deadkernel.graph.channel_axis import Shape, unwrapped
 from lightning_deadkernel.graph.kernel_ops import KernelOps
 from lightning_deadkernel.graph.ops import (
     ATTENTION,
     CONVOLUTIONS,
+    EXTREMES,
     FUNCTIONS,
     LOSSES,
     MIXERS,
@@ -333,6 +334,8 @@ class PathTracer:
         node = self.graph.nodes[index]
         live = [(position, value, trace) for position, value, trace in held if trace.behind is None]
         position, value, trace = live[0]
+        if name in EXTREMES and len(held) == 1 and not self.beyond:
+            return self._competes(index, value, trace)
         if trace.blended is not None and len(held) == 1 and name in ACTIVATIONS:
             activation = ACTIVATIONS[name](node)
             if activation is None:
@@ -365,6 +368,18 @@ class PathTracer:
             self.paths.reads = [read for read in self.paths.reads if read.node != gate[0]]
         self.paths.reads += self._reads(index, reader, trace.parts, self._shape(value))
         self._put((index, 0), Trace(trace.channels, trace.parts, behind=(index, activation.label)))
+        return True
+
+    def _competes(self, index: int, value: Value, trace: Trace) -> bool:
+        """Channels of which the largest is taken."""
+        parts, node, shape = trace.parts or trace.cut, self.graph.nodes[index], self._shape(value)
+        dims = unwrapped(getattr(node, "_saved_dim", ()), len(shape))
+        among = [digit.axis in dims for part in parts for digit in part.digits]
+        if len(dims) != 1 or not any(among) or not all(part.is_apart for part in parts) or trace.gated:
+            return False
+        reader = largest_of(dims[0])
+        self.paths.reads += self._reads(index, reader, parts, shape)
+        self._put((index, 0), Trace(trace.channels, behind=(index, "maxout")))
         return True
 
     def _glu(self, index: int, value: Value, trace: Trace) -> bool:

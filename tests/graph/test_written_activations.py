@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.tiny_nets import DEAD, Net, between, images, kill, rows, watch
+from helpers.tiny_nets import DEAD, Net, between, conv, images, kill, rows, watch
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,42 @@ def test_a_written_out_activation_is_read_and_names_its_off_channels(form: str) 
     assert (layer.activation, layer.note) == (label, None)
     assert getattr(layer, state) == list(DEAD)
     assert state == "dead" or layer.dead == []
+
+
+MAXOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pairs by amax": lambda x: x.view(4, 4, 2, 8, 8).amax(2),
+    "pairs by max": lambda x: x.view(4, 4, 2, 8, 8).max(2).values,
+    "pairs by max, kept": lambda x: x.view(4, 4, 2, 8, 8).max(2, keepdim=True).values.flatten(1, 2),
+    "four apart": lambda x: x.view(4, 2, 4, 8, 8).amax(1),
+    "smallest of the negatives": lambda x: -(-x).view(4, 4, 2, 8, 8).amin(2),
+    "of all channels": lambda x: x.amax(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("form", MAXOUTS)
+def test_a_kernel_that_is_never_the_largest_of_its_group_is_dead(form: str) -> None:
+    net = Net(
+        lambda net, x: net.head(MAXOUTS[form](net.conv(x)).repeat(1, 8, 1, 1)[:, :8]),
+        conv=conv(dead=DEAD),
+        head=nn.Conv2d(8, 2, 1),
+    )
+    layer = watch(net, images(8))["conv"]
+    assert (layer.activation, layer.note, layer.evidence) == ("maxout", None, "activation")
+    assert set(DEAD) <= set(layer.dead) == never_largest(form, net)
+
+
+@torch.no_grad()
+def never_largest(form: str, net: Net) -> set[int]:
+    """The channels that may be a little larger without a change of what comes out, on every batch."""
+    quiet = set(range(8))
+    for batch in images(8).split(4):
+        x = net.conv(batch)
+        for channel in list(quiet):
+            more = x.clone()
+            more[:, channel] += 1e-4
+            if not torch.equal(MAXOUTS[form](x), MAXOUTS[form](more)):
+                quiet.discard(channel)
+    return quiet
 
 
 SHRINKS = {"hardshrink": F.hardshrink, "softshrink": F.softshrink}
