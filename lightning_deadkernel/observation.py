@@ -235,6 +235,20 @@ class LayerWindow(LayerStatistics):
     be read. None where it is watched, or left out on purpose."""
 
 
+@dataclass(frozen=True)
+class NonFinite:
+    """Where values were NaN or infinite first."""
+
+    step: int
+    """Optimizer steps taken when that step had ended."""
+    layer: str
+    """In which layer it began, as far as is known."""
+    place: Literal["activation", "loss", "backward", "unknown"]
+    """Where: its activation is the first in forward order that was not finite; what follows it, as all activations were
+    finite and the loss was not; in the backward pass behind it, as what lies nearer to the loss had finite gradients;
+    unknown, as gradients of all layers were not finite, and no activation was read on that step."""
+
+
 @dataclass
 class Window:
     """One window of the whole network."""
@@ -261,6 +275,11 @@ class Window:
     """What could not be watched and why, in words for the report."""
     largest_gradient_at: str | None = None
     """Weight that had the largest rms(grad) on the last sampled step."""
+    non_finite_batches: int = 0
+    """Batches some gradient of which was NaN or infinite: nothing is concluded from them."""
+    first_non_finite: NonFinite | None = None
+    """None where all was finite; under a gradient scaler, which skips steps whose gradients overflow, it is about the
+    forward pass alone."""
     lost_elsewhere: dict[str, float] = field(default_factory=dict)
     """Parameter with one axis (gains and shifts of norms, biases) held in two bytes -> share of its entries with a
     gradient, other than exact zeros, that an optimizer step left bitwise unchanged, over the sampled steps."""

@@ -35,7 +35,6 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
             codes = torch.where(channels, _states(replace(layer, gating=gating), frozen, thresholds), codes)
         if window.index == 1:
             codes[(codes == STATES.index("dead")) & _woken(layer, history.get(layer.name))] = STATES.index("silent")
-        codes[not_finite(layer) & (codes != STATES.index("active"))] = STATES.index("unknown")
         for flag, channels in (
             (FROZEN, frozen),
             (DORMANT, _dormant(layer, thresholds)),
@@ -120,12 +119,8 @@ def _stuck(layer: LayerWindow, none: Tensor, thresholds: Thresholds) -> Tensor:
 
 
 def not_finite(layer: LayerWindow) -> Tensor:
-    """(C,) bool: NaN or infinity has touched the channel, so that what it did not show proves nothing."""
-    touched = torch.full((layer.channels,), layer.non_finite_gradients > 0)
-    for values in (layer.norms, layer.gradient, layer.activation_mean):
-        if values is not None:
-            touched |= ~values.isfinite()
-    return touched
+    """(C,) bool: its gradient was NaN or infinite on every batch, so that nothing is known of the channel."""
+    return torch.zeros(layer.channels, dtype=torch.bool) if layer.gradient is None else layer.gradient.isnan()
 
 
 def _woken(layer: LayerWindow, past: LayerPast | None) -> Tensor:
@@ -156,7 +151,8 @@ def activity(layer: LayerWindow) -> Tensor | None:
     """(C,) ReDo scores of the layer; None where no activation was read."""
     if layer.activation_mean is None or layer.gating is None:
         return None
-    return dormant_scores(layer.activation_mean.float())
+    means = layer.activation_mean
+    return dormant_scores(means.float() if bool((means < torch.finfo(torch.float32).max).all()) else means)
 
 
 def _dormant(layer: LayerWindow, thresholds: Thresholds) -> Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.observation import ENOUGH_STEPS, LayerWindow, Window
+from lightning_deadkernel.observation import ENOUGH_STEPS, LayerWindow, NonFinite, Window
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.states import STATE_BITS, STATES, ZERO_KERNEL
 
@@ -156,6 +156,8 @@ class History:
         self._layers: dict[str, LayerPast] = {}
         self._clock = array("q")
         """Epoch and global step at the end of each window in turn; copies share it, since it only grows."""
+        self.non_finite: NonFinite | None = None
+        """Where NaN or infinity began that the last window has as well; None where that was finite."""
         self.gradient_norms: list[float] = []
         """Finite gradient norms of the last windows, oldest first; the last entry is the last window's."""
 
@@ -184,7 +186,7 @@ class History:
             name: replace(past, **{field: getattr(past, field).clone() for field in TENSORS})
             for name, past in self._layers.items()
         }
-        copy._clock, copy.gradient_norms = self._clock, self.gradient_norms
+        copy._clock, copy.gradient_norms, copy.non_finite = self._clock, self.gradient_norms, self.non_finite
         return copy
 
     def clock(self, index: int) -> tuple[int, int]:
@@ -225,6 +227,8 @@ class History:
             near = [ratios.get(name, 0.0) for name in (layer.name, *(layer.producers or ()))]
             self._reckless(past, window, min(max(near), torch.finfo(torch.float32).max))
         self._layers = {name: past for name, past in self._layers.items() if name in reports}
+        first = window.first_non_finite
+        self.non_finite = None if first is None else self.non_finite or first
         if window.gradient_norm is not None and math.isfinite(window.gradient_norm):
             self.gradient_norms = [*self.gradient_norms, float(window.gradient_norm)][-BASELINE_WINDOWS:]
 
@@ -293,7 +297,14 @@ class History:
             for name, past in self._layers.items()
         }
         clock = torch.from_numpy(np.array(self._clock))
-        return {"version": VERSION, "gradient_norms": list(self.gradient_norms), "clock": clock, "layers": layers}
+        non_finite = {} if self.non_finite is None else {"non_finite": asdict(self.non_finite)}
+        return {
+            "version": VERSION,
+            "gradient_norms": list(self.gradient_norms),
+            "clock": clock,
+            "layers": layers,
+            **non_finite,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace this history by a saved one.
@@ -320,6 +331,8 @@ class History:
         self._layers = layers
         self._clock = array("q", map(int, state.get("clock", ())))
         self.gradient_norms = [float(norm) for norm in state["gradient_norms"]]
+        non_finite = state.get("non_finite")
+        self.non_finite = None if non_finite is None else NonFinite(**non_finite)
 
     def restrict(self, channels: Mapping[str, int]) -> list[str]:
         """Drop the layers that have another number of channels than they had.

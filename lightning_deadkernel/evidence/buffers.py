@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,16 @@ CHECK = 64
 """Reads between two counts of what is still unseen, at most. Until then they follow at reads 1, 2, 4, 8, ..., so that
 a part is read at most twice as often as it has to be."""
 
+FIRST = 1 << 24
+"""float32 tells integers apart up to here."""
 Part = TypeVar("Part", bound=Hashable)
+Number = TypeVar("Number", int, Tensor)
+
+
+def marks(places: Number) -> Number:
+    """What marks places in a window, counted from 0, so that the first is the largest, and 0 marks none; its own
+    inverse."""
+    return FIRST - places
 
 
 class StepBuffer:
@@ -44,20 +54,33 @@ class StepBuffer:
         self._filled += 1
         return self._filled == PAGES
 
-    def flush(self, largest: Tensor, nonfinite: Tensor | None = None) -> None:
-        """Takes the buffer into (n,) running maxima, in place; what an interrupt leaves half done is done again.
+    def flush(self, largest: Tensor, nonfinite: tuple[Tensor, Tensor] | None = None, end: int = 0) -> None:
+        """Takes the buffer into (n,) running values, in place; what an interrupt leaves half done is done again.
 
         Args:
-            largest: of the values, NaN ignored.
-            nonfinite: of the magnitudes, NaN kept; with it `largest` is that of the magnitudes, too.
+            largest: maximum of the values that are finite.
+            nonfinite: how many were not finite, and the mark of the first of them, see `marks`; with them `largest` is
+                that of the magnitudes.
+            end: steps that were appended so far, flushed ones included.
         """
         block = self._pages[: self._filled]
         if not block.numel():
             self._filled = 0
             return
         if nonfinite is not None:
-            torch.maximum(nonfinite, block.abs_().amax(0), out=nonfinite)
-        torch.maximum(largest, block.nan_to_num_(0.0, torch.inf, -torch.inf).amax(0), out=largest)
+            block.abs_()
+        shown = block.amax(0)
+        if shown.is_cpu and np.isfinite(shown.numpy()).all():  # on a device, to ask would be to wait
+            torch.maximum(largest, shown, out=largest)
+            self._filled = 0
+            return
+        finite = block.isfinite()
+        torch.maximum(largest, torch.where(finite, block, 0).amax(0), out=largest)
+        if nonfinite is not None:
+            count, first = nonfinite
+            places = torch.arange(end - self._filled, end, dtype=first.dtype, device=first.device)
+            torch.maximum(first, torch.where(finite, 0, marks(places)[:, None]).amax(0), out=first)
+            count += (~finite).sum(0)
         self._filled = 0
 
     def clear(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.evidence.buffers import PendingChannels, StepBuffer
+from lightning_deadkernel.evidence.buffers import PendingChannels, StepBuffer, marks
 from lightning_deadkernel.functional.firing import count_outside, firing
 from lightning_deadkernel.functional.kernels import row_max
 from lightning_deadkernel.graph.activations import Activation
@@ -23,6 +23,8 @@ from lightning_deadkernel.graph.sharding import is_sharded, local, shard_offset
 Segments = dict[tuple[str, Any], Tensor]
 """(kind, layer or activation key) -> the values of its channels."""
 
+OF_SOURCES = ("gradient", "nonfinite", "first", "kernel")
+OF_ACTIVATIONS = ("fired", "blown")
 ACTIVATION_SUMS = ("positives", "magnitudes", "zeros", "flat", "entries")
 """Per-channel sums of an activation over the sampled steps; the last is the number of entries looked at."""
 
@@ -30,10 +32,11 @@ ACTIVATION_SUMS = ("positives", "magnitudes", "zeros", "flat", "entries")
 class ChannelEvidence:
     """Flat per-channel evidence of one window: `maxima` (max over ranks) and `totals` (sum over ranks).
 
-    `maxima` holds, for each source, the largest \\|gradient\\| of each channel three times (at the source, read every
-    step: ``gradient``, NaN ignored, then ``nonfinite``, NaN kept; at the ``kernel`` itself, read on sampled steps while
-    the first is still 0), then for each activation which channels ``fired``. `totals` holds each activation's ``sums``
-    over the sampled steps.
+    `maxima` holds, for each source and channel, the largest finite \\|gradient\\| there, read every step
+    (``gradient``); on how many it was NaN or infinite (``nonfinite``), and the mark of the first (``first``); and the
+    largest at the ``kernel`` itself, read on sampled steps while that at the source is 0. Then for each activation
+    which channels ``fired``, and the mark of the first sampled step on which they were NaN or infinite (``blown``).
+    `totals` holds each activation's ``sums`` over the sampled steps.
 
     Args:
         dtype: of `maxima`.
@@ -53,16 +56,19 @@ class ChannelEvidence:
         # the 1-D sources first: what every step writes to is one piece
         self.sources = dict(sorted(sources.items(), key=lambda item: item[1].parameter is None))
         self.activations = dict(activations)
-        self._entries: dict[ActivationKey, Tensor] = {}
+        self._reads = 0
+        """Gradients that were read so far in this window."""
         self._places: dict[tuple[str, Any], tuple[int, int]] = {}
         maxima = totals = 0
-        for kind in ("gradient", "nonfinite", "kernel"):
+        for kind in OF_SOURCES:
             for name, source in self.sources.items():
                 self._places[kind, name] = (maxima, maxima + source.layer.channels)
                 maxima += source.layer.channels
+        for kind in OF_ACTIVATIONS:
+            for key, channels in self.activations.items():
+                self._places[kind, key] = (maxima, maxima + channels)
+                maxima += channels
         for key, channels in self.activations.items():
-            self._places["fired", key] = (maxima, maxima + channels)
-            maxima += channels
             size = len(ACTIVATION_SUMS) * channels
             self._places["sums", key] = (totals, totals + size)
             totals += size
@@ -101,20 +107,20 @@ class ChannelEvidence:
         new = ChannelEvidence(self.dtype, self.device, sources, activations)
         self._flush()
         for kind, key in self._places:
-            now = renamed(key, names)
-            new._put((kind, now), self.segment(kind, key))
-            if kind == "sums" and now in new.activations and key in self._entries:
-                new._entries[now] = self._entries[key] + new._entries.get(now, 0)
+            new._put((kind, renamed(key, names)), self.segment(kind, key))
+        new._reads = self._reads
         return new
 
-    def loaded(self, segments: Segments, activations: dict[ActivationKey, int], with_sums: bool) -> ChannelEvidence:
-        """What `segments` gave, so far as the layers are there; sums only on the rank that is to hold them."""
+    def loaded(
+        self, segments: Segments, activations: dict[ActivationKey, int], reads: int, with_sums: bool
+    ) -> ChannelEvidence:
+        """What `segments` gave after so many reads of gradients, so far as the layers are there; sums only on the rank
+        that is to hold them."""
         new = ChannelEvidence(self.dtype, self.device, self.sources, activations)
+        new._reads = reads
         for (kind, key), values in segments.items():
             if with_sums or kind != "sums":
                 new._put((kind, key), values)
-                if kind == "sums" and key in new.activations:
-                    new._entries[key] = values[-new.activations[key] :].cpu().clone()
         return new
 
     def _put(self, key: tuple[str, Any], values: Tensor) -> None:
@@ -139,23 +145,23 @@ class ChannelEvidence:
         self._firings.clear()
         self.maxima.zero_()
         self.totals.zero_()
-        self._entries = {}
+        self._reads = 0
         self._restart_counts()
 
     def _flush(self) -> None:
         self._flush_gradients()
         self._flush_firings()
-        for key, entries in self._entries.items():
-            self.segment("sums", key)[-len(entries) :] = entries
 
     def _flush_gradients(self) -> None:
         channels = sum(source.layer.channels for source in self.sources.values())
-        shown = slice(channels, channels + self._flat_channels)
-        self._gradients.flush(self.maxima[: self._flat_channels], self.maxima[shown])
+        starts = (0, channels, 2 * channels)
+        largest, count, first = (self.maxima[start : start + self._flat_channels] for start in starts)
+        self._gradients.flush(largest, (count, first), self._reads)
 
     def _flush_firings(self) -> None:
         channels = sum(source.layer.channels for source in self.sources.values())
-        self._firings.flush(self.maxima[3 * channels :])
+        start = len(OF_SOURCES) * channels
+        self._firings.flush(self.maxima[start : start + sum(self.activations.values())])
 
     # -- activations ---------------------------------------------------------------------------------------------
 
@@ -189,22 +195,27 @@ class ChannelEvidence:
     def sample_activation(
         self, key: ActivationKey, read: ActivationRead, activation: Activation, saved: Tensor
     ) -> Tensor:
-        """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of one activation.
+        """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of one activation; of a
+        channel that holds NaN or infinity, only that it does.
 
         Returns:
             (C,) float64 counts of entries > 0.
         """
         channels = self.activations[key]
         values, at = read.laid_out(activation.output(saved))
-        counts = [*firing(values, at, activation.rectifies)]
+        positives, magnitudes, zeros = firing(values, at, activation.rectifies)
+        flat = torch.zeros_like(zeros)
         if activation.has_flat_ends:
             inputs, at = read.laid_out(saved)
-            counts.append(count_outside(inputs, at, activation.low, activation.high, inclusive=True))
-        counts = [read.spread(count, channels) for count in counts]
-        sums = torch.cat(counts)
-        self.segment("sums", key)[: len(sums)].add_(sums.to(self.device))
-        entries = self._entries.setdefault(key, torch.zeros(channels, dtype=torch.float64))
-        entries += read.spread(torch.full((at.size,), values.numel() / at.size, dtype=torch.float64), channels)
+            flat = count_outside(inputs, at, activation.low, activation.high, inclusive=True)
+        entries = torch.full_like(zeros, values.numel() / at.size)
+        finite = magnitudes.isfinite()
+        counts = torch.where(finite, torch.stack([positives, magnitudes, zeros, flat, entries]), 0)
+        counts = torch.stack([read.spread(count, channels) for count in counts]).to(self.device)
+        self.segment("sums", key).view_as(counts).add_(counts)
+        blown = read.spread((~finite).to(self.dtype), channels).clamp(max=1).to(self.device)
+        first = self.segment("blown", key)
+        torch.maximum(first, blown * marks(self._reads), out=first)
         return counts[0]
 
     # -- gradients -----------------------------------------------------------------------------------------------
@@ -222,6 +233,7 @@ class ChannelEvidence:
             only: names of the layers in the graph of this backward, where others may hold stale gradients.
             looked_up: tables -> (n,) rows that this backward looked up: none of the others has got a gradient.
         """
+        full = False
         if self._parameters:
             try:
                 plain = only is None and not self._elsewhere
@@ -229,8 +241,9 @@ class ChannelEvidence:
                 full = self._gradients.append(parts)
             except TypeError:  # some parameter has none, which it costs too much to ask of each at every step
                 full = self._gradients.append(self._placed_grads(only))
-            if full:
-                self._flush_gradients()
+        self._reads += 1
+        if full:
+            self._flush_gradients()
         if self._rows and self._no_gradient.parts:
             self._read_rows(only, looked_up or {})
 
@@ -246,7 +259,7 @@ class ChannelEvidence:
         self._no_gradient.poll()
         left = [name for name in self._rows if name in self._no_gradient.parts]
         pending = [name for name in left if only is None or name in only]
-        read = [self._read_kernel(name, "gradient", "nonfinite", looked_up.get(name)) for name in pending]
+        read = [self._read_kernel(name, "gradient", looked_up.get(name)) for name in pending]
         if any(read) and self._no_gradient.is_count_due():
             self._count_no_gradient(left)
 
@@ -263,16 +276,18 @@ class ChannelEvidence:
             self._flush_gradients()
             self._count_no_gradient(pending)
 
-    def _read_kernel(self, name: str, largest: str, nonfinite: str | None = None, rows: Tensor | None = None) -> bool:
+    def _read_kernel(self, name: str, kind: str, rows: Tensor | None = None) -> bool:
         layer = self.sources[name].layer
         maxima = table_max(layer, rows) if layer.is_looked_up else kernel_max(layer)
         if maxima is None:
             return False
-        maxima, seen = self._placed(maxima, layer.channels), self.segment(largest, name)
-        torch.fmax(seen, maxima, out=seen)
-        if nonfinite is not None:
-            seen = self.segment(nonfinite, name)
-            torch.maximum(seen, maxima, out=seen)
+        maxima, seen = self._placed(maxima, layer.channels), self.segment(kind, name)
+        finite = maxima.isfinite()
+        torch.maximum(seen, torch.where(finite, maxima, 0), out=seen)
+        if kind == "gradient":
+            first = self.segment("first", name)
+            self.segment("nonfinite", name).add_(~finite)
+            torch.maximum(first, torch.where(finite, 0, marks(self._reads - 1)).to(first), out=first)
         return True
 
     def _placed(self, values: Tensor, channels: int | None = None) -> Tensor:

@@ -131,6 +131,7 @@ class Observer:
     def before_backward(self, loss: Tensor, sampled: bool) -> None:
         """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step."""
         window = self.window
+        sampled = window.is_first_bad_loss(loss) or sampled  # the graph shows where that began
         if window.settled and not sampled:
             return
         self._looked_up = {}

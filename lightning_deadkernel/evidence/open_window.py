@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -35,6 +36,8 @@ class Counts:
     backwards: int = 0
     unread: int = 0
     """Backwards whose pending activations were not read (compiled steps)."""
+    bad_loss: int | None = None
+    """Place among the backwards of the first whose loss was NaN or infinite, where that is asked (on the CPU)."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,13 @@ class OpenWindow:
         unseen = {names[name]: samples for name, samples in self.samples_before.items() if name in names}
         self.samples_before = unseen | {layer.name: self.counts.samples or 0 for layer in came if self.counts.batches}
 
+    def is_first_bad_loss(self, loss: Tensor) -> bool:
+        """Whether this backward's loss is the window's first that is NaN or infinite; asked on the CPU alone."""
+        if self.counts.bad_loss is not None or not loss.is_cpu or loss.ndim or math.isfinite(loss.item()):
+            return False
+        self.counts.bad_loss = self.counts.backwards
+        return True
+
     def add_graph(self, layers: frozenset[str], compiled: bool) -> None:
         """Takes in which layers were in a graph, and whether its activations could be read."""
         self.reached |= layers
@@ -155,7 +165,9 @@ class OpenWindow:
         samples = None if size is None or now.samples is None else now.samples + size
         sampled = now.sampled_steps + sampled_steps
         # at once: an interrupt finds the batch counted, or not
-        self.counts = Counts(now.batches + 1, optimizer_steps, sampled, samples, now.backwards, now.unread)
+        self.counts = Counts(
+            now.batches + 1, optimizer_steps, sampled, samples, now.backwards, now.unread, now.bad_loss
+        )
 
     # -- window ends ---------------------------------------------------------------------------------------------
 
@@ -203,6 +215,7 @@ class OpenWindow:
             samples=None if None in samples else sum(samples),
             unread=max(other["counts"].unread for other in shared),
             backwards=max(other["counts"].backwards for other in shared),
+            bad_loss=min((bad for other in shared if (bad := other["counts"].bad_loss) is not None), default=None),
         )
         reached, looked = (frozenset[str]().union(*(other[of] for other in shared)) for of in ("reached", "looked"))
         before = {name: sum(other["samples_before"].get(name, 0) for other in shared) for name in self.samples_before}
@@ -249,7 +262,7 @@ class OpenWindow:
         segments = {
             (kind, tuple(key) if isinstance(key, list) else key): values for kind, key, values in state["segments"]
         }
-        self.channels = self.channels.loaded(segments, activations, first_rank)
+        self.channels = self.channels.loaded(segments, activations, counts.backwards, first_rank)
         self.counts, self.reached = counts, set(state["reached"])
         self.looked = set(state.get("looked", self.reached))
         before = state.get("samples_before", {})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.evidence.channel_evidence import ACTIVATION_SUMS, Segments
+from lightning_deadkernel.evidence.first_non_finite import first_non_finite
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
@@ -77,7 +78,7 @@ def summarize(
         if index == 0:
             continue
         if counts.backwards:
-            _read_gradients(entry, facts, observer, seen.segments)
+            _read_gradients(entry, facts, observer, seen.segments, counts.backwards)
             _read_activations(entry, facts, seen)
         else:
             entry["gating"] = None
@@ -99,6 +100,10 @@ def summarize(
         compiled=observer.reader.compiled,
         strangers=observer.reader.strangers,
     )
+    if index and counts.backwards:
+        window.first_non_finite = first_non_finite(observer, seen, counts.optimizer_steps, global_step)
+        bad = [values.max() for (kind, _), values in seen.segments.items() if kind == "nonfinite" and values.numel()]
+        window.non_finite_batches = min(counts.batches, int(max(bad, default=0)))
     if index:
         steps.fill_window(window, {n for n, p in observer.model.named_parameters() if p.element_size() <= 2})
     return window, _with_first_kernels(tensors, observer, window), weights_now
@@ -176,16 +181,16 @@ def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None
     if bool(beyond.any()) and norms.dtype == torch.float32:  # whose squares float32 cannot hold
         norms[beyond] = row_norms(rows[beyond.to(rows.device)].double()).cpu().float()
     if facts.scale is not None:
-        entry["norm_scale"] = whole(facts.scale.detach()).abs().float().cpu()
+        entry["norm_scale"] = _on_host(whole(facts.scale.detach()).abs())
     # where the kernel itself is the source (its norm has no shift, there are several), its bias is still added
     shift = facts.source.parameter if facts.source is not None and facts.source.parameter is not None else layer.bias
     if shift is not None:
-        entry["shift"] = whole(shift.detach()).float().cpu()
+        entry["shift"] = _on_host(whole(shift.detach()))
     summary = weight_summary(layer.own(weight))
     entry["weight_sparsity"], entry["weight_near_zeros"] = float(summary.zeros), float(summary.near_zeros)
     entry["gini"], entry["hoyer"] = float(summary.gini), float(summary.hoyer)
     if layer.groups == 1 and layer.channel_dim == 0 and weight.ndim >= 2:
-        entry["input_largest"] = weight.detach().abs().movedim(1, 0).flatten(1).amax(1).float().cpu()
+        entry["input_largest"] = _on_host(weight.detach().abs().movedim(1, 0).flatten(1).amax(1))
     # two rows tell almost always; only if they are equal the rest is compared
     entry["identical"] = len(rows) > 1 and torch.equal(rows[0], rows[1]) and bool((rows == rows[:1]).all())
     mask = layer.mask()
@@ -196,15 +201,19 @@ def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None
         tensors.histograms.setdefault("kernel_norms", {})[layer.name] = bit_histogram(entry["norms"])
 
 
-def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segments: Segments) -> None:
+def _on_host(values: Tensor) -> Tensor:
+    """On the CPU, in at least float32."""
+    return values.to("cpu", torch.promote_types(values.dtype, torch.float32))
+
+
+def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segments: Segments, backwards: int) -> None:
     name = facts.layer.name
     source = observer.window.channels.sources.get(name)
     if source is None:
         return
-    # an infinite gradient is one: only its size is not known
-    entry["gradient"] = gradient = torch.nan_to_num(segments["gradient", name], nan=torch.nan)
-    # what was NaN on some step, and zero or NaN on all others, was not seen
-    gradient[(gradient == 0) & ~segments["nonfinite", name].isfinite()] = torch.nan
+    entry["gradient"] = gradient = segments["gradient", name]
+    bad = segments["nonfinite", name]
+    gradient[(gradient == 0) & (bad >= backwards)] = torch.nan  # not finite on any batch: nothing is known
     if source.parameter is not None:
         # `read_kernels` skips layers that had shown a gradient everywhere: that is one at the kernel as well
         kernel = segments["kernel", name]
@@ -214,7 +223,7 @@ def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segment
         entry["weight_gradient"] = torch.where(passes, torch.maximum(kernel, gradient), kernel)
     # a scaler skips every step whose gradients overflowed: what it skipped is no finding
     if not observer.window.steps.scaled:
-        entry["non_finite_gradients"] = int((~segments["nonfinite", name].isfinite()).sum())
+        entry["non_finite_gradients"] = int((bad > 0).sum())
     entry["penalised"] = facts.penalised
     if facts.penalised and not facts.source_penalised and facts.off_gradient is None:
         entry["weight_gradient"] = None  # what a penalty in the loss adds to the kernel tells nothing; its source does

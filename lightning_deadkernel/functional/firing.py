@@ -185,8 +185,8 @@ def firing(h: Tensor, at: ChannelAxis, nonnegative: bool = False) -> tuple[Tenso
         nonnegative: no entry is below zero, which saves half of the passes.
 
     Returns:
-        (C,) counts of entries > 0; (C,) sums of |h|, with NaN and infinities counted as 0; (C,) counts of exact zeros
-        (+0 and -0). All float64.
+        (C,) counts of entries > 0; (C,) sums of |h|, not finite where an entry is not; (C,) counts of exact zeros (+0
+        and -0). All float64.
     """
     h, fold, repeats = _by_channel(h.detach(), at)
     sums = _firing_if_finite(h, nonnegative)
@@ -225,7 +225,7 @@ def _signs_and_sizes(values: Tensor, scratch: Tensor) -> Iterator[Tensor]:
 def _compared(values: Tensor, scratch: Tensor) -> Iterator[Tensor]:
     # comparisons write floats, whose sums vectorise where those of bool do not
     yield torch.gt(values, 0, out=scratch)
-    yield torch.nan_to_num(values, 0.0, 0.0, 0.0, out=scratch).abs_()
+    yield torch.abs(values, out=scratch)
     yield torch.eq(values, 0, out=scratch)
 
 

@@ -248,6 +248,8 @@ class ReportRecord:
     """What could not be watched, and why."""
     gradient_norm: float | None = None
     """L2 norm of all gradients, median over the sampled steps."""
+    non_finite_batches: int = 0
+    """Batches some gradient of which was NaN or infinite: the states rest on the others."""
     skipped_steps: int = 0
     """Sampled optimizer steps skipped for overflow in mixed precision."""
     first_epoch: int | None = None

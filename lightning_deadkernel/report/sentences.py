@@ -73,9 +73,11 @@ def watched(report: ReportRecord) -> str:
     what += f" ({unknown:,} of them unknown)" if unknown else ""
     if report.window == 0:
         return f"{what} looked at before the first step"
+    finite = report.batches - report.non_finite_batches
+    only = f", of which {finite:,} of {report.batches:,} batches were finite" if report.non_finite_batches else ""
     if report.samples is None:
-        return f"{what} watched over {report.batches:,} batch{'es' * (report.batches != 1)} of untold size"
-    return f"{what} watched over {count(report.samples, 'sample')}"
+        return f"{what} watched over {report.batches:,} batch{'es' * (report.batches != 1)} of untold size{only}"
+    return f"{what} watched over {count(report.samples, 'sample')}{only}"
 
 
 def moment(report: ReportRecord) -> str:

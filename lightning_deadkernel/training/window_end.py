@@ -72,6 +72,7 @@ def close_window(
         savings=savings(window, layers),
         notes=(*_notes(observer, seen, window, history), *gone) if window.index else (),
         gradient_norm=window.gradient_norm,
+        non_finite_batches=window.non_finite_batches,
         skipped_steps=window.skipped_steps,
         first_epoch=epochs[0] if epochs[0] < epochs[1] else None,
         thresholds=options.thresholds,

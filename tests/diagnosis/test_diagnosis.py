@@ -128,10 +128,8 @@ def test_a_layer_says_what_its_states_rest_on(evidence: dict[str, Any], word: st
 @pytest.mark.parametrize(
     "nan",
     [
-        {"non_finite_gradients": 3},
-        {"norms": each(math.nan)},
-        {"activation_mean": each(math.nan)},
-        {"gradient": each(math.nan)},
+        {"gradient": each(math.nan), "non_finite_gradients": 1},
+        {"gradient": each(math.nan), "norms": each(math.nan)},
     ],
 )
 def test_nan_neither_kills_nor_revives(nan: dict[str, Any]) -> None:
@@ -144,6 +142,12 @@ def test_nan_neither_kills_nor_revives(nan: dict[str, Any]) -> None:
         )
         assert not run.of("revived_channels")
         assert not run.of("dead_channels")
+
+
+def test_what_was_nan_on_some_batches_only_is_what_the_others_show() -> None:
+    for nan in ({"non_finite_gradients": 1}, {"norms": each(math.nan)}, {"activation_mean": each(math.nan)}):
+        for shown, state in (({}, "active"), (OFF | NONE, "dead")):
+            assert Run().next(start(channels=1)).next(layer(channels=1, **{**shown, **nan})).report().states == [state]
 
 
 def test_a_channel_that_was_seen_to_fire_is_not_dead_whatever_else_was_nan() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.floats import DTYPES, SEEDS, mixed, twin
-from lightning_deadkernel.evidence.buffers import CHECK, PAGES, PendingChannels, StepBuffer
+from lightning_deadkernel.evidence.buffers import CHECK, PAGES, PendingChannels, StepBuffer, marks
 
 
 @twin
@@ -22,27 +24,33 @@ from lightning_deadkernel.evidence.buffers import CHECK, PAGES, PendingChannels,
 def test_pages_hold_what_every_step_would_have_given(seed, sizes, steps, dtype, magnitudes):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     buffer = StepBuffer(sum(sizes), wide, torch.device("cpu"))
-    largest, nonfinite = torch.zeros(2, sum(sizes), dtype=wide)
-    expected, expected_nonfinite = largest.clone(), nonfinite.clone()
+    largest, *nonfinite = torch.zeros(3, sum(sizes), dtype=wide)
+    known = (nonfinite[0], nonfinite[1]) if magnitudes else None
+    expected, count, first = torch.zeros(3, sum(sizes), dtype=wide)
     for step in range(steps):
         values = mixed((sum(sizes),), dtype, seed + step)
         if buffer.append(list(values.split(sizes))):
-            buffer.flush(largest, nonfinite if magnitudes else None)
+            buffer.flush(largest, known, step + 1)
         values = values.to(wide).abs() if magnitudes else values.to(wide)
-        torch.fmax(expected, values, out=expected)
-        torch.maximum(expected_nonfinite, values, out=expected_nonfinite)
-    buffer.flush(largest, nonfinite if magnitudes else None)
-    buffer.flush(largest, nonfinite if magnitudes else None)  # nothing is counted twice, and nothing is left
+        for place, value in enumerate(values.tolist()):
+            if math.isfinite(value):
+                expected[place] = max(expected[place], value)
+            else:
+                count[place] += 1
+                first[place] = first[place] or marks(step)
+    buffer.flush(largest, known, steps)
+    buffer.flush(largest, known, steps)  # nothing is counted twice, and nothing is left
     assert torch.equal(largest, expected)
     if magnitudes:
-        assert torch.equal(nonfinite.nan_to_num(-1.0), expected_nonfinite.nan_to_num(-1.0))
+        assert torch.equal(nonfinite[0], count)
+        assert torch.equal(nonfinite[1], first)
 
 
 def test_gradients_that_are_part_of_a_graph_are_noted_and_left_in_it():
     buffer, largest = StepBuffer(2, torch.float32, torch.device("cpu")), torch.zeros(2)
     gradient = torch.tensor([1.0, -2.0], requires_grad=True) * 1
     buffer.append([gradient])
-    buffer.flush(largest, torch.zeros(2))
+    buffer.flush(largest, (torch.zeros(2), torch.zeros(2)), 1)
     assert largest.tolist() == [1.0, 2.0]
     assert gradient.requires_grad
 

@@ -126,7 +126,10 @@ def test_an_unsampled_step_never_reads_from_the_device() -> None:
     assert len(unsampled) == 12
     for step in unsampled:
         for hook, count in step.items():
-            assert not HOST_READS & count.ops.keys(), (hook, count.ops)
+            # the loss itself, which lies on the CPU here
+            allowed = {"_local_scalar_dense"} if hook == "on_before_backward" else set()
+            assert HOST_READS & count.ops.keys() <= allowed, (hook, count.ops)
+            assert count.ops["_local_scalar_dense"] <= 1
     assert monitor.report is not None
     assert monitor.report["net.1"].dead == [3]
 
@@ -150,7 +153,7 @@ def test_a_resolved_layer_is_not_read_again_until_the_next_window() -> None:
     monitor = Counted()
     net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
     fit(net, monitor, noise(30, batch=256))  # a zero-mean unit is silent on a batch of 256 once in 2**256
-    reads = [sum(step["on_before_backward"].ops.values()) for step in monitor.steps]
+    reads = [sum(step["on_before_backward"].ops.values()) - 1 for step in monitor.steps]  # all but the loss's value
     assert reads[0] > 0
     assert all(not count for count, sampled in zip(reads[2:], monitor.sampled[2:], strict=True) if not sampled)
 
@@ -299,7 +302,7 @@ def test_a_half_precision_loss_does_not_change_the_number_of_reads() -> None:
     net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).to(torch.bfloat16)
     monitor = Counted()
     fit(net, monitor, [x.bfloat16() for x in noise(20, batch=256)])
-    reads = [sum(step["on_before_backward"].ops.values()) for step in monitor.steps]
+    reads = [sum(step["on_before_backward"].ops.values()) - 1 for step in monitor.steps]  # all but the loss's value
     assert all(not count for count, sampled in zip(reads[2:], monitor.sampled[2:], strict=True) if not sampled)
 
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from helpers.models import Layers, Tiny, images
+from helpers.models import Guarded, Layers, Tiny, images
 from helpers.training import SAFELY, quiet
 from helpers.twins import assert_identical, train
 from lightning_deadkernel.errors import DeadKernelInternalWarning
@@ -61,6 +61,16 @@ def bright() -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, y), 8)
 
 
+def spoilt() -> DataLoader[Any]:
+    """Sample i goes to rank i % world; one of the last rank's second batch is NaN."""
+    x, y = images().tensors
+    world = int(os.environ["WORLD_SIZE"])
+    x = x.clone()
+    x[8 * world + world - 1] = torch.nan
+    data = TensorDataset(x, y)
+    return DataLoader(data, 8, sampler=DistributedSampler(data, world, RANK, shuffle=False))
+
+
 class Unused(Tiny):
     """A layer that takes no part, and one that does on odd batches only."""
 
@@ -98,6 +108,7 @@ def settings(folder: Path) -> dict[str, Any]:
         [
             shared("ddp", monitor=monitor),
             shared("one rank fires", RankedDigits, data=bright, use_distributed_sampler=True, max_epochs=1),
+            shared("one rank is NaN", Guarded, data=spoilt, use_distributed_sampler=False, max_epochs=1),
             shared("uneven", data=lambda: DataLoader(images(41), 8, shuffle=True), max_epochs=1),
             shared("no_sync", accumulate_grad_batches=2, max_epochs=1),
             shared("unused", Unused, strategy=ddp(find_unused_parameters=True), max_epochs=1),

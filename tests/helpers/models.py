@@ -67,6 +67,14 @@ class Tiny(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
 
 
+class Guarded(Tiny):
+    """Takes no step on gradients that are not finite, as careful people do."""
+
+    def on_before_optimizer_step(self, optimizer):
+        if any(p.grad is not None and not p.grad.isfinite().all() for p in self.parameters()):
+            optimizer.zero_grad()
+
+
 class Manual(Tiny):
     """Accumulates two batches by hand."""
 

@@ -42,6 +42,12 @@ def test_ddp_is_untouched_and_all_ranks_hold_the_same_report(tmp_path, ranks):
     assert dead(report) == DEAD, "what fires on one rank only is not dead"
     assert report["net.conv1"].values.firing_rate[1] == pytest.approx(1 / ranks, abs=0.15)
 
+    report = same_everywhere(seen, "one rank is NaN")
+    assert (report.non_finite_batches, dead(report)) == (1, DEAD), "the others are finite on all ranks"
+    (finding,) = [finding for finding in report.findings if finding.kind == "non_finite_gradient"]
+    assert (finding.layer, finding.evidence["step"]) == ("net.conv1", 2)
+    assert "the activation of net.conv1 was the first" in finding.cause, "as the rank that saw it knows"
+
     report = same_everywhere(seen, "uneven")
     assert report.samples == 42, "the sampler repeats some so that all ranks have as many"
     assert dead(report) == DEAD

@@ -2,8 +2,10 @@
 
 ## What it finds
 
-Layers that had a NaN or infinite gradient on some step of the window; where all layers had, it is told once of the
-network. Steps that a gradient scaler skipped for overflow are how it finds its scale, and are not meant.
+That a gradient was NaN or infinite on some step of the window, with the step on which that began and the layer, as far
+as is known: activations are read on sampled steps, and on the CPU on the first step whose loss is not finite. Batches
+with such values prove nothing: the states rest on the others. Steps that a gradient scaler skipped for overflow are how
+it finds its scale, and are not meant.
 
 ## Why it matters
 
@@ -29,37 +31,59 @@ from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import OVERFLOW, Cause, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.observation import NonFinite
+from lightning_deadkernel.report.records import Severity
 
 
 @rule("gradients are NaN or infinite", causes=(OVERFLOW,))
 def non_finite_gradient(context: WindowContext) -> Iterator[Found]:
-    """Layers with non-finite gradients, or the network where all have."""
+    """Where it began, where that is known; else the layers with non-finite gradients, or the network where all have."""
+    began = context.history.non_finite
     layers = [layer for layer in context.watched if layer.is_lost or layer.observed.non_finite_gradients]
-    groups = [layers] if context.wholly_non_finite else [[layer] for layer in layers]
-    for group in groups:
+    together = began is not None or context.wholly_non_finite
+    for group in [layers] if together else [[layer] for layer in layers]:
         lost = any(_holds_nan(layer) for layer in group)
         evidence: Evidence = {"entries": sum(layer.observed.non_finite_gradients for layer in group)}
-        if context.wholly_non_finite:
+        if together:
             evidence["layers"] = len(group)
-        where = None if context.wholly_non_finite else group[0]
-        yield Found(
-            where, "error" if any(layer.is_lost for layer in group) else "warning", _overflow(context, lost), evidence
-        )
+        where = None if together else group[0]
+        if began is not None:
+            where, evidence["step"] = context.by_name.get(began.layer), began.step
+        severity: Severity = "error" if any(layer.is_lost for layer in group) else "warning"
+        yield Found(where, severity, _overflow(context, lost, began), evidence)
 
 
 def _holds_nan(layer: LayerContext) -> bool:
     return layer.observed.norms is not None and not bool(layer.observed.norms.isfinite().all())
 
 
-def _overflow(context: WindowContext, lost: bool) -> Cause:
+PLACES = {
+    "activation": "the activation of {layer} was the first in forward order",
+    "loss": "the loss was, while all activations that could be read were finite: it came of what follows {layer} (log"
+    " of 0, 0/0)",
+    "backward": "the gradients of {layer} and of layers before it were, while those nearer to the loss were finite: it"
+    " came of the backward pass right behind {layer} (the root or the norm of 0)",
+    "unknown": "the gradients of all layers were, of which {layer} is the first in forward order; where it began is not"
+    " known, as activations are read on sampled steps",
+}
+
+
+def _overflow(context: WindowContext, lost: bool, began: NonFinite | None) -> Cause:
     line = context.thresholds.update_large
     ratios = [layer.observed.update_ratio_max or 0.0 for layer in context.watched]
     largest = max((ratio for ratio in ratios if math.isfinite(ratio)), default=0.0)
+    text = "the gradient held NaN or infinity"
+    if began is not None:
+        text = f"the first values that were NaN or infinite came at step {began.step:,}: "
+        text += PLACES[began.place].format(layer=began.layer)
+    reader = None if began is None else context.by_name.get(began.layer)
+    inputs = began is not None and began.place == "activation" and reader is not None and not reader.observed.producers
     return OVERFLOW.because(
-        "the gradient held NaN or infinity"
-        + (f", and a step before had changed weights by {largest:.2g} of their norm" if largest > line else "")
+        text
+        + (f"; a step before had changed weights by {largest:.2g} of their norm" if largest > line else "")
         + ("; the weights hold it too: nothing they compute is a number any more" if lost else ""),
-        "Go back to the last checkpoint with finite weights and lower the learning rate or clip the gradient norm;"
+        ("Look for NaN or huge values in the inputs of that step, which the layer reads. " if inputs else "")
+        + "Go back to the last checkpoint with finite weights and lower the learning rate or clip the gradient norm;"
         " torch.autograd.set_detect_anomaly(True) names the operation that made the first NaN.",
         f"{references.CLIPPING}; {references.MIXED}",
     )
