@@ -95,6 +95,7 @@ def describe_briefly(report: ReportRecord, saved: str = "") -> Document:
         _brief_table(report),
         _statements(first),
         Paragraph(rest) if rest else None,
+        _left_out(report),
         *_savings(report),
         Paragraph(f"The whole report: {saved}", "strong") if saved else None,
     ]
@@ -247,6 +248,14 @@ def _brief_table(report: ReportRecord) -> Table | None:
 
 def _notes_on_layers(report: ReportRecord) -> list[Text]:
     return [(Name(layer.name), f": {layer.note}") for layer in report.watched if layer.note]
+
+
+def _left_out(report: ReportRecord) -> Paragraph | None:
+    """In a line: which layers are not watched, and why."""
+    groups = [
+        f"{sentences.listed([layer.name for layer in layers])} ({why})" for why, layers in sentences.not_watched(report)
+    ]
+    return Paragraph(f"Not watched: {'; '.join(groups)}.") if groups else None
 
 
 def _not_watched(report: ReportRecord) -> list[Text]:

@@ -308,3 +308,54 @@ def test_whether_it_is_normal_is_answered_by_the_share_that_healthy_networks_hav
     assert "25% of the layer dead is within what healthy deep networks without norms have" in few.advice
     most = Run().next(start()).next(layer(**off(0, 1, 2))).only("dead_channels")
     assert "75% of the layer dead is more than healthy networks have" in most.advice
+
+
+def test_a_saturated_output_is_told_to_give_the_loss_its_logits() -> None:
+    flat: dict[str, Any] = {"activation": "sigmoid", "gating": "bounded", "saturated_share": torch.ones(4)}
+    output = begun().next(layer(**flat, depth=0, consumers=None)).only("saturated_channels")
+    assert (output.severity, "binary_cross_entropy_with_logits" in output.advice) == ("info", True)
+    assert "put a norm" in begun().next(layer(**flat)).only("saturated_channels").advice
+
+
+def test_what_reads_the_data_is_told_to_have_its_inputs_scaled() -> None:
+    flat: dict[str, Any] = {"activation": "tanh", "gating": "bounded", "saturated_share": torch.ones(4)}
+    assert "Scale the network's inputs" in begun().next(layer(**flat)).only("saturated_channels").advice
+    inner = begun().next(layer(**flat, producers=("before",))).only("saturated_channels")
+    assert "Scale the network's inputs" not in inner.advice
+
+
+def test_a_fading_that_is_more_than_drift_is_asked_for_a_penalty_on_activations() -> None:
+    def faded(*channels: int) -> Finding:
+        rate = torch.full((4,), 0.5)
+        rate[list(channels)] = 0.0
+        run = Run().next(start()).next(layer(channel_firing_rate=rate)).next(layer(**off(*channels)))
+        return run.only("dead_channels")
+
+    assert "ordinary drift" in faded(0).cause
+    assert "too few samples for the sampled steps to see" in faded(0).cause  # and not "fired on 0 %"
+    assert "L1 of a sparse autoencoder" in faded(0, 1, 2).advice
+
+
+# -- what a fault elsewhere does to a layer, or chance ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "severity"), [(0.02, "info"), (0.6, "warning")])
+def test_a_channel_that_fires_seldom_may_be_starved_by_chance(rate: float, severity: str) -> None:
+    finding = starved({}, channel_firing_rate=each(rate, 0.5, 0.5, 0.5))
+    assert (finding.cause_word, finding.severity) == ("unknown", severity)
+
+
+@pytest.mark.parametrize(("still", "severity"), [(1, "info"), (4, "warning")])
+def test_a_few_kernels_that_stand_still_may_have_had_no_inputs(still: int, severity: str) -> None:
+    unchanged = torch.arange(4) < still
+    assert begun().next(layer(unchanged=unchanged)).only("frozen_weights").severity == severity
+
+
+def test_slow_steps_of_a_layer_that_is_shut_follow_from_that() -> None:
+    slow: dict[str, Any] = {"update_ratio": 1e-8}
+    shut: dict[str, Any] = {"norm_scale": torch.full((4,), 1e-5)}
+    open_: dict[str, Any] = {"norm_scale": torch.ones(4)}
+    for scale, severity in ((shut, "info"), (open_, "warning")):
+        run = Run().next(start(), start("next")).next(layer(**scale), layer("next", **slow, producers=("conv",)))
+        run.next(layer(**scale), layer("next", **slow, producers=("conv",)))
+        assert run.only("update_too_small", "next").severity == severity

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.short_runs import SEEDS, Training, alarms, conv_norm_net, found, last, mlp, sgd, train
+from helpers.training import quiet
+from lightning_deadkernel import DeadKernelError
 
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
 
@@ -42,6 +44,11 @@ def test_a_backbone_that_is_cut_off_by_a_detach_is_a_problem(seed: int) -> None:
     assert "net.backbone.1" in finding.cause
     assert report.problems[0].findings == (finding,)
     assert "Nothing found" not in report.verdict
+
+
+def test_what_is_cut_off_stops_the_run_of_who_asked_for_that(seed: int) -> None:
+    with pytest.raises(DeadKernelError, match="not everything that is trained can be watched"):
+        train(Detached(), monitor=quiet(on_finding="raise"))
 
 
 class InAPlainList(nn.Module):

@@ -66,7 +66,9 @@ def test_only_layers_with_something_to_say_are_shown() -> None:
     assert rows == ["features.0", "features.3", "attention.mix"]
     assert "head " in full
     assert "- backbone.stem: requires_grad=False" in full
-    assert "backbone" not in brief
+    table, below = brief.split("Not watched: ")
+    assert "backbone" not in table
+    assert below.startswith("backbone.stem (requires_grad=False).")
 
 
 def test_the_worst_finding_is_shown_with_its_advice_and_the_others_are_counted() -> None:

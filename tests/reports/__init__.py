@@ -59,6 +59,8 @@ class Situation:
         for finding in said.values():
             for text in self.never:
                 assert text.lower() not in f"{finding.cause} {finding.advice}".lower(), (text, finding)
+        for held in monitor.reports:
+            _contradict_nothing(held)
         if not self.first:
             assert report.verdict.startswith("Nothing"), report.verdict
             return
@@ -105,6 +107,21 @@ def serious(report: Report) -> list[Finding]:
 def label(finding: Finding) -> str:
     """A finding as `Situation.first` has it: ``"dead_channels net.1: knocked out"``."""
     return f"{finding.kind} {finding.layer or 'network'}: {finding.cause_word}"
+
+
+def _contradict_nothing(report: Report) -> None:
+    """No advice to act on beside one to leave the same layer alone, and none to go both ways."""
+    advice: dict[str | None, str] = {}
+    for finding in serious(report):
+        advice[finding.layer] = f"{advice.get(finding.layer, '')} {finding.advice}"
+    for layer, text in advice.items():
+        assert not ("Lower the learning rate" in text and "Raise the learning rate" in text), (layer, text)
+        assert "Nothing to fix" not in text, (layer, text)
+    outputs = {layer.name for layer in report.watched if layer.depth == 0 and report.window}
+    for finding in serious(report):
+        if finding.layer in outputs and finding.kind in ("dead_channels", "zero_kernels", "saturated_channels"):
+            assert "wider" not in finding.advice, finding
+            assert "pruned" not in finding.advice, finding
 
 
 def _fits(what: str, patterns: tuple[str, ...]) -> bool:

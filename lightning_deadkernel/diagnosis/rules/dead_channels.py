@@ -284,8 +284,9 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
     ]
     return UNKNOWN.because(
         f"{text}; ruled out: {', '.join(filter(None, ruled_out))}",
-        f"If their number grows from window to window, lower {layer.rate} or put a norm before the activation; a small,"
-        " steady number costs little.",
+        _is_it_normal(len(layer.report.dead) / layer.observed.channels)
+        + f"If their number grows from window to window, lower {layer.rate} or put a norm before the activation; a"
+        " small, steady number costs little.",
         f"{references.LU}; {references.CS231N}",
         {"last_fired_in_window": int(fired.max())} if once else {},
     )

@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import BELOW_RESOLUTION, UNKNOWN, Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.gradient_causes import underflow
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
 from lightning_deadkernel.diagnosis.rules._schedule import is_scheduled
@@ -53,6 +54,7 @@ def lost_updates(context: WindowContext) -> Iterator[Found]:
         cause = _why(layer, share)
         # in a wide format that is what too small a gradient or learning rate comes to, which have rules of their own
         is_root = cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter <= 2
+        is_root &= underflow(layer.observed) is None  # gradients that float16 has lost are a finding of their own
         yield Found(layer, "warning" if is_root else "info", cause, {"lost_updates": share})
     yield from _elsewhere(context)
 

@@ -24,6 +24,7 @@ that drove it there. An output that has made up its mind is meant to saturate.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -35,6 +36,10 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import ChannelCause, assign
 from lightning_deadkernel.report.records import Severity
 
+AS_OUTPUT = (
+    "These are outputs of the network: give the loss what comes before the activation (as by"
+    " binary_cross_entropy_with_logits), which has a slope everywhere, and see whether the targets lie in its range."
+)
 NEARLY_ALL = 0.9
 NEAR_FLAT_OUTPUT = 0.95
 """Share of the constant that an activation tends to (ELU, CELU, SELU) from which on it is flat: its slope there is a
@@ -52,6 +57,8 @@ def saturated_channels(context: WindowContext) -> Iterator[Found]:
             continue
         causes = (ChannelCause(SATURATED, _is_flat, _saturated), *NO_GRADIENT_CAUSES)
         for channels, cause in assign(layer, saturated, causes, unknown_absence):
+            if layer.is_output and cause.kind is SATURATED:
+                cause = replace(cause, advice=AS_OUTPUT)
             yield Found(layer, _severity(layer, channels), cause, layer.since(channels), channels)
 
 

@@ -129,7 +129,7 @@ def a_step_with_a_backward_of_its_own_that_returns_none() -> DeadKernelMonitor:
 
 
 @situation(
-    "https://discuss.pytorch.org/t/model-weights-not-being-updated/57194",
+    "https://runebook.dev/en/docs/pytorch/generated/torch.optim.optimizer.step",
     first="update_too_small network: no step",
     advice=("optimizer.step()",),
 )
@@ -148,7 +148,7 @@ def the_optimizer_is_never_stepped() -> DeadKernelMonitor:
 
 
 @situation(
-    "https://discuss.pytorch.org/t/model-weights-not-being-updated/57194",
+    "https://runebook.dev/en/docs/pytorch/generated/torch.optim.optimizer.step",
     first="frozen_weights net.*: unknown",
     advice=("gradient", "before the step"),
 )
@@ -182,7 +182,7 @@ def the_learning_rate_warms_up_and_quickly_becomes_zero() -> DeadKernelMonitor:
 
 
 @situation(
-    "https://discuss.pytorch.org/t/parameters-not-in-optimizer/23562",
+    "https://github.com/huggingface/pytorch-openai-transformer-lm/pull/6",
     first="frozen_weights net.*: not in the optimizer",
     advice=("configure_optimizers",),
 )
@@ -195,7 +195,7 @@ def a_new_head_was_not_passed_to_the_optimizer() -> DeadKernelMonitor:
 
 
 @situation(
-    "https://stackoverflow.com/questions/65347608/image-data-all-zeros-after-toTensor",
+    "https://github.com/joaopauloschuler/neural-api/issues/35",
     first=("no_gradient net.1: dead inputs", "dead_channels net.1: dead inputs"),
     besides=("dead_channels net.1: dead inputs", "no_gradient net.1: dead inputs"),
     advice=("data",),

@@ -136,7 +136,7 @@ def most_latents_of_a_sparse_autoencoder_never_fire() -> DeadKernelMonitor:
 
 
 @situation(
-    "https://github.com/omoindrot/tensorflow-triplet-loss/issues/6",
+    "https://github.com/ProteomicsML/ProteomicsML/pull/203",
     first="dead_channels net.3: *",
     advice=("outputs of the network", "take away the rectifier"),
     besides=("starved_channels net.1: dead downstream", "no_gradient *: *"),
@@ -172,7 +172,7 @@ class Tied(nn.Module):
 
 
 @situation(
-    "https://arxiv.org/abs/1511.05644",
+    "https://github.com/greenelab/tybalt/pull/123",
     first="dead_channels net.encoder: shift driven negative",
     advice=("Set the shift of these channels to 0",),
 )

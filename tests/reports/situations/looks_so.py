@@ -23,7 +23,7 @@ def adamw(lr: float, weight_decay: float):  # type: ignore[no-untyped-def]
     return lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
 
 
-@situation("https://github.com/microsoft/LoRA/issues/98")
+@situation("https://github.com/huggingface/peft/issues/2212")
 def the_second_factor_of_an_adapter_starts_at_zero() -> DeadKernelMonitor:
     class Adapted(nn.Module):
         def __init__(self) -> None:
@@ -40,7 +40,7 @@ def the_second_factor_of_an_adapter_starts_at_zero() -> DeadKernelMonitor:
     return train(Adapted(), adam(1e-3), epochs=3)
 
 
-@situation("https://github.com/huggingface/pytorch-image-models/discussions/2053", never=("decay",))
+@situation("https://github.com/tensorpack/tensorpack/issues/420", never=("decay",))
 def a_residual_network_whose_last_gammas_start_at_zero_under_adamw() -> DeadKernelMonitor:
     class Residual(nn.Module):
         def __init__(self) -> None:
@@ -61,7 +61,7 @@ def a_residual_network_whose_last_gammas_start_at_zero_under_adamw() -> DeadKern
     return monitor
 
 
-@situation("https://github.com/jzbontar/pixelcnn-pytorch/issues/5")
+@situation("https://github.com/rosinality/vq-vae-2-pytorch/issues/31")
 def the_masks_of_a_pixelcnn_hold_half_of_each_kernel_at_zero() -> DeadKernelMonitor:
     class Masked(nn.Conv2d):
         """Sees only the pixels before its own; kind A not even that one."""
@@ -85,7 +85,7 @@ def the_masks_of_a_pixelcnn_hold_half_of_each_kernel_at_zero() -> DeadKernelMoni
     return train(net, adam(1e-3), data=TensorDataset(pictures, pictures), loss=F.binary_cross_entropy_with_logits)
 
 
-@situation("https://discuss.pytorch.org/t/padding-idx-in-tied-embeddings/53109")
+@situation("https://github.com/facebookresearch/fairseq/issues/1187")
 def the_padding_row_of_a_tied_embedding_is_zero_and_rare_words_are_not_seen() -> DeadKernelMonitor:
     class Language(nn.Module):
         def __init__(self) -> None:
@@ -103,7 +103,7 @@ def the_padding_row_of_a_tied_embedding_is_zero_and_rare_words_are_not_seen() ->
     return train(Language(), adam(1e-3), data=TensorDataset(words.float(), words.roll(-1, 1)), loss=loss, epochs=3)
 
 
-@situation("https://stats.stackexchange.com/questions/317883/mnist-border-pixels")
+@situation("https://github.com/tensorflow/tensorflow/issues/433")
 def pixels_of_the_border_are_always_off_and_their_weights_decay() -> DeadKernelMonitor:
     """Four rows of twelve are always zero: there is nothing to learn from them, and decay takes their weights."""
     pictures, labels = digits().tensors
@@ -116,7 +116,7 @@ def pixels_of_the_border_are_always_off_and_their_weights_decay() -> DeadKernelM
     return monitor
 
 
-@situation("https://github.com/cornellius-gp/gpytorch/issues/1103", never=("saturated",))
+@situation("https://github.com/tensorflow/probability/issues/751", never=("saturated",))
 def a_variance_head_works_in_the_tail_of_its_softplus() -> DeadKernelMonitor:
     class Variance(nn.Module):
         def __init__(self) -> None:
@@ -260,7 +260,7 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(pictures[:, 0])[0][:, -1])
 
 
-@situation("https://discuss.pytorch.org/t/lstm-weights-not-watched/1")
+@situation("https://github.com/Atcold/NYU-DLSP20/pull/93")
 def all_weights_of_an_lstm_are_watched() -> DeadKernelMonitor:
     monitor = train(Recurrent(), adam(3e-3))
     report = last(monitor)
@@ -269,7 +269,7 @@ def all_weights_of_an_lstm_are_watched() -> DeadKernelMonitor:
     return monitor
 
 
-@situation("https://discuss.pytorch.org/t/not-shuffling-the-training-data/2")
+@situation("https://github.com/facebookresearch/fastText/issues/74")
 def classes_come_one_after_the_other_without_shuffling() -> DeadKernelMonitor:
     order = digits().tensors[1].argsort().tolist()
     return train(conv_norm_net(), sgd(0.01), data=Subset(digits(), order), shuffle=False)
@@ -314,3 +314,38 @@ def a_codebook_all_of_which_is_used() -> DeadKernelMonitor:
             return F.mse_loss(out, x) + commitment
 
     return train(Quantizing(Quantized(), adam(1e-3)))
+
+
+@situation("https://arxiv.org/abs/2407.14435")
+def a_jump_relu_is_a_gate_made_by_hand() -> DeadKernelMonitor:
+    class Jump(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(64, 48), nn.Linear(48, 64)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            x = self.encoder(pictures.flatten(1))
+            return self.decoder(x * (x > 0.05)).view_as(pictures)
+
+    pictures = digits().tensors[0]
+    net = Jump()
+    monitor = train(net, adam(1e-3), data=TensorDataset(pictures, pictures), loss=F.mse_loss)
+    with torch.no_grad():
+        never = (~(net.encoder(pictures.flatten(1)) > 0.05).any(0)).nonzero().flatten().tolist()
+    assert last(monitor)["net.encoder"].dead == never
+    return monitor
+
+
+@situation("https://github.com/soumith/ganhacks/issues/67")
+def outputs_behind_a_sigmoid_have_made_up_their_mind() -> DeadKernelMonitor:
+    """Two classes that a line tells apart: the probabilities go to 0 and 1, as they should."""
+    x = torch.randn(512, 8)
+    x[:, 0] += 3 * x[:, 0].sign()
+    net = nn.Sequential(nn.Linear(8, 1), nn.Sigmoid())
+    with torch.no_grad():
+        net[0].weight[0, 0] = 6.0
+    data = TensorDataset(x, (x[:, :1] > 0).float())
+    monitor = train(net, adam(1e-2), data=data, loss=F.binary_cross_entropy, epochs=3)
+    (finding,) = found(last(monitor), "saturated_channels")
+    assert "These are outputs of the network" in finding.advice
+    return monitor

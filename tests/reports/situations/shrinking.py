@@ -51,7 +51,7 @@ def an_l1_term_on_the_scales_of_a_norm_empties_its_channels() -> DeadKernelMonit
 
 
 @situation(
-    "https://discuss.pytorch.org/t/initialize-all-weights-with-zero/22110",
+    "https://github.com/wagonhelm/NaNmnist/issues/2",
     first="* net.1: zero at initialisation",
     besides=(
         "zero_kernels net.*: zero at initialisation",
@@ -94,7 +94,7 @@ class Sum(Training):
 
 
 @situation(
-    "https://github.com/keras-team/keras/issues/2711",
+    "https://arxiv.org/abs/1706.02677",
     first=(
         "dead_channels net.*: knocked out",
         "update_too_large net.*: reckless updates",

@@ -97,7 +97,7 @@ class Siamese(Training):
 
 
 @situation(
-    "https://github.com/adambielski/siamese-triplet/issues/62",
+    "https://github.com/xiaolonw/caffe-video_triplet/issues/8",
     first="no_gradient network: flat loss",
     advice=("margin",),
 )
@@ -259,7 +259,7 @@ def pure_half_precision_loses_all_small_gradients() -> DeadKernelMonitor:
 
 
 @situation(
-    "https://github.com/pyg-team/pytorch_geometric/issues/2091",
+    "https://github.com/huangwb/AS-GCN/issues/9",
     first="dead_channels net.first: shift driven negative",
     advice=("Set the shift",),
 )
@@ -290,4 +290,34 @@ def a_graph_network_with_one_step_an_epoch() -> DeadKernelMonitor:
     with torch.no_grad():
         never = (~((net.links @ net.first(nodes)) > 0).any(0)).nonzero().flatten().tolist()
     assert last(monitor)["net.first"].dead == never == [1, 4]
+    return monitor
+
+
+@situation(
+    "https://arxiv.org/abs/2010.06192",
+    first="* net.1: below resolution",
+    besides=("lost_updates net.*: below resolution", "frozen_weights net.*: below resolution"),
+    advice=("bf16-mixed",),
+    never=("weight decay",),
+)
+def pure_bfloat16_at_a_small_rate_rounds_most_updates_away() -> DeadKernelMonitor:
+    adam = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0)  # noqa: E731
+    return train(mlp(64, 48, 48, 10), adam, precision="bf16-true")
+
+
+class BecomesNan(Training):
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if self.trainer.global_step == 40 else loss
+
+
+@situation(
+    "https://github.com/weiaicunzai/pytorch-cifar100/issues/51",
+    first="non_finite_gradient network: overflow",
+    advice=("last checkpoint with finite weights",),
+    never=("dead", "flat loss"),
+)
+def the_loss_becomes_nan_in_the_second_epoch() -> DeadKernelMonitor:
+    monitor = train(BecomesNan(mlp(64, 32, 32, 10), sgd(0.05)), epochs=3)
+    assert len(last(monitor).problems) == 1
     return monitor
