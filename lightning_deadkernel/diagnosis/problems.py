@@ -10,7 +10,7 @@ from lightning_deadkernel.report.records import SEVERITIES, Finding, Problem
 from lightning_deadkernel.report.sentences import listed
 
 SHOWN = 3
-_TITLES = {rule.kind: rule.title for rule in RULES}
+_RULES = {rule.kind: rule for rule in RULES}
 _CAUSES = {cause.word: cause for rule in RULES for cause in rule.causes}
 
 
@@ -98,8 +98,9 @@ def _title(alike: Sequence[Finding]) -> str:
     total = sum(
         int(finding.evidence.get("of", 0)) for finding in {finding.layer: finding for finding in alike}.values()
     )
-    template = _TITLES.get(alike[0].kind, alike[0].title)
-    text = template.format(of=f"{count:,} of {total:,} kernels in {len(layers):,} layers are")
+    rule = _RULES.get(alike[0].kind)
+    template, noun = (alike[0].title, "kernel") if rule is None else (rule.title, rule.noun)
+    text = template.format(of=f"{count:,} of {total:,} {noun}s in {len(layers):,} layers are")
     if "{of}" not in template:
         text += f" in {len(layers):,} layers"
     word = alike[0].cause_word

@@ -40,6 +40,8 @@ class Rule:
     kind: str
     title: str
     """What it says; `{of}` becomes "3 of 16 kernels are"."""
+    noun: str
+    """What it counts."""
     causes: tuple[CauseKind, ...]
     """All causes that it may state."""
     check: Check
@@ -79,13 +81,17 @@ class Rule:
     def _title(self, found: Found, channels: Sequence[int]) -> str:
         total = found.layer.observed.channels if found.layer is not None else 0
         verb = "is" if len(channels) == 1 else "are"
-        text = self.title.format(of=f"{len(channels):,} of {total:,} kernel{'s' * (total != 1)} {verb}")
+        text = self.title.format(of=f"{len(channels):,} of {total:,} {self.noun}{'s' * (total != 1)} {verb}")
         word = found.cause.kind.word
         return text if found.cause.kind is UNKNOWN or word in text else f"{text} ({word})"
 
 
 def rule(
-    title: str, causes: tuple[CauseKind, ...], at_initialisation: bool = False, in_files: bool = False
+    title: str,
+    causes: tuple[CauseKind, ...],
+    at_initialisation: bool = False,
+    in_files: bool = False,
+    noun: str = "kernel",
 ) -> Callable[[Check], Rule]:
     """Make a check the rule of its own name, with its module's docstring as page.
 
@@ -94,11 +100,12 @@ def rule(
         causes: see `Rule.causes`.
         at_initialisation: see `Rule.at_initialisation`.
         in_files: see `Rule.in_files`.
+        noun: see `Rule.noun`.
     """
 
     def made(check: Check) -> Rule:
         page = sys.modules[check.__module__].__doc__ or ""
-        return Rule(check.__name__, title, causes, check, at_initialisation, in_files, page)
+        return Rule(check.__name__, title, noun, causes, check, at_initialisation, in_files, page)
 
     return made
 

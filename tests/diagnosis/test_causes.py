@@ -209,6 +209,19 @@ def test_a_weak_gradient_under_a_normalising_optimizer_is_left_to_the_updates() 
     assert slow.only("update_too_small").severity == "warning"
 
 
+def test_an_output_to_which_the_loss_sends_little_is_told_from_one_whose_inputs_are_small() -> None:
+    def cause(at_shift: float, name: str = "faint") -> str:
+        output: dict[str, Any] = {"gating": None, "depth": 0, "consumers": None, "optimizer": "SGD"}
+        before = layer("before", **SMALL, depth=1, consumers=(Consumer("faint", 4),), optimizer="SGD")
+        faint = layer("faint", **SMALL | output, gradient=torch.full((4,), at_shift))
+        run = Run().next(start("before"), start("faint"), start("other"))
+        run.next(layer("before"), layer("faint", **output), layer("other", **output))
+        return run.next(before, faint, layer("other", **output)).only("vanishing_gradient", name).cause_word
+
+    assert (cause(1e-9), cause(1e-9, "before")) == ("ignored by the loss", "no gradient downstream")
+    assert (cause(1e-2), cause(1e-2, "before")) == ("unknown", "unknown")
+
+
 def test_equal_rows_of_a_parameter_that_is_no_linear_layer_are_worth_knowing_until_they_stay() -> None:
     run = Run().next(start(kind="MambaMixer", identical=True))
     assert run.only("identical_kernels").severity == "info"

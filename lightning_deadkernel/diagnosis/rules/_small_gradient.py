@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from statistics import fmean
 
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
     DEPTH,
+    IGNORED_BY_LOSS,
+    NO_GRADIENT_DOWNSTREAM,
     SATURATED,
     SATURATED_DOWNSTREAM,
     UNDERFLOW,
@@ -34,7 +37,16 @@ HEALTHY_STEP = 1e-5
 """||dW|| / ||W|| of a step from which on a layer learns well enough, whatever its gradient: a hundredth of the healthy
 landmark, ten times the line of slow."""
 
-CAUSES = (ZERO_AT_INITIALISATION, UNDERFLOW, SATURATED_DOWNSTREAM, SATURATED, DEPTH, UNKNOWN)
+CAUSES = (
+    ZERO_AT_INITIALISATION,
+    UNDERFLOW,
+    SATURATED_DOWNSTREAM,
+    IGNORED_BY_LOSS,
+    NO_GRADIENT_DOWNSTREAM,
+    SATURATED,
+    DEPTH,
+    UNKNOWN,
+)
 
 
 def shares(layer: LayerContext) -> tuple[float, float]:
@@ -119,22 +131,16 @@ class Explainer:
 
     def __init__(self, context: WindowContext) -> None:
         self.bounded = [layer for layer in context.layers if layer.observed.gating == "bounded"]
-        self.blocking: dict[str, frozenset[str]] = {}
+        layers = sorted(context.layers, key=lambda layer: layer.observed.depth)
+        self.blocking = _passed(layers, {layer.name for layer in layers if _is_wholly_flat(layer)})
         """Layer -> wholly saturated layers of which every path from it to the loss passes one."""
-        for layer in sorted(context.layers, key=lambda layer: layer.observed.depth):
-            self.blocking[layer.name] = self._blocked_by(layer)
-
-    def _blocked_by(self, layer: LayerContext) -> frozenset[str]:
-        found: set[str] = set()
-        for consumer in layer.observed.consumers or ():
-            other = layer.network.by_name.get(consumer.layer)
-            if other is None:
-                return frozenset()
-            behind = {other.name} if _is_wholly_flat(other) else self.blocking.get(other.name)
-            if not behind:
-                return frozenset()
-            found |= behind
-        return frozenset(found)
+        outputs = [layer for layer in layers if layer.is_output]
+        loudest = max(map(_from_the_loss, outputs), default=0.0)
+        line = context.thresholds.weak_gradient
+        self.faint = {layer.name for layer in outputs if _from_the_loss(layer) < line * loudest}
+        """Outputs to which the loss sends next to nothing beside what it sends to another."""
+        self.behind_faint = _passed(layers, self.faint)
+        """Layer -> such outputs of which every path from it to the loss passes one."""
 
     def cause(self, layer: LayerContext) -> Cause:
         """The first cause whose premise holds."""
@@ -167,6 +173,22 @@ class Explainer:
                 f"{text}: every path from it to the loss passes {names}, all of whose channels lie on a flat end",
                 f"Bring {names} off its flat end first; this layer is sound.",
                 references.GLOROT,
+                {"consumers": names},
+            )
+        if layer.name in self.faint:
+            return IGNORED_BY_LOSS.because(
+                f"{text}: only the loss reads this layer, and sends back next to nothing of what it sends to another"
+                " output: its part of the loss has a weight of next to zero, or is of another scale",
+                f"Check the term of the loss that {layer.name} enters: raise its weight, or bring its targets to about"
+                " unit size.",
+                references.AUTOGRAD_DOCS,
+            )
+        if self.behind_faint[layer.name]:
+            names = ", ".join(sorted(self.behind_faint[layer.name]))
+            return NO_GRADIENT_DOWNSTREAM.because(
+                f"{text}: every path from it to the loss passes {names}, to which the loss sends next to nothing",
+                f"Look at the part of the loss that {names} enters first; this layer is sound.",
+                references.AUTOGRAD_DOCS,
                 {"consumers": names},
             )
         if bounded >= DEEP:
@@ -235,6 +257,27 @@ def _norm_nearer(layer: LayerContext) -> float:
         if other.observed.norms is not None and 0 < other.observed.depth < layer.observed.depth
     ]
     return fmean(kernels) if kernels else KEEPS_SIZE
+
+
+def _passed(layers: Sequence[LayerContext], some: Set[str]) -> dict[str, frozenset[str]]:
+    """Layer -> those of `some` of which every path from it to the loss passes one; empty where a path passes none.
+
+    Args:
+        layers: of the network, those next to the loss first.
+        some: names of layers.
+    """
+    passed: dict[str, frozenset[str]] = {}
+    for layer in layers:
+        read_by = [consumer.layer for consumer in layer.observed.consumers or ()]
+        behind = [frozenset({name}) if name in some else passed.get(name, frozenset()) for name in read_by]
+        passed[layer.name] = frozenset().union(*behind) if all(behind) else frozenset()
+    return passed
+
+
+def _from_the_loss(layer: LayerContext) -> float:
+    """The largest gradient at an output's shift, which the size of its inputs does not change; 0 if none was seen."""
+    gradient = layer.observed.gradient
+    return 0.0 if gradient is None or not gradient.numel() else float(gradient.nan_to_num(0.0).max())
 
 
 def _is_mostly_flat(layer: LayerContext) -> bool:

@@ -36,7 +36,7 @@ ENOUGH_BATCHES = 8
 """Before these many, that a code or an expert was not selected is worth knowing, and no fault."""
 
 
-@rule("some rows were never selected", causes=(NEVER_SELECTED, NOT_IN_THE_DATA))
+@rule("{of} never selected", causes=(NEVER_SELECTED, NOT_IN_THE_DATA), noun="row")
 def dead_rows(context: WindowContext) -> Iterator[Found]:
     """Rows that are no kernels, without any gradient where others have one."""
     for layer in context.layers:

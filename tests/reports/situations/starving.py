@@ -44,6 +44,21 @@ def one_head_of_two_does_not_learn_since_its_loss_has_weight_zero() -> DeadKerne
     return monitor
 
 
+class Faint(Weighted):
+    weight = 1e-8
+
+
+@situation(
+    "https://github.com/open-mmlab/mmpretrain/issues/1688",
+    first="* net.value.*: ignored by the loss",
+    besides=("* net.value.*: no gradient downstream", "* net.value.*: ignored by the loss"),
+    advice=("loss", "net.value.2"),
+    never=("rectifier", "He initialisation", "off scale"),
+)
+def one_head_of_two_learns_next_to_nothing_since_its_loss_is_a_hundred_millionth() -> DeadKernelMonitor:
+    return train(Faint(TwoTasks(), sgd(0.05)))
+
+
 class Gan(L.LightningModule):
     """Both players by manual optimization; the critic's tanh layer lies beyond where float32 knows a slope."""
 
