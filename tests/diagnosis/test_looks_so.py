@@ -147,7 +147,7 @@ LOOKS_SO: dict[str, tuple[str, Told, Told]] = {
     "cut off": (
         "unwatched_layers",
         lambda: begun().next(alive(), layer(parameters=40, **CUT)),
-        lambda: begun().next(alive(), layer(parameters=40, excluded="requires_grad is False")),
+        lambda: begun().next(alive(), layer(parameters=40, excluded="requires_grad=False")),
     ),
     "backward not seen": (
         "unwatched_layers",
@@ -186,8 +186,8 @@ LOOKS_SO: dict[str, tuple[str, Told, Told]] = {
     ),
     "depth": (
         "vanishing_gradient",
-        lambda: deep(8, **TANH, saturated_share=torch.zeros(4)),
-        lambda: deep(8, norm_scale=torch.ones(4)),  # as deep, with norms and rectifiers
+        lambda: deep(8, **TANH, saturated_share=torch.zeros(4), bounded_ahead=5),
+        lambda: deep(8, **TANH, saturated_share=torch.zeros(4), bounded_ahead=1),  # skips pass by all but one of them
     ),
     "constant initialisation": (
         "identical_kernels",
