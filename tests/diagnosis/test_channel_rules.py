@@ -358,6 +358,7 @@ HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
         ({"learning_rate": 1e-8}, "below resolution", "warning"),
         ({"learning_rate": 1e-8, "unchanged": each(True, False, False, False)}, "below resolution", "info"),
         ({"learning_rate": 1e-8, "vanishing_share": 1.0}, "below resolution", "info"),
+        ({"learning_rate": 0.1, "update_ratio": 1e-7}, "below resolution", "warning"),
         ({"learning_rate": 0.1}, "unknown", "warning"),
     ],
 )

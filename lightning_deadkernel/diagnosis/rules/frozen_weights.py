@@ -35,6 +35,8 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_vanishing, is_weak
 
+SPREAD = 16.0
+"""Gradients of the kernels of one layer differ by more than this factor, and so do their steps."""
 HALF = 0.5
 """Below this share of a layer, kernels that stand still are no more than worth knowing: their inputs may be zero."""
 
@@ -75,8 +77,16 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
     }
     half = observed.bytes_per_parameter == 2
     resolution = EPSILON.get(observed.bytes_per_parameter, EPSILON[4])
-    lost = observed.update_ratio is not None and observed.update_ratio < resolution  # as most steps of the layer are
-    if half or lost or rate * size < resolution * largest:
+    step = observed.update_ratio  # of the whole layer, from which some kernels depart
+    if step is not None and step < SPREAD * resolution:
+        return BELOW_RESOLUTION.because(
+            f"a typical step changes the layer by {step:.1e} of its weights, which resolve {resolution:.0e}: smaller"
+            " ones round away",
+            advice(layer),
+            references.MIXED,
+            evidence | {"update_ratio": step},
+        )
+    if half or rate * size < resolution * largest:
         return BELOW_RESOLUTION.because(
             f"steps at learning rate {rate:g} on gradients up to {size:.1e} round away in weights of up to"
             f" {largest:.2g} held in {observed.bytes_per_parameter} bytes",

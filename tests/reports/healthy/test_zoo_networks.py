@@ -108,5 +108,6 @@ CONTROLS: dict[str, tuple[Callable[..., Tensor], Callable[[], Any], float]] = {
 def test_a_healthy_network_of_the_zoo_is_quiet(name: str, seed: int) -> None:
     loss, data, rate = CONTROLS[name]
     L.seed_everything(seed, verbose=False)
-    short = {"limit_train_batches": 25}
-    check(Control(Learner(MODELS[name].make(), loss, adamw(rate)), data(), 4, 16, short))
+    epochs, steps, samples = (3, 12, 8) if name.startswith("diffusers") else (4, 25, 16)
+    short = {"limit_train_batches": steps}
+    check(Control(Learner(MODELS[name].make(), loss, adamw(rate)), data(), epochs, samples, short))
