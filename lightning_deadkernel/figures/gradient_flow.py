@@ -60,7 +60,7 @@ def gradient_headline(report: Report) -> str:
     for limit, verb in ((limits.vanishing_gradient, "vanishes"), (limits.weak_gradient, "is weak")):
         below = sum(ratio < limit for ratio, _ in seen)
         if below:
-            where = f"in {below:,} of {len(seen):,} layers, least at {where}" if len(seen) > 1 else f"at {where}"
+            where = f"in {below:,} of {len(seen):,} layers, smallest at {where}" if len(seen) > 1 else f"at {where}"
             return f"The gradient {verb} {where} (ratio {number(least)})"
     return f"Gradients reach every layer; the smallest ratio is {number(least)}, at {where}"
 

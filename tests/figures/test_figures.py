@@ -278,7 +278,7 @@ def test_gradient_flow_has_a_log_axis_with_the_bands_and_the_last_window_strong(
 def test_gradient_flow_says_where_the_gradient_vanishes() -> None:
     reports = history(plain(60, 4), 3, shrink=0.5, tensors=False)
     below = sum(layer.gradient_ratio < 1e-6 for layer in reports[-1].layers)
-    assert title(gradient_flow(reports)).startswith(f"The gradient vanishes in {below} of 60 layers, least at")
+    assert title(gradient_flow(reports)).startswith(f"The gradient vanishes in {below} of 60 layers, smallest at")
 
 
 def test_gradient_flow_of_a_healthy_network_names_the_smallest_ratio(unwell: list[Report]) -> None:
@@ -298,7 +298,7 @@ def test_the_bands_and_the_titles_are_those_of_the_users_thresholds(unwell: list
     limits = Thresholds(vanishing_gradient=0.1, weak_gradient=0.75, update_small=1e-2, update_large=2e-2)
     reports = [dataclasses.replace(report, thresholds=limits) for report in unwell]
     flow, updates = gradient_flow(reports), update_ratios(reports)
-    assert title(flow).startswith("The gradient is weak in 1 of 3 layers, least at conv1")
+    assert title(flow).startswith("The gradient is weak in 1 of 3 layers, smallest at conv1")
     assert sorted(patch.get_y() + patch.get_height() for patch in flow.axes[0].patches) == pytest.approx([0.1, 0.75])
     assert title(updates).startswith("The weights of 3 of 3 layers hardly change")
     bands = [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in updates.axes[0].patches]

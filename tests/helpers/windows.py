@@ -85,6 +85,7 @@ class Run:
         self.index += 1
         reports, self.findings = diagnose(window(self.index, *layers, **changes), self.history, self.thresholds)
         self.layers = {report.name: report for report in reports}
+        self.audited = bool(changes.get("audited"))
         return self
 
     @property

@@ -1,0 +1,305 @@
+"""Short runs, told window by window, in which each rule says each of its sentences: what happened -> the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start, window
+from lightning_deadkernel.observation import Consumer
+from lightning_deadkernel.report.sentences import evidence
+
+HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
+STARVING: dict[str, Any] = {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)}
+NO_ROW: dict[str, Any] = {**STARVING, "activation": None, "gating": None, "fired": None}
+SIGMOID: dict[str, Any] = {"activation": "sigmoid", "gating": "bounded"}
+SGD: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.1}
+SMALL: dict[str, Any] = {
+    "gradient_ratio": 1e-8,
+    "weak_share": 1.0,
+    "vanishing_share": 1.0,
+    "update_ratio": 1e-11,
+    **SGD,
+}
+FEEDS: dict[str, Any] = {"consumers": (Consumer("next", 4),)}
+
+
+def two_windows(
+    first: dict[str, Any], second: dict[str, Any], *others: Any, begin: dict[str, Any] | None = None
+) -> Run:
+    run = Run().next(start(**(begin or {})), *(start(other.name) for other in others))
+    return run.next(layer(**first), *others).next(layer(**second), *others)
+
+
+def starved(of_next: dict[str, Any], **changes: Any) -> Run:
+    """A layer without a gradient, and what reads it."""
+    run = Run().next(start(), start("next"), start("far")).next(layer(), layer("next"), alive("far"))
+    return run.next(layer(**NO_GRADIENT, **FEEDS | changes), layer("next", **of_next), alive("far"))
+
+
+def small(near: dict[str, Any] | None = None, weak: bool = False, **changes: Any) -> Run:
+    """A layer whose gradient is small, beside one whose gradient is not."""
+    ratio = {"gradient_ratio": 1e-5, "vanishing_share": 0.0} if weak else {}
+    run = Run().next(start(**changes), start("next"))
+    for _ in range(2):
+        run.next(layer(**{**SMALL, **ratio, **changes}), layer("next", **{"depth": 1, **(near or {})}))
+    return run
+
+
+def worn(norm: float, *, entries: int = 10, steps: int = 2, **settings: Any) -> Run:
+    """A kernel without a gradient that becomes smaller."""
+    kernel: dict[str, Any] = {"parameters": 4 * entries, "weight_decay": 0.01, **settings}
+    run = Run().next(start(**kernel)).next(layer(**kernel))
+    for step in range(1, steps + 1):
+        now = norm ** (step / steps)
+        run.next(layer(**kernel, norms=each(now, 1, 1, 1), largest=each(now / 2, 1, 1, 1), **FIRST_OFF))
+    return run
+
+
+def collapsed(weight_decay: float, **settings: Any) -> Run:
+    run = Run().next(start(norm_scale=torch.ones(4))).next(layer(norm_scale=torch.ones(4), **settings))
+    for scale in (1e-2, 1e-5):
+        run.next(layer(norm_scale=each(scale, 1, 1, 1), weight_decay=weight_decay, **settings, **FIRST_OFF))
+    return run
+
+
+def growing(*norms: float, largest: float = 0.5, **last: Any) -> Run:
+    run = Run().next(start())
+    for norm in norms[:-1]:
+        run.next(layer(), gradient_norm=norm)
+    return run.next(layer(update_ratio_max=largest, **last), gradient_norm=norms[-1])
+
+
+def late() -> Run:
+    """A layer that is seen before its first step, in mid-training."""
+    run, new = begun(), start("late")
+    run.history.begin(window(1, new), [Run().next(new).report("late")])
+    return run.next(layer(), layer("late", **FIRST_OFF))
+
+
+def file(**changes: Any) -> Run:
+    """The weights in a file."""
+    return Run().next(start(**changes), audited=True)
+
+
+STORIES: dict[str, Callable[[], Run]] = {
+    # dead
+    "a mask holds a kernel at zero": lambda: two_windows(
+        {}, {"masked": each(True, False, False, False)} | ZERO | FIRST_OFF
+    ),
+    "a kernel is zero from the start": lambda: two_windows(ZERO | FIRST_OFF, ZERO | FIRST_OFF, begin=ZERO),
+    "an update was reckless": lambda: two_windows({"update_ratio_max": 0.8, **SGD}, FIRST_OFF | SGD),
+    "the shift of a norm is far below zero": lambda: two_windows(
+        {}, {"shift": each(-20.0, 0, 0, 0), "norm_scale": torch.ones(4)} | FIRST_OFF
+    ),
+    "a bias is far below zero": lambda: two_windows({}, {"shift": each(-100.0, 0, 0, 0)} | FIRST_OFF),
+    "what feeds a layer is dead": lambda: (
+        Run()
+        .next(start(), start("fed"), start("far"))
+        .next(layer(), layer("fed", producers=("conv",)), alive("far"))
+        .next(layer(**ALL_OFF), layer("fed", producers=("conv",), **ALL_OFF), alive("far"))
+    ),
+    "a kernel never fired": lambda: Run().next(start()).next(layer(**FIRST_OFF)),
+    "many kernels never fired": lambda: Run().next(start()).next(layer(**off(0, 1, 2))),
+    "a kernel fired on little, and then on nothing": lambda: two_windows(
+        {"channel_firing_rate": each(0.004, 0.5, 0.5, 0.5)}, FIRST_OFF
+    ),
+    "most kernels fired on little, and then on nothing": lambda: two_windows(
+        {"channel_firing_rate": torch.full((4,), 0.004)}, off(0, 1, 2)
+    ),
+    "kernels stopped for no reason that is known": lambda: two_windows(
+        {}, FIRST_OFF | {"producers": ("far",)}, alive("far")
+    ),
+    "a zero kernel that no decay explains stopped": lambda: two_windows({}, ZERO | FIRST_OFF),
+    "a run was joined late": lambda: Run().next(layer(**FIRST_OFF), global_step=500).next(layer(**FIRST_OFF)),
+    "an output is dead behind a rectifier": lambda: two_windows(
+        {"depth": 0, "consumers": ()}, {"depth": 0, "consumers": (), **FIRST_OFF}
+    ),
+    "activations were seen on sampled steps": lambda: two_windows({"exact": False}, {"exact": False} | FIRST_OFF),
+    # saturated
+    "a sigmoid lies on its flat end": lambda: two_windows({}, SIGMOID | {"saturated_share": torch.full((4,), 0.95)}),
+    "a sigmoid lies on its flat end and nothing comes back": lambda: two_windows(
+        {}, SIGMOID | {"saturated_share": torch.ones(4)} | NO_GRADIENT, alive()
+    ),
+    "an ELU lies on its flat end": lambda: two_windows(
+        {},
+        {"activation": "elu", "gating": "smooth", "flat_output": 1.0, "activation_mean": each(0.99, 1, 1, 1)}
+        | FIRST_OFF,
+    ),
+    # starved
+    "all that reads a layer is dead": lambda: starved(ALL_OFF),
+    "float16 does not hold the gradient": lambda: starved({}, underflow_share=0.93),
+    "the weights that read a layer are zero": lambda: starved({"norms": torch.zeros(4), "largest": torch.zeros(4)}),
+    "all that reads a layer is saturated": lambda: starved(SIGMOID | {"saturated_share": torch.ones(4)} | NO_GRADIENT),
+    "what reads a layer has no gradient": lambda: starved(NO_GRADIENT | {"depth": 0, "consumers": ()}),
+    "nothing explains why a layer has no gradient": lambda: starved({}),
+    "the graph does not show what reads a layer": lambda: starved({}, consumers=None),
+    # frozen, lost
+    "no optimizer holds a weight": lambda: two_windows({}, HELD | {"in_optimizer": False, "learning_rate": None}),
+    "steps are below what bfloat16 resolves": lambda: two_windows(
+        {}, HELD | SGD | {"bytes_per_parameter": 2, "update_ratio": 0.5}
+    ),
+    "steps round away in float32": lambda: two_windows({}, HELD | {"update_ratio": 1e-7}),
+    "the learning rate is too small for float32": lambda: two_windows({}, HELD | {"learning_rate": 1e-8}),
+    "something holds the weights": lambda: two_windows({}, HELD),
+    "most updates of a layer are lost": lambda: two_windows(
+        {}, {"lost_updates": 0.95, "bytes_per_parameter": 2, "update_ratio": 1e-4, **SGD}
+    ),
+    "most updates are undone": lambda: two_windows({}, {"lost_updates": 0.95, "update_ratio": 1e-2, **SGD}),
+    "most updates of gains and shifts are lost": lambda: begun().next(
+        layer(bytes_per_parameter=2), lost_elsewhere={"norm.weight": 0.95, "norm.bias": 0.9}
+    ),
+    # small gradients
+    "sigmoids in a row": lambda: small(SIGMOID, bounded_ahead=12, depth=12, **SIGMOID),
+    "sigmoids in a row, most on their flat ends": lambda: small(
+        {"saturated_share": torch.ones(4) * each(1, 1, 0.2, 1), **SIGMOID},
+        bounded_ahead=12,
+        depth=12,
+        saturated_share=each(1, 1, 0.2, 1),
+        **SIGMOID,
+    ),
+    "many recurrent layers": lambda: small(
+        bounded_ahead=12, depth=12, rows="gate", activation=None, gating=None, fired=None
+    ),
+    "many layers without a norm": lambda: small({"norms": torch.full((4,), 0.3)}, plain_ahead=9, depth=9),
+    "a weak gradient that nothing explains": lambda: small(weak=True, **SGD),
+    "a small gradient in float16": lambda: small(underflow_share=0.93),
+    "a critic is saturated": lambda: small({"saturated_share": torch.ones(4), **SIGMOID}, depth=3, **FEEDS),
+    "a layer is saturated and its gradient is small": lambda: small(saturated_share=torch.ones(4), **SIGMOID),
+    "a residual branch begins shut": lambda: (
+        Run()
+        .next(start(), start("next"))
+        .next(layer(**SMALL, norm_scale=torch.full((4,), 0.001)), layer("next"))
+        .next(layer(**SMALL, norm_scale=torch.full((4,), 0.02)), layer("next"))
+    ),
+    # zero
+    "weights that were not watched from the start are zero": lambda: (
+        Run().next(layer(**ZERO | off(0)), global_step=500).next(layer(**ZERO | off(0)))
+    ),
+    "decay leaves more than there is": lambda: two_windows(
+        {"weight_decay": 1e-4, "decoupled_decay": True}, {"weight_decay": 1e-4, "decoupled_decay": True} | ZERO
+    ),
+    "the scale of a norm is zero from the start": lambda: two_windows(
+        {"norm_scale": each(0.0, 1, 1, 1)} | FIRST_OFF,
+        {"norm_scale": each(0.0, 1, 1, 1)} | FIRST_OFF,
+        begin={"norm_scale": each(0.0, 1, 1, 1)},
+    ),
+    "an output is zero": lambda: two_windows(
+        {"depth": 0, "consumers": ()}, {"depth": 0, "consumers": ()} | ZERO | FIRST_OFF
+    ),
+    "Adam's decay wears a kernel down": lambda: worn(1e-4, optimizer="Adam", learning_rate=0.1),
+    "another optimizer's decay wears a kernel down": lambda: worn(1e-4, optimizer="RMSprop", learning_rate=0.1),
+    "the decay of an optimizer of no known name wears a kernel down": lambda: worn(1e-4, learning_rate=0.1),
+    "AdamW's decay wears a kernel down": lambda: worn(
+        1e-4, optimizer="AdamW", learning_rate=0.1, weight_decay=5.0, decoupled_decay=True
+    ),
+    "decay wears a kernel down that has a gradient": lambda: two_windows(
+        {"weight_decay": 0.01, "optimizer": "Adam", "learning_rate": 0.1},
+        {"weight_decay": 0.01, "optimizer": "Adam", "learning_rate": 0.1} | ZERO,
+    ),
+    "decay wears a kernel down that never had a gradient": lambda: (
+        Run()
+        .next(start(weight_decay=0.01))
+        .next(layer(**FIRST_OFF, weight_decay=0.01, optimizer="Adam"))
+        .next(layer(**FIRST_OFF | ZERO, weight_decay=0.01, optimizer="Adam"))
+    ),
+    "a penalty takes the scale of a norm": lambda: collapsed(0.0),
+    "a penalty takes the scale of a norm beside a decay": lambda: collapsed(
+        1e-6, decoupled_decay=True, learning_rate=1e-3
+    ),
+    "kernels in a file are zero": lambda: file(**ZERO),
+    "kernels in a file are zero, or the scale after them": lambda: file(norm_scale=each(0.0, 1, 1, 1)),
+    # the rest
+    "a few kernels hardly fire": lambda: two_windows({}, {"activation_mean": each(0.001, 1, 1, 1)}),
+    "some kernels hardly fire, and seldom": lambda: two_windows(
+        {}, {"activation_mean": each(0.001, 1, 1, 1), "channel_firing_rate": each(0.002, 0.5, 0.5, 0.5)}
+    ),
+    "kernels come back": lambda: begun().next(layer(**FIRST_OFF)).next(layer()),
+    "a gradient explodes": lambda: growing(1.0, 2.0, 3.0, 500.0),
+    "a gradient grows": lambda: growing(1.0, 2.0, 3.0, 500.0, largest=1e-3),
+    "all kernels are equal at the start": lambda: Run().next(start(identical=True)),
+    "all kernels stay equal": lambda: two_windows({"identical": True}, {"identical": True}, begin={"identical": True}),
+    "nothing has a gradient": lambda: two_windows({}, NO_GRADIENT),
+    "a layer that is read by its gradient has none": lambda: two_windows(
+        {"gating": None}, {"gating": None, "activation": None, "fired": None, **NO_GRADIENT}, alive()
+    ),
+    "a head without a weight in the loss": lambda: two_windows(
+        {}, {"depth": 0, "consumers": (), "gating": None, "fired": None, **NO_GRADIENT}, alive()
+    ),
+    "a gradient is NaN": lambda: growing(1.0, 1.0, largest=0.3, non_finite_gradients=7),
+    "weights are NaN": lambda: two_windows(
+        {}, {"non_finite_gradients": 7, "norms": torch.full((4,), math.nan)}, alive()
+    ),
+    "weights are NaN without a gradient": lambda: two_windows({}, {"norms": torch.full((4,), math.nan)}, alive()),
+    "weights are NaN from the start": lambda: Run().next(start(norms=each(math.nan, 1, 1, 1))),
+    "weights in a file are NaN": lambda: file(norms=each(math.nan, 1, 1, 1)),
+    "updates are large": lambda: two_windows({}, {"update_ratio": 0.3, **SGD}),
+    "updates stay large": lambda: two_windows({"update_ratio": 0.3, **SGD}, {"update_ratio": 0.3, **SGD}),
+    "updates are small": lambda: two_windows({"update_ratio": 1e-8}, {"update_ratio": 1e-8, **SGD}),
+    "updates are small as the gradient is": lambda: two_windows(
+        {}, {"update_ratio": 1e-8, "gradient_ratio": 1e-5, "weak_share": 1.0}, alive()
+    ),
+    "half of the weights are zero by a mask": lambda: two_windows(
+        {}, {"weight_sparsity": 0.6, "masked": each(True, True, True, False), **ZERO}
+    ),
+    "dead channels take their weights with them": lambda: two_windows({}, {"weight_sparsity": 0.6, **ALL_OFF}, alive()),
+    "most weights are near zero": lambda: two_windows({}, {"weight_near_zeros": 0.6}),
+    "inputs are always off": lambda: two_windows(
+        {}, {"weight_near_zeros": 0.6, "input_largest": torch.tensor([1e-6] * 6 + [1.0] * 4)}
+    ),
+    "most weights are near zero beside a dead channel": lambda: two_windows(
+        {}, {"weight_near_zeros": 0.6, **FIRST_OFF}
+    ),
+    "experts get no token": lambda: begun().next(layer(**NO_ROW, rows="experts")),
+    "codes are not used": lambda: begun().next(layer(**NO_ROW, rows="codes")),
+    "words are not in the data": lambda: begun().next(layer(**NO_ROW, rows="table")),
+    "a backbone is cut off": lambda: begun().next(
+        alive(), layer(excluded="not in the graph of the loss", missed="cut off", parameters=4000)
+    ),
+    "a layer cannot be read": lambda: begun().next(
+        alive(), layer(excluded="it is sharded", missed="unreadable", parameters=4000)
+    ),
+    "a weight belongs to no module": lambda: begun().next(layer(), strangers=1),
+    "weights belong to no module": lambda: begun().next(layer(), strangers=3),
+    "all that enters a layer is zero": lambda: begun().next(
+        layer(gradient_rms=0.0, weight_gradient=None, channel_firing_rate=each(1.0, 1, 0, 0)), alive()
+    ),
+    "a backward pass that Lightning does not see": lambda: begun().next(
+        layer(gradient=None, weight_gradient=None, fired=None, gating=None)
+    ),
+    "the schedule has ended": lambda: two_windows({"learning_rate": 0.0}, {"learning_rate": 0.0}),
+    "no optimizer steps": lambda: (
+        Run()
+        .next(start())
+        .next(layer(), optimizer_steps=0, sampled_steps=0)
+        .next(layer(), optimizer_steps=0, sampled_steps=0)
+    ),
+    "two layers fired until an update was reckless": lambda: (
+        Run()
+        .next(start(), start("next"))
+        .next(layer(update_ratio_max=0.8), layer("next", update_ratio_max=0.8))
+        .next(layer(**FIRST_OFF), layer("next", **FIRST_OFF))
+    ),
+    "a kernel fired on less than sampled steps see, and then on nothing": lambda: two_windows(
+        {"channel_firing_rate": each(0.0, 0.5, 0.5, 0.5)}, FIRST_OFF
+    ),
+    "a layer came in mid-training, and a kernel of it never fired": lambda: late(),
+    "most weights of a file are near zero": lambda: file(weight_near_zeros=0.6),
+    "values were NaN": lambda: two_windows({}, {"non_finite_gradients": 1} | FIRST_OFF, alive()),
+    "no gradient was looked at": lambda: two_windows(
+        {}, {"gradient": None, "weight_gradient": None, "fired": each(False, True, True, True)}
+    ),
+    "what never fires has a gradient": lambda: two_windows({}, {"fired": each(False, True, True, True)}),
+}
+
+
+def told(run: Run) -> list[str]:
+    """What is said of the last window, in lines of text."""
+    lines = [f"{finding.severity}: {finding.headline}" for finding in run.findings]
+    for finding in run.findings:
+        lines += [f"cause: {finding.cause}", f"advice: {finding.advice}", f"evidence: {evidence(finding, run.audited)}"]
+    lines += [f"story: {problem.story}" for problem in run.problems]
+    return lines + [f"note: {report.note}" for report in run.layers.values() if report.note]
