@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.thresholds import Thresholds
 from lightning_deadkernel.training import options
 from lightning_deadkernel.training.never_raise import warn_internal
-from lightning_deadkernel.training.record import Record
-from lightning_deadkernel.training.run import Run
 from lightning_deadkernel.training.trainer import log_every
+
+if TYPE_CHECKING:
+    from lightning_deadkernel.report.report import Report
+    from lightning_deadkernel.training.run import Run
 
 
 class DeadKernelMonitor(Callback):
@@ -104,8 +105,11 @@ class DeadKernelMonitor(Callback):
         watched = {"every_n_train_steps": every_n_train_steps, "include": include, "exclude": exclude}
         chosen = {option: value for option, value in watched.items() if value is not None}
         self._chosen = str(chosen) if chosen else ""  # once: Lightning asks for the key at every hook
+        # a script that imports the class, and a command that shows its options, need not wait for what a fit needs
+        from lightning_deadkernel.training.record import Record
+
         self._record = Record()
-        self._run = Run(self, self._record)
+        self._run = self._new_run()
         self._log_every = 50
         self._evaluating = self._resumed = False
         self._half_open: dict[str, Any] | None = None
@@ -142,6 +146,11 @@ class DeadKernelMonitor(Callback):
         """
         return self._log_every > 0 and (step + 1) % self._log_every == 0
 
+    def _new_run(self) -> Run:
+        from lightning_deadkernel.training.run import Run  # not at the top, as `Record`
+
+        return Run(self, self._record)
+
     # -- fit -----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -151,7 +160,7 @@ class DeadKernelMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the table of layers. Raises ValueError for a pattern that matches no layer."""
         self._log_every = log_every(trainer)
-        self._run = Run(self, self._record)
+        self._run = self._new_run()
         self._run.set_up(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,7 +207,7 @@ class DeadKernelMonitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores what was set for a step, whatever ended the run, and lets the model go."""
         self._run.end()
-        self._run, self._evaluating = Run(self, self._record), False
+        self._run, self._evaluating = self._new_run(), False
 
     # -- checkpoints and copies ----------------------------------------------------------------------------------
 
@@ -224,7 +233,7 @@ class DeadKernelMonitor(Callback):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._run = Run(self, self._record)
+        self._run = self._new_run()
 
     def state_dict(self) -> dict[str, Any]:
         """History, reports and the open window, as plain tensors, lists, strings and numbers.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
-from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.training.compile import has_compiled_parts
+
+if TYPE_CHECKING:
+    from lightning_deadkernel.report.report import Report
 
 
 def batch_size(batch: Any) -> int | None:

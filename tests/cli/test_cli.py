@@ -407,6 +407,22 @@ print(sorted({name.split(".")[0] for name in set(sys.modules) - before}))
         assert f"'{module}'" not in done.stdout
 
 
+def test_importing_the_monitor_imports_nothing_that_only_a_fit_needs() -> None:
+    code = """
+import sys, lightning.pytorch
+before = set(sys.modules)
+from lightning_deadkernel import DeadKernelMonitor
+print(sorted({name for name in set(sys.modules) - before if not name.startswith("lightning_deadkernel.training")}))
+print(sorted({"lightning_deadkernel.training.run", "lightning_deadkernel.training.record"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours = ("errors", "monitor", "thresholds")
+    assert done.stdout.splitlines() == [
+        str(["lightning_deadkernel", *(f"lightning_deadkernel.{name}" for name in ours)]),
+        "[]",
+    ]
+
+
 def test_the_command_without_jsonargparse_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
