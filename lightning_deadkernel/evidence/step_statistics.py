@@ -345,7 +345,7 @@ class StepStatistics:
         if self.sharded and len(norms):
             norms, updates = _over_ranks(norms, self.device), _over_ranks(updates, self.device)
         rms = norms / self.sizes.sqrt()
-        ratios = torch.stack([gradient_ratios(row, self._weights) for row in rms]) if len(rms) else rms
+        ratios = gradient_ratios(rms, self._weights)
         sizes, changes = updates[:, :count], updates[:, count:]
         known = norms[:, : len(self._column)]
         asked, lost = self._lost.totals(self.sharded)

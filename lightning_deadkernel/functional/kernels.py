@@ -30,18 +30,21 @@ def dormant_scores(mean_abs: Tensor) -> Tensor:
 
 
 def gradient_ratios(rms: Tensor, weights: Tensor | None = None) -> Tensor:
-    """R = rms / max(rms) over the finite ones, for the rms of each parameter's gradient: any shape to the same.
+    """R = rms / max(rms) over the finite ones of a step, for the rms of each parameter's gradient: (*, P) to the same.
 
     1 at the largest, zeros stay zero, non-finite ones become NaN. Free of the loss's scale.
 
     Args:
-        rms: of each gradient.
-        weights: bool, of the same shape, which of them to compare with: the gradient of a bias or a gain is summed over
+        rms: of each gradient; the last axis has the parameters.
+        weights: (P,) bool, which of them to compare with: the gradient of a bias or a gain is summed over
             positions, and so no yardstick for that of a weight. None: all.
     """
     finite = rms.isfinite()
-    yardsticks = finite if weights is None or not bool((finite & weights).any()) else finite & weights
-    largest = torch.where(yardsticks, rms, 0).max() if rms.numel() else rms.new_zeros(())
+    if not rms.numel():
+        return rms.clone()
+    yardsticks = finite if weights is None else finite & weights
+    yardsticks = torch.where(yardsticks.any(-1, keepdim=True), yardsticks, finite)
+    largest = torch.where(yardsticks, rms, 0).amax(-1, keepdim=True)
     ratios = torch.where(largest > 0, rms / largest, 0)
     return torch.where(finite, ratios, math.nan)
 

@@ -36,6 +36,8 @@ def test_gradient_ratios_compare_with_the_largest_finite_one():
     assert kernels.gradient_ratios(rms, weights).tolist() == [4.0, 0.5, 1.0]
     assert kernels.gradient_ratios(rms, torch.zeros(3, dtype=torch.bool)).tolist() == [1.0, 0.125, 0.25]
     assert kernels.gradient_ratios(torch.zeros(0)).shape == (0,)
+    steps = torch.tensor([[8.0, 1.0, 2.0], [8.0, math.nan, math.inf], [0.0, 0.0, 0.0]])  # each by its own yardstick
+    assert kernels.gradient_ratios(steps, weights)[[0, 0, 1, 2], [0, 1, 0, 0]].tolist() == [4.0, 0.5, 1.0, 0.0]
 
 
 @twin
