@@ -67,7 +67,7 @@ def _layer_report(layer: LayerWindow, window: Window, codes: Tensor) -> LayerRep
     watched = layer.excluded is None
     return LayerReport(
         **{**layer.statistics(), "note": _note(layer, window, codes)},
-        codes=bytes(codes.tolist()),
+        codes=codes.numpy().tobytes(),
         evidence=(
             "weight"
             if layer.gradient is None and (layer.gating is None or layer.fired is None)
@@ -118,4 +118,4 @@ def _why_unknown(layer: LayerWindow) -> str:
 
 
 def _list(values: Tensor | None) -> list[float] | None:
-    return None if values is None else [float(value) for value in values.tolist()]
+    return None if values is None else values.tolist()

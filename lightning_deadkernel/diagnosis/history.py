@@ -100,7 +100,11 @@ def _values(values: Tensor | None, channels: int) -> Tensor:
 
 
 def _codes(report: LayerReport) -> Tensor:
-    return torch.tensor(list(report.codes), dtype=torch.uint8)
+    return (
+        torch.frombuffer(bytearray(report.codes), dtype=torch.uint8)
+        if report.codes
+        else torch.zeros(0, dtype=torch.uint8)
+    )
 
 
 def _begin(window: Window, layer: LayerWindow, report: LayerReport, from_start: bool) -> LayerPast:
@@ -261,14 +265,14 @@ class History:
         some, _ = gradient_seen(layer)
         if layer.penalised:  # the penalty's own gradient goes on after the network's has stopped
             some &= (past.codes & STATE_BITS) != STATES.index("dead")
-        past.last_gradient[some] = window.index
+        past.last_gradient.masked_fill_(some, window.index)
         if layer.norms is not None:
-            past.stop_norm[some] = layer.norms.float()[some]
+            past.stop_norm = torch.where(some, layer.norms.float(), past.stop_norm)
         if layer.fired is not None:
-            past.last_fired[layer.fired] = window.index
+            past.last_fired.masked_fill_(layer.fired, window.index)
             enough = window.sampled_steps >= min(ENOUGH_STEPS, window.optimizer_steps)
             rates = _values(layer.channel_firing_rate if enough else None, layer.channels)
-            past.rate[layer.fired] = rates[layer.fired]
+            past.rate = torch.where(layer.fired, rates, past.rate)
         if layer.gradient_ratio is not None:
             steps = window.sampled_steps if layer.gradient_steps is None else layer.gradient_steps
             past.add_gradient_steps(steps, layer.weak_share, layer.vanishing_share)
@@ -284,8 +288,7 @@ class History:
     @staticmethod
     def _reckless(past: LayerPast, window: Window, ratio: float) -> None:
         now, one_before = past.last_fired == window.index, past.last_fired == window.index - 1
-        past.reckless[now] = ratio
-        past.reckless[one_before] = past.reckless[one_before].clamp(min=ratio)
+        past.reckless = torch.where(one_before, past.reckless.clamp(min=ratio), past.reckless).masked_fill_(now, ratio)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole history as plain data; `load_state_dict` takes it back."""

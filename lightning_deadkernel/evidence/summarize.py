@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -213,7 +214,7 @@ def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segment
         return
     entry["gradient"] = gradient = segments["gradient", name]
     bad = segments["nonfinite", name]
-    gradient[(gradient == 0) & (bad >= backwards)] = torch.nan  # not finite on any batch: nothing is known
+    gradient.masked_fill_((gradient == 0) & (bad >= backwards), torch.nan)  # not finite on any batch: nothing is known
     if source.parameter is not None:
         # `read_kernels` skips layers that had shown a gradient everywhere: that is one at the kernel as well
         kernel = segments["kernel", name]
@@ -236,11 +237,8 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         entry["gating"] = None
         return
     entry["fired"] = torch.stack([seen.segments["fired", key] for key in keys]).amax(0) > 0
-    places = range(entry["channels"])
     entry["other_gatings"] = {
-        kind: torch.tensor([bool(mask >> channel & 1) for channel in places])
-        for kind, mask in facts.gatings.items()
-        if kind != facts.gating
+        kind: _of_mask(mask, entry["channels"]) for kind, mask in facts.gatings.items() if kind != facts.gating
     }
     entry["exact"] = seen.counts.unread == 0
     if facts.layer.name not in seen.looked:  # it took part in steps that were not read alone
@@ -260,6 +258,12 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         entry["flat_output"] = facts.flat_output
         if facts.reports_flat_ends:
             entry["saturated_share"] = parts["flat"]
+
+
+def _of_mask(mask: int, channels: int) -> Tensor:
+    """(C,) bool of the lowest bits of a number."""
+    lowest = np.frombuffer(mask.to_bytes(channels // 8 + 1, "little"), np.uint8)
+    return torch.from_numpy(np.unpackbits(lowest, count=channels, bitorder="little").astype(bool))
 
 
 def _neighbours(facts: LayerFacts, observer: Observer) -> tuple[tuple[str, ...] | None, Any]:
@@ -286,9 +290,16 @@ def _with_first_kernels(tensors: WindowTensors, observer: Observer, window: Wind
     return tensors
 
 
-def _median(values: Tensor) -> float | None:
-    values = values[~values.isnan()]
-    return float(values.median()) if values.numel() else None
+def _medians(table: Tensor) -> list[float]:
+    """Of each column (the lower one of two), without NaN; NaN where there is nothing else."""
+    return (table.nanmedian(0).values if len(table) else table.new_full(table.shape[1:], torch.nan)).tolist()
+
+
+def _largest(table: Tensor) -> list[float]:
+    """Of each column, without NaN; NaN where there is nothing else."""
+    seen = ~table.isnan()
+    largest = torch.where(seen, table, -torch.inf).amax(0) if len(table) else table.new_zeros(table.shape[1:])
+    return torch.where(seen.any(0), largest, torch.nan).tolist()
 
 
 def _note_on_underflow(share: float) -> str | None:
@@ -303,33 +314,34 @@ class _Steps:
     """The sampled steps, spread over the layers."""
 
     def __init__(self, steps: StepStatistics, thresholds: Thresholds) -> None:
-        self.steps, self.thresholds = steps, thresholds
+        self.steps = steps
         self.column = {layer.name: i for i, layer in enumerate(steps.layers)}
-        self.tables = steps.tables()
-
-    def _values(self, table: Tensor, name: str) -> Tensor:
-        values = table[:, self.column[name]]
-        return values[~values.isnan()]
+        self.tables = tables = steps.tables()
+        ratios = tables.ratios
+        known = (~ratios.isnan()).sum(0)
+        self.values = {
+            "gradient_ratio": _medians(ratios),
+            "gradient_rms": _medians(torch.where(tables.rms.isfinite(), tables.rms, torch.nan)),
+            "gradient_steps": known.tolist(),
+            **{
+                name: (((ratios > 0) & (ratios < line)).double().sum(0) / known).tolist()
+                for name, line in (
+                    ("weak_share", thresholds.weak_gradient),
+                    ("vanishing_share", thresholds.vanishing_gradient),
+                )
+            },
+            "update_ratio": _medians(tables.updates),
+            "update_ratio_max": _largest(tables.updates),
+            "underflow_share": tables.underflow.nanmean(0).tolist(),
+            "lost_updates": tables.lost.tolist(),
+        }
+        """Statistic -> one value a layer; NaN where it was not observed."""
 
     def fill(self, entry: Draft) -> None:
         """Gradient and update sizes of one layer."""
-        ratios = self._values(self.tables.ratios, entry["name"])
-        entry["gradient_ratio"] = _median(ratios)
-        rms = self._values(self.tables.rms, entry["name"])
-        entry["gradient_rms"] = _median(rms[rms.isfinite()])
-        entry["gradient_steps"] = ratios.numel()
-        if ratios.numel():
-            lines = self.thresholds
-            entry["weak_share"] = float(((ratios > 0) & (ratios < lines.weak_gradient)).double().mean())
-            entry["vanishing_share"] = float(((ratios > 0) & (ratios < lines.vanishing_gradient)).double().mean())
-        updates = self._values(self.tables.updates, entry["name"])
-        entry["update_ratio"] = _median(updates)
-        entry["update_ratio_max"] = float(updates.max()) if updates.numel() else None
-        underflow = self._values(self.tables.underflow, entry["name"])
-        entry["underflow_share"] = float(underflow.mean()) if underflow.numel() else None
-        entry["note"] = entry["note"] or _note_on_underflow(entry["underflow_share"] or 0.0)
-        lost = float(self.tables.lost[self.column[entry["name"]]])
-        entry["lost_updates"] = None if math.isnan(lost) else lost
+        at = self.column[entry["name"]]
+        entry |= {name: values[at] for name, values in self.values.items() if not math.isnan(values[at])}
+        entry["note"] = entry["note"] or _note_on_underflow(entry.get("underflow_share") or 0.0)
         entry["learning_rate"] = self.steps.learning_rates.get(entry["name"])
         entry["first_learning_rate"] = self.steps.first_rates.get(entry["name"])
         entry["weight_decay"], entry["decoupled_decay"] = self.steps.decays.get(entry["name"], (0.0, False))
@@ -343,7 +355,7 @@ class _Steps:
         """
         totals = self.tables.totals
         finite = totals[totals.isfinite()]
-        window.gradient_norm = _median(finite)
+        window.gradient_norm = float(finite.median()) if finite.numel() else None
         window.skipped_steps = int((~totals.isfinite()).sum()) if self.steps.scaled else 0
         window.largest_gradient_at = self.tables.largest_at
         window.lost_elsewhere = {n: s for n, s in self.tables.lost_elsewhere.items() if n in coarse}

@@ -121,7 +121,10 @@ def draw_update_ratios(axes: Axes, reports: Sequence[Report]) -> None:
     if weak:
         # one collection: hundreds of lines of their own take seconds
         lines = [[(x, y) for x, y in enumerate(medians[name]) if y > 0] for name in weak]
-        axes.add_collection(LineCollection(lines, colors=_PALE, linewidths=0.8, label="_others"), autolim=False)
+        axes.add_collection(
+            LineCollection([line for line in lines if line], colors=_PALE, linewidths=0.8, label="_others"),
+            autolim=False,
+        )
         windows = zip(*(peaks[name] for name in weak), strict=True)
         tops = [max((peak for peak in window if peak > 0), default=math.nan) for window in windows]
         axes.plot(tops, ".", color=_PALE, markersize=4, label="_largest of others")

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,12 @@ def histogram_edges() -> tuple[float, ...]:
     return (*(-edge for edge in reversed(positive)), *positive)
 
 
+@lru_cache(maxsize=1)
+def _edges() -> Any:
+    """`histogram_edges` as (1018,) float64."""
+    return np.array(histogram_edges())
+
+
 class Buckets(NamedTuple):
     """A histogram in order of value, as TensorBoard's `add_histogram_raw` takes it."""
 
@@ -84,19 +91,28 @@ def _ascending() -> Any:
     return torch.tensor([*reversed(range(514, 1022)), 0, *range(2, 510)]).numpy()
 
 
-def to_edges(counts: Tensor) -> Buckets:
-    """The counts of `bit_histogram` as finite buckets in order of value, empty ends trimmed; reads from the device."""
+def filled_bins(counts: Tensor) -> tuple[Any, Any, int]:
+    """The counts of `bit_histogram` in order of value, empty ends trimmed; reads from the device.
+
+    Returns:
+        (n + 1,) float64 edges and (n,) int64 counts, n = 0 where nothing finite was counted; and how many NaN and
+        infinite entries there are, which are in no bin.
+    """
     # NumPy's small operations take a tenth of the time of PyTorch's, and a window has four histograms per layer
     by_bits = counts.cpu().numpy()
     by_value = by_bits[_ascending()]
     by_value[508] += by_bits[1] + by_bits[512] + by_bits[513]  # denormals and -0, to which +0 belongs
-    left_out = int(by_bits.sum() - by_value.sum())
     filled = by_value.nonzero()[0]
+    first, end = (filled[0], filled[-1] + 1) if len(filled) else (508, 508)
+    return _edges()[first : end + 1], by_value[first:end], int(by_bits.sum() - by_value.sum())
+
+
+def to_edges(counts: Tensor) -> Buckets:
+    """The counts of `bit_histogram` as finite buckets in order of value, empty ends trimmed; reads from the device."""
+    edges, filled, left_out = filled_bins(counts)
     if not len(filled):
         return Buckets(0.0, [], [], left_out)
-    first, last = int(filled[0]), int(filled[-1]) + 1
-    edges = histogram_edges()
-    return Buckets(edges[first], list(edges[first + 1 : last + 1]), by_value[first:last].tolist(), left_out)
+    return Buckets(float(edges[0]), edges[1:].tolist(), filled.tolist(), left_out)
 
 
 def histogram_quantiles(counts: Tensor, q: Sequence[float]) -> list[float]:

@@ -1,8 +1,8 @@
 """Pure functions of tensors, one per definition, each with its source.
 
 They run where their input lives, leave it unchanged, record no autograd, draw no random number and wait for no device;
-only `to_edges` and `histogram_quantiles`, which end in Python numbers, read from it. Large inputs are worked through in
-blocks that stay in the processor's cache, so no temporary grows with them.
+only `weight_summary`, `filled_bins` and what is made of its bins, which end in numbers, read from it. Large inputs are
+worked through in blocks that stay in the processor's cache, so no temporary grows with them.
 """
 
 from __future__ import annotations

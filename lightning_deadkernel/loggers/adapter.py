@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from lightning_deadkernel.functional.histograms import to_edges
+from lightning_deadkernel.functional.histograms import filled_bins
 from lightning_deadkernel.loggers.scalars import Key
 
 _SMALLEST_EDGE = 2.0**-126
@@ -41,16 +41,13 @@ class CompactBuckets(NamedTuple):
 
 def compact(counts: Tensor) -> CompactBuckets | None:
     """Bit-histogram counts, (1024,) int64, as a short list of buckets; None where nothing finite was counted."""
-    low, limits, filled, _ = to_edges(counts)
-    if not filled:
+    edges, found, _ = filled_bins(counts)
+    if not len(found):
         return None
-    found, ends = np.array(filled), np.array([low, *limits])
+    kept = np.append((found[:-1] > 0) | (found[1:] > 0), True)  # of a run of empty buckets the last, up to its end
+    ends = np.append(edges[0], edges[1:][kept])
     ends[np.abs(ends) <= _SMALLEST_EDGE] = 0.0
-    kept = (found[:-1] > 0) | (found[1:] > 0)  # of a run of empty buckets the last, up to the end of the run
-    return CompactBuckets(
-        [*ends[:1].tolist(), *ends[1:-1][kept].tolist(), *ends[-1:].tolist()],
-        [*found[:-1][kept].tolist(), *found[-1:].tolist()],
-    )
+    return CompactBuckets(ends.tolist(), found[kept].tolist())
 
 
 _LIGHTNING = ("lightning.pytorch.loggers", "pytorch_lightning.loggers", "lightning.fabric.loggers")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+import numpy as np
+
 from lightning_deadkernel.observation import Gating
 
 State = Literal["active", "dead", "saturated", "silent", "starved", "frozen", "zero-gradient", "excluded", "unknown"]
@@ -142,7 +144,8 @@ def _masked(bits: int) -> bytes:
 def channels_with(codes: bytes, bits: int, value: int) -> list[int]:
     """Channels whose code has this value under a mask of bits; next to no time where there is none."""
     found = codes.translate(_masked(bits))
-    return [channel for channel, held in enumerate(found) if held == value] if value in found else []
+    channels: list[int] = (np.frombuffer(found, np.uint8) == value).nonzero()[0].tolist() if value in found else []
+    return channels
 
 
 def worst(words: Sequence[str]) -> str:

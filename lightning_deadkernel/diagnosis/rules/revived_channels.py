@@ -37,7 +37,7 @@ def revived_channels(context: WindowContext) -> Iterator[Found]:
     """Channels that were dead, saturated or without gradient, and are active or frozen."""
     for layer in context.layers:
         past, fired = layer.past, layer.observed.fired
-        if layer.is_first_window:
+        if layer.is_first_window or not bool((past.since == context.window.index).any()):  # no state has changed
             continue
         fires = fired if fired is not None else layer.everywhere(False)
         were_off = _in_state(past.before, "dead") & fires
