@@ -1,8 +1,15 @@
-"""What the monitor may say aloud during training, as types of their own so that users can filter them."""
+"""What the monitor may say aloud, as types of their own so that users can filter them."""
 
 from __future__ import annotations
 
 import warnings
+
+
+def printable(text: str) -> str:
+    """Text on one line without control characters; they are shown as backslash escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
 
 
 class DeadKernelError(RuntimeError):
@@ -11,6 +18,9 @@ class DeadKernelError(RuntimeError):
 
 class OptionError(ValueError):
     """An option that the model cannot meet, such as a pattern that matches no layer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class DeadKernelWarning(UserWarning):
@@ -26,6 +36,6 @@ def warn(text: str, category: type[DeadKernelWarning] = DeadKernelWarning) -> No
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, kind, *_: f"{kind.__name__}: {message}\n"
     try:
-        warnings.warn(text, category, stacklevel=2)
+        warnings.warn(printable(text), category, stacklevel=2)
     finally:
         warnings.formatwarning = before

@@ -20,11 +20,12 @@ from lightning_deadkernel.analysis.state_dict import shape_of, unreadable, weigh
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.diagnosis.problems import find_problems
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.functional.kernels import row_max, row_norms
 from lightning_deadkernel.functional.sparsity import weight_summary
 from lightning_deadkernel.observation import LayerWindow, Window
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.report.text import count, printable, ranges, shortened
+from lightning_deadkernel.report.text import count, ranges, shortened
 from lightning_deadkernel.thresholds import Thresholds
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from lightning_deadkernel.errors import printable
+
 PROGRAM = "lightning-deadkernel"
 TRAINER_COMMANDS = {
     "fit": "train any LightningModule on any LightningDataModule, with the monitor in place",
@@ -21,5 +23,5 @@ class CommandError(Exception):
 
 def failed(message: str, status: int = EXIT_ERROR) -> int:
     """Says why on standard error, in a line."""
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    print(printable(f"{PROGRAM}: error: {message}"), file=sys.stderr)
     return status

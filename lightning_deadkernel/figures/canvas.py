@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.sentences import epochs
 from lightning_deadkernel.report.states import COLOURS, WORDS
@@ -103,6 +104,20 @@ def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(labelsize=SMALL, color=GREY, labelcolor="black")
+
+
+def as_written(figure: Figure) -> Figure:
+    """Its texts without control characters, and dollars in them as dollars: names of layers are no formulas."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        if not all(label.isprintable() for label in labels):  # they are set again from the axis when it is drawn
+            axis.set_ticklabels(list(map(printable, labels)))
+    return figure
 
 
 def png(figure: Figure) -> bytes:

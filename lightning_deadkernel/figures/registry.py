@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from lightning_deadkernel.figures.canvas import as_written
 from lightning_deadkernel.report.report import Report
 
 if TYPE_CHECKING:
@@ -47,8 +49,13 @@ def picture(place: int) -> Callable[[Draw], Draw]:
     """Registers a function ``(Sequence[Report]) -> Figure | None`` of this package as a picture."""
 
     def register(draw: Draw) -> Draw:
-        _FOUND.append(Picture(place, draw))
-        return draw
+        @functools.wraps(draw)
+        def drawn(*args: Any, **options: Any) -> Figure | None:
+            figure: Figure | None = draw(*args, **options)
+            return None if figure is None else as_written(figure)
+
+        _FOUND.append(Picture(place, drawn))
+        return cast("Draw", drawn)
 
     return register
 

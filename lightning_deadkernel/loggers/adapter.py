@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.functional.histograms import filled_bins
 from lightning_deadkernel.loggers.scalars import Key
 
@@ -81,8 +82,8 @@ class Adapter:
         self.separator: str = separator if isinstance(separator, str) else "/"
 
     def tag(self, key: Key) -> str:
-        """The key with the logger's own separator."""
-        return self.separator.join(key)
+        """The key with the logger's own separator, and without what files and terminals cannot take."""
+        return printable(self.separator.join(key))
 
     def tagged_with_prefix(self, key: Key) -> str:
         """`tag`, behind the logger's own prefix: for what does not go through `log_metrics`, which adds it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.observation import STATISTICS
 from lightning_deadkernel.report import sentences
 from lightning_deadkernel.report.document import (
@@ -153,8 +154,12 @@ def _problem(report: ReportRecord, problem: Problem, full: bool = True) -> State
     if problem.reference:
         facts.append(("Reference", problem.reference))
     where = problem.findings[0].layer
-    named = where is not None and problem.title.startswith(f"{where}: ")
-    title: Text = (Name(where), problem.title[len(where) :]) if named and where is not None else problem.title
+    shown = printable(where or "")
+    title: Text = (
+        (Name(shown), problem.title[len(shown) :])
+        if shown and problem.title.startswith(f"{shown}: ")
+        else problem.title
+    )
     parts = tuple(_statement(report, finding) for finding in problem.findings) if several else ()
     return Statement(problem.severity, problem.findings[0].kind, title, tuple(facts), parts)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.records import Severity
-from lightning_deadkernel.report.text import printable
 
 _ADDRESS = re.compile(r"(https?://[^\s<>|`]*[^\s<>|`.,;:)\]])")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.document import (
     Block,
     Bullets,
@@ -18,7 +19,6 @@ from lightning_deadkernel.report.document import (
     addresses,
     parts,
 )
-from lightning_deadkernel.report.text import printable
 
 _ACTIVE = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
 _BLOCK_START, _BACKSLASH = re.compile(r"^(\d*)([#+.)>-])"), r"\1\\\2"

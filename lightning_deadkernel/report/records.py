@@ -13,6 +13,7 @@ from typing import Literal
 
 from typing_extensions import Self
 
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.observation import OF_KERNELS, LayerStatistics, WindowTensors
 from lightning_deadkernel.report.states import FLAGS, STATE_BITS, STATES, State, channels_with
 from lightning_deadkernel.thresholds import Thresholds
@@ -21,6 +22,12 @@ Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 TOLD_BY_WEIGHTS = ("zero_kernel_fraction", "weight_sparsity")
 """Those numbers of `ReportRecord.summary` for which nothing need be run."""
+
+
+def _make_printable(record: object, *words: str) -> None:
+    """Sentences name layers, whose names are anyone's: printed, they must not steer a terminal."""
+    for word in words:
+        object.__setattr__(record, word, printable(getattr(record, word)))
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,12 @@ class Finding:
     def __post_init__(self) -> None:
         if not self.title:
             object.__setattr__(self, "title", self.kind.replace("_", " "))
+        _make_printable(self, "title", "cause", "advice", "reference")
 
     @property
     def headline(self) -> str:
         """The finding in a line: ``"conv2: 6 of 16 kernels are dead (decayed)"``."""
-        return f"{'the network' if self.layer is None else self.layer}: {self.title}"
+        return printable(f"{'the network' if self.layer is None else self.layer}: {self.title}")
 
     @property
     def cause_word(self) -> str:
@@ -85,6 +93,9 @@ class Problem:
     """Of its findings among all findings of the report: the root's first, then what follows from it."""
     findings: tuple[Finding, ...] = field(default=(), compare=False, repr=False, metadata={"saved": False})
     """The same, in full."""
+
+    def __post_init__(self) -> None:
+        _make_printable(self, "title", "story", "cause", "advice", "reference")
 
 
 @dataclass(frozen=True)

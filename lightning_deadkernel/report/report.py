@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.observation import STATISTICS
 from lightning_deadkernel.report import sentences
 from lightning_deadkernel.report.arrays import pattern
@@ -32,7 +33,7 @@ class Report(ReportRecord):
     @property
     def verdict(self) -> str:
         """The report in one line: the worst finding, or that nothing was found and on how many kernels."""
-        return sentences.verdict(self)
+        return printable(sentences.verdict(self))
 
     def to_markdown(self) -> str:
         """The report as Markdown: the verdict, what was watched, the findings, the layers, what was not watched."""
@@ -141,10 +142,10 @@ class Report(ReportRecord):
             return Report.load(path)
 
     def __str__(self) -> str:
-        return "\n".join([sentences.moment(self), self.verdict, sentences.watched_and_not(self)])
+        return "\n".join(map(printable, (sentences.moment(self), self.verdict, sentences.watched_and_not(self))))
 
     def __repr__(self) -> str:
-        return f"<Report of {sentences.moment(self)}: {self.verdict}>"
+        return f"<Report of {printable(sentences.moment(self))}: {self.verdict}>"
 
     def __rich__(self) -> RenderableType:
         return renderable(describe_briefly(self))

@@ -64,10 +64,3 @@ def shortened(name: str, width: int) -> str:
         return name
     head = (width - 2) // 2
     return f"{name[:head]}..{name[len(name) - (width - 2 - head) :]}" if width > 4 else name[:width]
-
-
-def printable(text: str) -> str:
-    """Text on one line without control characters; they are shown as backslash escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
