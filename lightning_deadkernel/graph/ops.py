@@ -38,6 +38,7 @@ MATMULS = {
     "Linear": (0, 1, 2),
     "MkldnnLinear": (0, 1, 2),
     "Addmv": (1, 2, 0),
+    "SparseAddmm": (1, 2, 0),
 }
 """Places of (left, right, bias) among the node's arguments."""
 

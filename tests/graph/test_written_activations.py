@@ -167,6 +167,44 @@ GATED: dict[str, tuple[Callable[[Tensor], Tensor], str, str, list[int]]] = {
 }
 
 
+PAIRED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
+    "GEGLU of two layers": (lambda a, b: F.gelu(a) * b, "gelu", "saturated"),
+    "SwiGLU of two layers": (lambda a, b: F.silu(a) * b, "silu", "saturated"),
+    "ReGLU of two layers": (lambda a, b: F.relu(a) * b, "relu", "dead"),
+    "tanh * sigmoid of two layers": (lambda a, b: torch.sigmoid(a) * torch.tanh(b), "sigmoid", "saturated"),
+}
+
+
+@pytest.mark.parametrize("unit", PAIRED)
+def test_a_gate_that_is_a_layer_of_its_own_is_read(unit: str) -> None:
+    f, label, state = PAIRED[unit]
+    net = Net(
+        lambda net, x: net.head(f(net.gate(x), net.value(x))),
+        gate=kill(nn.Linear(5, 8), *DEAD),
+        value=nn.Linear(5, 8),
+        head=nn.Linear(8, 2),
+    )
+    report = watch(net, rows(8, 3, 5))
+    assert (report["gate"].activation, getattr(report["gate"], state)) == (label, list(DEAD))
+    if state == "dead":  # nothing passes a gate that is off, so that its value has no gradient
+        assert report["value"].zero_gradient == list(DEAD)
+
+
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu_ of a linear layer's (N, T, C)": torch.relu_,
+    "clamp_ of a linear layer's (N, T, C)": lambda h: h.clamp_(min=0),
+}
+
+
+@pytest.mark.parametrize("form", IN_PLACE)
+def test_what_is_done_in_place_to_tokens_is_read_where_it_is_consumed(form: str) -> None:
+    net = Net(
+        lambda net, x: net.head(IN_PLACE[form](net.body(x))), body=kill(nn.Linear(5, 8), *DEAD), head=nn.Linear(8, 2)
+    )
+    layer = watch(net, rows(8, 3, 5))["body"]
+    assert (layer.activation, layer.dead, layer.note) == ("relu", list(DEAD), None)
+
+
 @pytest.mark.parametrize("unit", GATED)
 @pytest.mark.parametrize("shape", [(8, 5), (8, 3, 5)])
 def test_the_gate_of_a_gated_linear_unit_is_read_and_its_value_judged_by_its_gradient(
@@ -270,6 +308,10 @@ MESSAGES: dict[str, Callable[[Tensor], Tensor]] = {
         1, EDGES[1].view(1, 6, 1).expand(len(h), 6, 8), h[:, EDGES[0]], "mean"
     ),
     "a dense adjacency": lambda h: torch.eye(5).roll(1, 0) @ h,
+    "torch.sparse.mm": lambda h: torch.sparse.mm(torch.eye(5 * len(h)).roll(1, 0).to_sparse(), h.flatten(0, 1)).view_as(
+        h
+    ),
+    "a sparse adjacency": lambda h: (torch.eye(5 * len(h)).to_sparse() @ h.flatten(0, 1)).view_as(h),
     "a batched adjacency": lambda h: torch.eye(5).roll(1, 0).expand(len(h), 5, 5) @ h,
     "einsum over nodes": lambda h: torch.einsum("vw,bwf->bvf", torch.eye(5), h),
     "attention of the data": lambda h: torch.softmax(h.detach() @ h.detach().transpose(1, 2), -1) @ h,
