@@ -53,14 +53,14 @@ def page() -> str:
     maxouts = {f"maxout: {name}": form for name, form in written.MAXOUTS.items()}
     blocks = [
         HEAD,
-        "## Activations\n\nThe slope at exactly 0 is what a kernel of zeros has as its gradient: where there is one, it "
-        "is silent and may wake, where there is none, it is dead.\n",
+        "## Activations\n\nThe slope at exactly 0 is what a kernel of zeros has as its gradient: where there is one,\n"
+        "it is silent and may wake, where there is none, it is dead.\n",
         table(
             ("form", "read as", "kind", "a channel far below 0", "slope at exactly 0"),
             [activation_row(name, form, state) for name, (form, state) in activations.items()]
             + [(f"`{name}`", "maxout", "rectifier", "dead, if never the largest", "") for name in maxouts],
         ),
-        "## Gated linear units\n\nThe gate is read; its value has no activation of its own, and is judged by its "
+        "## Gated linear units\n\nThe gate is read; its value has no activation of its own, and is judged by its\n"
         "gradient. By `chunk`, `split` or slices, or as two layers:\n",
         table(
             ("form", "read as", "a gate that is off"),
@@ -69,14 +69,15 @@ def page() -> str:
                 for name, (_, label, state, *_) in {**written.GATED, **written.PAIRED}.items()
             ],
         ),
-        "## Between a kernel and its activation\n\nChannels are followed through all of these to the place where each is "
-        "in the activation:\n",
+        "## Between a kernel and its activation\n\nChannels are followed through all of these to the place where each\n"
+        "is in the activation:\n",
         listed("moved or cut", plain.MOVED),
         listed("joined with others", written.JOINED),
         listed("messages between nodes", written.MESSAGES),
         listed("done in place", written.IN_PLACE),
-        "\nA norm whose statistics are taken over several channels makes the others hear a kernel that never fires: it is "
-        "silent while they pass it a gradient, and counts in no savings. Norms of each channel alone change nothing:\n",
+        "\nA norm whose statistics are taken over several channels makes the others hear a kernel that never fires:\n"
+        "it is silent while they pass it a gradient, and counts in no savings. Norms of each channel alone change\n"
+        "nothing:\n",
         table(
             ("norm", "a channel that it keeps below 0"),
             [(name, state) for name, (_, state) in {**plain.NORMS, **plain.WRITTEN_NORMS}.items()],
