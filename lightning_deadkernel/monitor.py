@@ -172,7 +172,7 @@ class DeadKernelMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Decides whether this step is a sampled one."""
-        self._run.begin_batch(trainer, first_of_epoch=batch_idx == 0)
+        self._run.begin_batch(trainer, batch, first_of_epoch=batch_idx == 0)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Reads the graph, and the activations it holds."""

@@ -161,6 +161,16 @@ class LayerWindow(LayerStatistics):
     """(C,) bool: some sample and position of the window had a strictly positive activation."""
     channel_firing_rate: Tensor | None = None
     """(C,) share of samples and positions with a positive activation, over the sampled steps."""
+    sample_rate: Tensor | None = None
+    """(C,) share of samples on some position of which the activation is positive, over the sampled steps; None where
+    samples cannot be told from positions, or the channels have several activations."""
+    rated_samples: int | None = None
+    """Samples that this rests on."""
+    passed_samples: int | None = None
+    """Samples that passed through the layer while some channel had not fired: each forward pass counts, whatever the
+    loader's rows are. None where samples cannot be told from positions."""
+    passed_positions: int | None = None
+    """The same in positions (entries of one channel); None where none was read."""
     activation_mean: Tensor | None = None
     """(C,) mean of \\|h\\| over the sampled steps."""
     flat_output: float = 0.0

@@ -77,8 +77,10 @@ def _layer_report(layer: LayerWindow, window: Window, codes: Tensor) -> LayerRep
             if layer.exact
             else "sampled activation"
         ),
+        rated_samples=layer.rated_samples,
         values=ChannelValues(
             firing_rate=_list(layer.channel_firing_rate),
+            sample_rate=_list(layer.sample_rate),
             gradient=_list(layer.gradient),
             dormant_score=_list(scores),
             norms=_list(layer.norms),

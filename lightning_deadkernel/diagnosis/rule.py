@@ -28,6 +28,8 @@ class Found:
     evidence: Evidence = field(default_factory=dict)
     channels: Tensor | None = None
     """(C,) bool: the channels concerned; None: the layer as a whole."""
+    samples: int | None = None
+    """That it rests on; None: those of the window."""
 
 
 Check = Callable[[WindowContext], Iterator[Found]]
@@ -74,7 +76,7 @@ class Rule:
             advice=found.cause.advice,
             reference=found.cause.reference,
             window=context.window.index,
-            samples=context.window.samples if found.layer is None else found.layer.samples,
+            samples=found.samples or (context.window.samples if found.layer is None else found.layer.samples),
             title=self._title(found, indices),
         )
 

@@ -6,13 +6,14 @@ Past 300 lines because activations and gradients share one layout of the two ten
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_deadkernel.evidence.buffers import PendingChannels, StepBuffer, marks
-from lightning_deadkernel.functional.firing import count_outside, firing
+from lightning_deadkernel.functional.firing import count_outside, firing, samples_on
 from lightning_deadkernel.functional.kernels import row_max
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.facts import ActivationKey, Source
@@ -25,8 +26,9 @@ Segments = dict[tuple[str, Any], Tensor]
 
 OF_SOURCES = ("gradient", "nonfinite", "first", "kernel")
 OF_ACTIVATIONS = ("fired", "blown")
-ACTIVATION_SUMS = ("positives", "magnitudes", "zeros", "flat", "entries")
-"""Per-channel sums of an activation over the sampled steps; the last is the number of entries looked at."""
+ACTIVATION_SUMS = ("positives", "magnitudes", "zeros", "flat", "entries", "on", "samples")
+"""Per-channel sums of an activation over the sampled steps: of its entries, their number, the samples on some position
+of which it was > 0, and their number, 0 where samples cannot be told from positions."""
 
 
 class ChannelEvidence:
@@ -58,6 +60,9 @@ class ChannelEvidence:
         self.activations = dict(activations)
         self._reads = 0
         """Gradients that were read so far in this window."""
+        self.passed: dict[ActivationKey, list[int]] = {}
+        """Activation -> how many samples and positions of it were read, and how many reads could not tell the samples;
+        all there were while some channel of it had not fired."""
         self._places: dict[tuple[str, Any], tuple[int, int]] = {}
         maxima = totals = 0
         for kind in OF_SOURCES:
@@ -109,6 +114,7 @@ class ChannelEvidence:
         for kind, key in self._places:
             new._put((kind, renamed(key, names)), self.segment(kind, key))
         new._reads = self._reads
+        new.passed = {now: numbers for key, numbers in self.passed.items() if (now := renamed(key, names))}
         return new
 
     def loaded(
@@ -145,7 +151,7 @@ class ChannelEvidence:
         self._firings.clear()
         self.maxima.zero_()
         self.totals.zero_()
-        self._reads = 0
+        self._reads, self.passed = 0, {}
         self._restart_counts()
 
     def _flush(self) -> None:
@@ -192,11 +198,37 @@ class ChannelEvidence:
             left = [(self.segment("fired", key) <= 0).sum(dtype=torch.int32) for key in keys]
             self.not_fired.append(keys, torch.stack(left))
 
+    def count(self, key: ActivationKey, read: ActivationRead, saved: Tensor, along: int | None) -> None:
+        """Counts what passed through an activation.
+
+        Args:
+            key: the activation.
+            read: where the channels are.
+            saved: what it saved for the backward pass.
+            along: dimension of the samples; None: unknown.
+        """
+        samples, positions, unknown = self.passed.get(key, (0, 0, 0))
+        positions += saved.numel() // max(1, prod(digit.size for digit in read.part.digits))
+        samples += 0 if along is None else saved.shape[along]
+        self.passed[key] = [samples, positions, unknown + (along is None)]
+
     def sample_activation(
-        self, key: ActivationKey, read: ActivationRead, activation: Activation, saved: Tensor
+        self,
+        key: ActivationKey,
+        read: ActivationRead,
+        activation: Activation,
+        saved: Tensor,
+        along: int | None,
     ) -> Tensor:
         """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of one activation; of a
         channel that holds NaN or infinity, only that it does.
+
+        Args:
+            key: the activation.
+            read: where the channels are.
+            activation: how to read it.
+            saved: what it saved for the backward pass.
+            along: dimension of the samples; None: unknown.
 
         Returns:
             (C,) float64 counts of entries > 0.
@@ -209,8 +241,12 @@ class ChannelEvidence:
             inputs, at = read.laid_out(saved)
             flat = count_outside(inputs, at, activation.low, activation.high, inclusive=True)
         entries = torch.full_like(zeros, values.numel() / at.size)
+        on, samples = torch.zeros_like(zeros), torch.zeros_like(zeros)
+        if along is not None:
+            shown, at = read.laid_out(activation.positive(saved) if activation.positive else saved)
+            on, samples = samples_on(shown, along, at.axis), samples + shown.shape[along]
         finite = magnitudes.isfinite()
-        counts = torch.where(finite, torch.stack([positives, magnitudes, zeros, flat, entries]), 0)
+        counts = torch.where(finite, torch.stack([positives, magnitudes, zeros, flat, entries, on, samples]), 0)
         counts = torch.stack([read.spread(count, channels) for count in counts]).to(self.device)
         self.segment("sums", key).view_as(counts).add_(counts)
         blown = read.spread((~finite).to(self.dtype), channels).clamp(max=1).to(self.device)

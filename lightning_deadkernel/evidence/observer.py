@@ -156,7 +156,7 @@ class Observer:
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
         pending = self.window.channels.not_fired.parts
         seen: dict[ActivationKey, Tensor] = {}
-        for key, read in found.reads:
+        for (key, read), counted in zip(found.reads, found.counted, strict=True):
             if not sampled and key not in pending:
                 continue
             try:
@@ -169,7 +169,10 @@ class Observer:
                         self.window.counts.unread += 1  # the map is of a model that is no more
                         return
                     raise LookupError("its feature map changes shape from step to step")
-                largest = self._look(key, read, activation, saved, sampled)
+                along = read.samples_along(saved.shape, self.window.rows)
+                if counted:
+                    self.window.channels.count(key, read, saved, along)
+                largest = self._look(key, read, activation, saved, sampled, along if counted else None)
                 seen[key] = torch.fmax(seen[key], largest) if key in seen else largest
             except Exception as error:  # a surprise at one activation ends the watch over its layers alone
                 self._give_up(key, error)
@@ -185,11 +188,17 @@ class Observer:
                 self._looked_up[name] = torch.cat(rows)
 
     def _look(
-        self, key: ActivationKey, read: ActivationRead, activation: Activation, saved: Tensor, sampled: bool
+        self,
+        key: ActivationKey,
+        read: ActivationRead,
+        activation: Activation,
+        saved: Tensor,
+        sampled: bool,
+        along: int | None,
     ) -> Tensor:
-        """(C,) that is > 0 where a channel fired."""
+        """(C,) that is > 0 where a channel fired; samples run along a dimension, or are not counted."""
         if sampled:
-            firings = self.window.channels.sample_activation(key, read, activation, saved)
+            firings = self.window.channels.sample_activation(key, read, activation, saved, along)
             if activation.rectifies:
                 return firings
         largest = channel_max(*read.laid_out(activation.positive(saved) if activation.positive else saved))

@@ -50,6 +50,8 @@ class Seen:
     looked: frozenset[str]
     """Those of them that were in one whose activations were read."""
     segments: Segments
+    passed: Mapping[ActivationKey, list[int]]
+    """See `ChannelEvidence.passed`."""
     samples_before: Mapping[str, int]
     """Layers that came in the middle of the window -> the samples of it that they have not seen."""
 
@@ -80,6 +82,8 @@ class OpenWindow:
         self.samples_before: dict[str, int] = {}
         """Layers that came in the middle of the window -> the samples of it that they have not seen."""
         self.reached: set[str] = set()
+        self.rows: int | None = None
+        """Samples in the batch that is at hand; None: unknown."""
         self.looked: set[str] = set()
         """Layers whose activations were read in this window, or would have been if they had some."""
         self.settled = False
@@ -198,6 +202,7 @@ class OpenWindow:
             "looked": self.looked,
             "counts": self.counts,
             "samples_before": self.samples_before,
+            "passed": self.channels.passed,
         }
 
     def merge(self, shared: Sequence[dict[str, Any]]) -> Seen:
@@ -217,9 +222,13 @@ class OpenWindow:
             backwards=max(other["counts"].backwards for other in shared),
             bad_loss=min((bad for other in shared if (bad := other["counts"].bad_loss) is not None), default=None),
         )
+        passed: dict[ActivationKey, list[int]] = {}
+        for other in shared:
+            for key, numbers in other["passed"].items():
+                passed[key] = [sum(pair) for pair in zip(passed.get(key, (0, 0, 0)), numbers, strict=True)]
         reached, looked = (frozenset[str]().union(*(other[of] for other in shared)) for of in ("reached", "looked"))
         before = {name: sum(other["samples_before"].get(name, 0) for other in shared) for name in self.samples_before}
-        return Seen(counts, reached, looked, self.channels.segments(several_ranks=len(shared) > 1), before)
+        return Seen(counts, reached, looked, self.channels.segments(several_ranks=len(shared) > 1), passed, before)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -238,6 +247,7 @@ class OpenWindow:
             "reached": sorted(seen.reached),
             "looked": sorted(seen.looked),
             "samples_before": dict(seen.samples_before),
+            "passed": [[list(key), numbers] for key, numbers in seen.passed.items()],
             "activations": [[list(key), channels] for key, channels in self.channels.activations.items()],
             "segments": [
                 [kind, list(key) if isinstance(key, tuple) else key, values]
@@ -263,6 +273,8 @@ class OpenWindow:
             (kind, tuple(key) if isinstance(key, list) else key): values for kind, key, values in state["segments"]
         }
         self.channels = self.channels.loaded(segments, activations, counts.backwards, first_rank)
+        if first_rank:
+            self.channels.passed = {tuple(key): list(numbers) for key, numbers in state.get("passed", ())}
         self.counts, self.reached = counts, set(state["reached"])
         self.looked = set(state.get("looked", self.reached))
         before = state.get("samples_before", {})

@@ -244,6 +244,10 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
     if facts.layer.name not in seen.looked:  # it took part in steps that were not read alone
         entry["gating"] = None
         return
+    passed = [numbers for key in keys if (numbers := seen.passed.get(key)) is not None]
+    if passed:
+        samples, positions, unknown = (max(column) for column in zip(*passed, strict=True))
+        entry["passed_samples"], entry["passed_positions"] = None if unknown else samples, positions
     channels = entry["channels"]
     sums = torch.stack([seen.segments["sums", key] for key in keys]).sum(0)
     totals = dict(zip(ACTIVATION_SUMS, sums.view(len(ACTIVATION_SUMS), channels), strict=True))
@@ -255,6 +259,9 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         entry["channel_firing_rate"], entry["activation_mean"] = parts["positives"], parts["magnitudes"]
         entry["firing_rate"] = float(parts["positives"].mean())
         entry["activation_sparsity"] = float(parts["zeros"].mean())
+        if entry.get("passed_samples") and len(keys) == 1 and bool((totals["samples"] > 0).any()):
+            entry["sample_rate"] = totals["on"] / totals["samples"]  # NaN where a channel has no activation of its own
+            entry["rated_samples"] = int(totals["samples"].max())
         entry["flat_output"] = facts.flat_output
         if facts.reports_flat_ends:
             entry["saturated_share"] = parts["flat"]

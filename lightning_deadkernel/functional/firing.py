@@ -196,6 +196,22 @@ def firing(h: Tensor, at: ChannelAxis, nonnegative: bool = False) -> tuple[Tenso
     return positive, total, zeros
 
 
+def samples_on(x: Tensor, along: int, axis: int) -> Tensor:
+    """(C,) float64 counts of the samples on which a channel is > 0 somewhere.
+
+    Args:
+        x: any layout; float16, bfloat16, float32 or float64.
+        along: dimension of the samples.
+        axis: dimension of the channels.
+    """
+    bits = bits_of(x)
+    others = [dim for dim in range(x.ndim) if dim not in (along, axis % x.ndim)]
+    if not bits.numel():
+        return x.new_zeros(x.shape[axis], dtype=torch.float64)
+    largest = bits.amax(others) if others else bits
+    return (largest > 0).sum(0 if along < axis % x.ndim else 1).double()
+
+
 def _firing_if_finite(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Tensor] | None:
     """`firing` of (outer, C, inner) from signs; None if it is not finite, or if to ask would wait for a device."""
     if h.device.type != "cpu":

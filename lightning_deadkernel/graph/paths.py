@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -43,6 +44,28 @@ class ActivationRead:
         if self.shape is not None:
             return tuple(saved.shape) == self.shape
         return saved.ndim == self.ndim and all(saved.shape[digit.axis] == digit.size for digit in self.part.digits)
+
+    def samples_along(self, shape: Sequence[int], rows: int | None) -> int | None:
+        """The dimension of what was read along which samples run; None where only positions are known.
+
+        The first of a feature map with its channels second; elsewhere the one whose size is that of the batch, or the
+        first if that is a multiple of it (a net that runs on several rows for each of the batch).
+
+        Args:
+            shape: of what was read.
+            rows: samples in the batch, as Lightning counts them; None: unknown.
+        """
+        if len(self.part.digits) != 1 or (self.part.at.outer, self.part.at.inner) != (1, 1):
+            return None
+        axis = self.part.at.axis % len(shape)
+        if axis == 1 and len(shape) > 2:
+            return 0
+        if not rows or axis == 0:
+            return None
+        equal = [dim for dim, size in enumerate(shape) if dim != axis and size == rows]
+        if equal:
+            return equal[0] if len(equal) == 1 or equal[0] == 0 else None
+        return 0 if shape[0] % rows == 0 else None
 
     def laid_out(self, values: Tensor) -> tuple[Tensor, ChannelAxis]:
         """A tensor like the one that was read, with all places along one axis, and that axis."""

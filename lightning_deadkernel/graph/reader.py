@@ -193,6 +193,8 @@ class StepMap:
     """Its activations cannot be read: the graph is compiled, or of a shape that is not learned."""
     lookups: dict[str, tuple[int, ...]]
     """Tables all of whose uses are lookups -> the nodes of these, which hold the indices."""
+    counted: tuple[bool, ...] = ()
+    """Of each read, whether what it reads has not been counted by another: a use of a layer has several activations."""
     selections: dict[int, Tensor] = field(default_factory=dict)
     """Nodes that channels pass in another order -> the index that says which, kept so that nothing else lies there."""
 
@@ -353,7 +355,7 @@ class GraphReader:
             self.facts[name].unreadable = f"{type(error).__name__}: {error}"
         for name in found.otherwise:
             self.facts[name].used_otherwise = True
-        reads = self._reads(nodes, found)
+        reads, counted = self._reads(nodes, found)
         self._neighbours(found)
         present = [la for la in self.watched if any(id(leaf) in graph.leaves for leaf in la.leaves)]
         for layer in present:
@@ -366,10 +368,12 @@ class GraphReader:
         tables = {layer.name: lookups_of(graph, layer) for layer in present if layer.is_looked_up}
         names = frozenset(layer.name for layer in present)
         looked_up = {name: nodes for name, nodes in tables.items() if nodes}
-        return StepMap(reads, names, graph.compiled, looked_up, graph.selections or {})
+        return StepMap(reads, names, graph.compiled, looked_up, counted, graph.selections or {})
 
-    def _reads(self, nodes: list[Any], found: GraphMap) -> list[tuple[ActivationKey, ActivationRead]]:
-        reached: dict[tuple[int, Part, int], tuple[ActivationRead, set[str]]] = {}
+    def _reads(
+        self, nodes: list[Any], found: GraphMap
+    ) -> tuple[list[tuple[ActivationKey, ActivationRead]], tuple[bool, ...]]:
+        reached: dict[tuple[int, Part, int], tuple[ActivationRead, set[str], set[int]]] = {}
         for use in found.uses:
             for read, activation in zip(use.paths.reads, use.activations, strict=True):
                 reason = activation.unreadable(nodes[read.node])
@@ -377,9 +381,11 @@ class GraphReader:
                     self.facts[use.layer.name].unreadable = reason
                 else:
                     place = (read.node, read.part, use.layer.channels)
-                    reached.setdefault(place, (read, set()))[1].add(use.layer.name)
-        reads = []
-        for read, names in reached.values():
+                    _, names, uses = reached.setdefault(place, (read, set(), set()))
+                    names.add(use.layer.name)
+                    uses.add(use.order)
+        reads, counted, known = [], list[bool](), set[tuple[ActivationKey, int]]()
+        for read, names, uses in reached.values():
             for name in names:
                 self.facts[name].together |= names - {name}
             # channels that reach further without an activation get no verdict from it, so they need not be read
@@ -387,9 +393,11 @@ class GraphReader:
             if names:
                 key = tuple(sorted(names))
                 reads.append((key, read))
+                counted.append(not known.issuperset((key, use) for use in uses))
+                known.update((key, use) for use in uses)
                 for name in names:
                     self.facts[name].activations.add(key)
-        return reads
+        return reads, tuple(counted)
 
     def _neighbours(self, found: GraphMap) -> None:
         behind: dict[int, set[str]] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from lightning_deadkernel.errors import printable
 from lightning_deadkernel.observation import STATISTICS
@@ -318,6 +319,7 @@ def _measures(layer: LayerReport) -> tuple[tuple[str, tuple[str, ...]], ...]:
         return ()
     known = (
         ("fires", values.firing_rate, percent),
+        ("fires on", values.sample_rate, partial(sentences.of_samples, layer.rated_samples)),
         ("norm", values.norms, number),
         ("gradient", values.gradient, number),
     )

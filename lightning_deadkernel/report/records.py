@@ -118,6 +118,9 @@ class ChannelValues:
 
     firing_rate: list[float] | None = None
     """Share of samples and positions with a positive activation, over the sampled steps."""
+    sample_rate: list[float] | None = None
+    """Share of samples on some position of which the activation is positive, over `LayerReport.rated_samples`; NaN
+    where a channel has no activation of its own, None where samples cannot be told from positions."""
     gradient: list[float] | None = None
     """Largest absolute gradient seen in the window."""
     dormant_score: list[float] | None = None
@@ -134,6 +137,8 @@ class LayerReport(LayerStatistics):
     """One byte per channel: the state's place in `STATES`, and the flags."""
     evidence: Literal["activation", "sampled activation", "gradient", "weight"] = "activation"
     """What the states rest on."""
+    rated_samples: int | None = None
+    """Samples of the sampled steps, on which sample rates rest; None where there are none."""
     values: ChannelValues | None = None
     """Numbers per channel, in the latest report only."""
 
@@ -147,6 +152,12 @@ class LayerReport(LayerStatistics):
     def states(self) -> list[str]:
         """One state per channel, the first that matches."""
         return [STATES[code & STATE_BITS] for code in self.codes]
+
+    @property
+    def sample_rate(self) -> list[float | None]:
+        """Share of samples (not of positions) on which each channel fires; None where that cannot be told."""
+        rates = self.values.sample_rate if self.values is not None else None
+        return [None if math.isnan(rate) else rate for rate in rates or [math.nan] * self.channels]
 
     @property
     def dead(self) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from lightning_deadkernel.observation import OF_KERNELS
 from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport, ReportRecord, Savings
-from lightning_deadkernel.report.text import count, number, percent, size
+from lightning_deadkernel.report.text import NOT_OBSERVED, count, number, percent, size
 from lightning_deadkernel.thresholds import Thresholds
 
 _IN_HEADLINE = {"channels", "of"}
@@ -148,6 +148,13 @@ def watched_and_not(report: ReportRecord) -> str:
     not_watched = len(report.layers) - len(report.watched)
     parts.append(f"{count(not_watched, 'layer')} not watched" if not_watched else "no layer left out")
     return "; ".join(parts) + "."
+
+
+def of_samples(samples: int | None, rate: float) -> str:
+    """On how many of the samples that were looked at a channel fired: ``"41 of 6,000 samples"``."""
+    if samples is None or rate != rate:
+        return NOT_OBSERVED
+    return f"{round(rate * samples):,} of {count(samples, 'sample')}"
 
 
 def savings(saved: Savings) -> str:

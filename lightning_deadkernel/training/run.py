@@ -155,11 +155,12 @@ class Run:
     # -- one batch -----------------------------------------------------------------------------------------------
 
     @never_raise
-    def begin_batch(self, trainer: Any, first_of_epoch: bool) -> None:
+    def begin_batch(self, trainer: Any, batch: Any, first_of_epoch: bool) -> None:
         """Decides whether this step is a sampled one.
 
         Args:
             trainer: the running trainer.
+            batch: that begins.
             first_of_epoch: at an epoch's beginning layers are frozen, unfrozen and replaced.
         """
         if self.sampled:  # a batch that was skipped has not ended
@@ -174,6 +175,8 @@ class Run:
         self.sampled = first or (wanted and will_step(trainer))
         if self.sampled or first_of_epoch:
             self._observer.check_layers()
+        if self.sampled or not self._observer.window.settled:
+            self._observer.window.rows = batch_size(batch)
         if self.sampled and eagerly:
             self.stance.force_eager()
 

@@ -24,6 +24,9 @@ def batch_size(batch: Any) -> int | None:
     if isinstance(first, Tensor):
         shape = first.shape
         return shape[0] if shape else 1
+    graphs = getattr(batch, "num_graphs", None)  # of PyTorch Geometric, whose first tensor has a row for each node
+    if isinstance(graphs, int):
+        return graphs
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ours to count, not to complain about

@@ -210,3 +210,17 @@ def test_a_unit_shifted_by_minus_b_is_dead_on_n_inputs_with_probability_phi_of_b
     expected = (0.5 * (1 + math.erf(shift / math.sqrt(2)))) ** inputs
     spread = 5 * math.sqrt(expected * (1 - expected) / units)
     assert dead_share(pre_activations) == pytest.approx(expected, abs=spread)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "along", "axis"), [((5, 3), 0, 1), ((5, 3, 2, 4), 0, 1), ((4, 5, 3), 1, -1), ((0, 3), 0, 1)]
+)
+def test_samples_on_which_a_channel_fires_are_those_with_an_entry_above_zero(dtype, shape, along, axis):
+    x = -torch.rand(shape, generator=generator(1)).to(dtype)
+    x[torch.rand(shape, generator=generator(2)) < 0.15] = 0.5
+    expected = [
+        sum(bool((x.select(along, n).select(axis if axis < 0 else axis - 1, c) > 0).any()) for n in range(shape[along]))
+        for c in range(3)
+    ]
+    assert firing.samples_on(x, along, axis).tolist() == expected

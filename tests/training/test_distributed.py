@@ -35,6 +35,7 @@ def test_ddp_is_untouched_and_all_ranks_hold_the_same_report(tmp_path, ranks):
     report = same_everywhere(seen, "ddp")
     assert dead(report) == DEAD
     assert report.samples == 48, "over all ranks"
+    assert {f.samples for f in report.findings if f.kind == "dead_channels"} == {48}, "the forward passes as well"
     assert [r.window for r in seen[0]["ddp"]] == [0, 1, 2]
     assert all(rank["files"] == seen[0]["files"] and len(rank["files"]) == 1 for rank in seen), "rank zero alone writes"
 

@@ -112,7 +112,7 @@ def dead_channels(context: WindowContext) -> Iterator[Found]:
             severity = _severity(layer, bool(dead.all()), channels, cause.kind, chance)
             if layer.is_output and not cause.kind.on_purpose:
                 cause = replace(cause, advice=AS_OUTPUT)
-            yield Found(layer, severity, cause, _evidence(layer, channels), channels)
+            yield Found(layer, severity, cause, _evidence(layer, channels), channels, _looked_at(layer))
 
 
 def _severity(layer: LayerContext, whole: bool, channels: Tensor, cause: CauseKind, chance: float) -> Severity:
@@ -128,11 +128,23 @@ def _severity(layer: LayerContext, whole: bool, channels: Tensor, cause: CauseKi
 
 def _evidence(layer: LayerContext, channels: Tensor) -> Evidence:
     evidence = layer.since(channels)
-    if layer.samples:
-        evidence["highest_possible_firing_rate"] = SURE / layer.samples
+    samples, positions = _looked_at(layer), layer.observed.passed_positions
+    if samples:
+        evidence["highest_possible_firing_rate"] = SURE / samples
+    elif positions:  # samples cannot be told from them
+        evidence |= {"positions": positions, "highest_possible_per_position_firing_rate": SURE / positions}
     if not layer.observed.exact:
         evidence["seen_on"] = "sampled steps and gradients"
     return evidence
+
+
+def _looked_at(layer: LayerContext) -> int | None:
+    """Samples that passed through the layer in finite batches; None where only positions are known."""
+    passed, window = layer.observed.passed_samples, layer.window
+    if passed is None:
+        return layer.samples if layer.observed.passed_positions is None else None
+    finite = window.batches - window.non_finite_batches
+    return passed * finite // window.batches if window.batches else passed
 
 
 # -- causes -----------------------------------------------------------------------------------------------------------
