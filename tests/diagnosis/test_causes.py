@@ -236,6 +236,14 @@ def test_near_zero_weights_of_inputs_that_are_always_off_are_not_heavy_tails() -
     columns = torch.tensor([0.0, 1e-5, 0.4, 0.3])
     finding = begun().next(layer(**sparse, input_largest=columns)).only("sparse_weights")
     assert (finding.cause_word, finding.severity) == ("dead inputs", "info")
+    read: dict[str, Any] = {"input_largest": columns, "producers": ("before",)}
+    for before, cause in (
+        (FIRST_OFF, "dead inputs"),
+        ({}, "heavy tails"),
+    ):  # live kernels that are not read are no dead
+        run = Run().next(start("before"), start()).next(layer("before"), layer(**read))
+        run.next(layer("before", **before), layer(**sparse, **read))
+        assert run.only("sparse_weights").cause_word == cause
     spread = begun().next(layer(**sparse, input_largest=torch.full((4,), 0.3)))
     assert spread.only("sparse_weights").cause_word == "heavy tails"
 

@@ -28,6 +28,7 @@ from lightning_deadkernel.diagnosis.causes import DEAD_CHANNELS, DEAD_INPUTS, HE
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.report.records import Severity
+from lightning_deadkernel.report.text import count
 
 GAUSSIAN_NEAR_ZERO, GAUSSIAN_GINI = 0.0080, 0.414
 
@@ -52,11 +53,12 @@ def sparse_weights(context: WindowContext) -> Iterator[Found]:
             severity, kind = "warning" if zeros > lines.zero_share else "info", DEAD_CHANNELS
             verdict = f"{gone} of {observed.channels} channels are dead or zero and take their weights with them"
             advice = "See to those channels first; what they held is capacity lost and can be pruned."
-        elif 2 * (columns := _dead_inputs(layer)) > near and columns > 0:
+        elif 2 * (columns := _dead_inputs(layer)) > near and columns > 0 and (off := _always_off(layer)):
             kind = DEAD_INPUTS
-            verdict = f"{columns:.0%} of its inputs are read by no weight of any size, in no kernel: inputs that are"
-            verdict += " always off (pixels of a border, dead channels of the layer before) leave nothing to learn"
-            advice = "Nothing to fix in this layer. If its inputs are kernels, see whether those are dead."
+            verdict = f"{columns:.0%} of its inputs are read by no weight of any size, in no kernel, as {off} leave"
+            verdict += " nothing to learn"
+            advice = "Nothing to fix in this layer"
+            advice += f"; see to {', '.join(observed.producers)}." if observed.producers else "."
         else:
             kind = HEAVY_TAILS
             none = "no kernel is zero" if context.window.audited else "no channel is dead"
@@ -88,3 +90,13 @@ def _dead_inputs(layer: LayerContext) -> float:
     entries = max(1, observed.parameters // max(1, observed.channels))
     rms = float(observed.norms.square().mean().sqrt()) / entries**0.5
     return float((observed.input_largest < NEAR_ZERO * rms).float().mean())
+
+
+def _always_off(layer: LayerContext) -> str:
+    """Which of its inputs may always be zero: kernels that are dead or zero, or the data; empty where none is."""
+    producers = layer.observed.producers
+    if not producers:
+        return "inputs that are always off (pixels of a border)"
+    reports = [report for name in producers if (report := layer.network.reports.get(name)) is not None]
+    gone = sum(len(set(report.dead) | set(report.zero_kernels)) for report in reports)
+    return f"{count(gone, 'kernel')} of {', '.join(producers)} that are dead or zero" if gone else ""
