@@ -107,7 +107,7 @@ def _note(layer: LayerWindow, window: Window, codes: Tensor) -> str | None:
         parts.append(f"what {unknown} of {layer.channels} kernels are is unknown: {_why_unknown(layer)}")
     share = layer.underflow_share
     if share is not None and share > UNDERFLOW_SHARE:
-        parts.append(f"{100 * share:.3g} % of its float16 gradient entries were exactly zero")
+        parts.append(f"{100 * share:.3g}% of its float16 gradient entries were exactly zero")
     return "; ".join(parts) or None
 
 

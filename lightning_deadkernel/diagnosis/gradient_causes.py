@@ -38,7 +38,7 @@ def underflow(layer: LayerWindow, above: str = "") -> Cause | None:
     if layer.underflow_share is None or layer.underflow_share <= UNDERFLOW_SHARE:
         return None
     return UNDERFLOW.because(
-        f"{above}{100 * layer.underflow_share:.3g} % of its float16 gradient entries are exactly zero: too small to be"
+        f"{above}{100 * layer.underflow_share:.3g}% of its float16 gradient entries are exactly zero: too small to be"
         " held",
         "Train with precision='16-mixed' (its loss scaling lifts gradients into range) or with bfloat16.",
         references.MIXED,
@@ -274,8 +274,8 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
     names = ", ".join(_consumers(layer))
     if names:
         text = (
-            f"ruled out: {names} is dead or saturated, its weights for these channels are zero, it has no gradient"
-            " itself; what is left is that what reads them is off whenever they fire"
+            f"ruled out: that {names} is dead or saturated, that its weights for these channels are zero, that it has"
+            " no gradient itself; what is left is that what reads them is off whenever they fire"
         )
         advice = f"Look at which inputs {names} fires for; where these channels fire seldom, this is normal."
     elif _beside(layer):

@@ -120,7 +120,7 @@ def _story(
     others = list(dict.fromkeys(layer for layer in layers if layer not in {finding.layer for finding in roots}))
     if others:
         names = listed(others, SHOWN)
-        sentences.append(f"It also stops {names}")
+        sentences.append(f"It also holds up {names}")
     return " ".join(f"{sentence.rstrip('.')}." for sentence in [*sentences, first.advice])
 
 

@@ -78,7 +78,7 @@ def watched(report: ReportRecord) -> str:
     finite = report.batches - report.non_finite_batches
     only = f", of which {finite:,} of {report.batches:,} batches were finite" if report.non_finite_batches else ""
     if report.samples is None:
-        return f"{what} watched over {report.batches:,} batch{'es' * (report.batches != 1)} of untold size{only}"
+        return f"{what} watched over {report.batches:,} batch{'es' * (report.batches != 1)} of unknown size{only}"
     return f"{what} watched over {count(report.samples, 'sample')}{only}"
 
 

@@ -31,7 +31,7 @@ def test_adamw_at_1e_3_and_decay_of_a_hundredth_cannot_have_emptied_a_kernel_in_
     adamw: dict[str, Any] = {"optimizer": "AdamW", "decoupled_decay": True, "learning_rate": 1e-3, "weight_decay": 1e-2}
     finding = shrunken(1e-5, 60, **adamw)
     assert finding.cause_word == "unknown"
-    assert "weight decay 0.01, which leaves a factor of 0.999 at least" in finding.cause
+    assert "weight decay (0.01 here, which leaves a factor of 0.999 at least" in finding.cause
     assert shrunken(1e-5, 2_000_000, **adamw).cause_word == "decayed"
 
 

@@ -121,7 +121,7 @@ def test_a_small_gradient_held_in_float16_is_blamed_on_underflow_when_most_of_it
     run = begun().next(layer(**weak, underflow_share=0.93), alive())
     finding = run.only("weak_gradient")
     assert (finding.cause_word, finding.evidence["underflow_share"]) == ("underflow", 0.93)
-    assert run.report().note == "93 % of its float16 gradient entries were exactly zero"
+    assert run.report().note == "93% of its float16 gradient entries were exactly zero"
 
 
 def test_a_small_gradient_behind_a_scale_that_begins_at_zero_and_moves_is_worth_knowing_alone() -> None:

@@ -61,7 +61,7 @@ def test_a_dead_layer_and_all_that_follows_from_it_up_and_down_are_one_problem_r
     (problem,) = run.problems
     assert [finding.layer for finding in problem.findings] == ["c", "a", "b", "d"]
     assert problem.title == "c: 4 of 4 kernels are dead (shift driven negative)"
-    assert "It also stops a, b, d." in problem.story
+    assert "It also holds up a, b, d." in problem.story
     assert problem.severity == "error"
 
 

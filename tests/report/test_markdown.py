@@ -83,7 +83,7 @@ def test_an_audit_says_that_nothing_was_run() -> None:
 
 
 def test_the_number_of_batches_stands_in_where_samples_cannot_be_counted() -> None:
-    assert "watched over 100 batches of untold size" in verdict(replace(healthy_report(), samples=None))
+    assert "watched over 100 batches of unknown size" in verdict(replace(healthy_report(), samples=None))
 
 
 def test_columns_without_content_are_left_out() -> None:

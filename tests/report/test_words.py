@@ -53,6 +53,7 @@ def test_no_sentence_in_the_source_is_against_the_style_list(folder: str) -> Non
     here = [sentence for sentence in sentences(folder) if not sentence.place.startswith("diagnosis/references")]
     found = {sentence.place: (_says(sentence.text), sentence.text) for sentence in here}
     assert {place: said for place, said in found.items() if said[0]} == {}
+    assert [sentence for sentence in here if re.search(r"[\d…] %", sentence.text)] == []
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)

@@ -218,8 +218,8 @@ def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
 def _is_it_normal(share: float) -> str:
     """The dead share of a layer against what healthy networks have."""
     if share >= CHANCE_SHARE:
-        return f"{share:.0%} of the layer dead is more than healthy networks have (44 % in a deep layer at most). "
-    return f"{share:.0%} of the layer dead is within what healthy deep networks without norms have (up to 44 %). "
+        return f"{share:.0%} of the layer dead is more than healthy networks have (44% in a deep layer at most). "
+    return f"{share:.0%} of the layer dead is within what healthy deep networks without norms have (up to 44%). "
 
 
 def _was_born_dead(layer: LayerContext) -> Tensor:
@@ -245,7 +245,7 @@ def _rate(rates: Tensor) -> str:
     if high == 0:
         return "too few samples for the sampled steps to see"
     span_ = f"at most {100 * high:.2g}" if low == 0 else span(rates * 100, ".2g")
-    return f"{span_} % of samples and positions"
+    return f"{span_}% of samples and positions"
 
 
 def _has_faded(layer: LayerContext) -> Tensor:
@@ -289,10 +289,10 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
     else:
         text = "has not fired since it is watched, and the run had begun before that"
     ruled_out = [
-        "no reckless update was sampled" if once else "",
-        "the kernel is not zero" if not bool(is_zero(layer)[channels].any()) else "no decay explains the zero kernel",
-        "the shift is within reach" if layer.observed.shift is not None else "",
-        "what feeds it is alive" if layer.observed.producers else "",
+        "a reckless update (none was sampled)" if once else "",
+        "a zero kernel" if not bool(is_zero(layer)[channels].any()) else "decay of the kernel, which is zero",
+        "a shift out of reach" if layer.observed.shift is not None else "",
+        "a dead layer before it" if layer.observed.producers else "",
     ]
     return UNKNOWN.because(
         f"{text}; ruled out: {', '.join(filter(None, ruled_out))}",

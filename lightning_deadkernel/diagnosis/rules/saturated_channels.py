@@ -95,7 +95,7 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
     reads_inputs = observed.producers is None
     return SATURATED.because(
         f"{text}, where the slope is next to zero"
-        + (f"; {stopped} of them have no gradient at all" if stopped else ""),
+        + (f"; {stopped} of them {'has' if stopped == 1 else 'have'} no gradient at all" if stopped else ""),
         ("Scale the network's inputs to about unit size where this layer reads them, put" if reads_inputs else "Put")
         + " a norm before the activation, scale the initial weights down (Xavier initialisation) or lower"
         f" {layer.rate}.",

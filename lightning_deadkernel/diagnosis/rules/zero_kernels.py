@@ -136,12 +136,13 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
             references.MEHTA,
         )
     decay, weakest = layer.observed.weight_decay, math.exp(-layer.past.decay)
-    ruled_out = "it was not zero at initialisation" if layer.watched_from_start else "its initialisation was not seen"
-    ruled_out += f", its parameter group has weight decay {decay:g}" + (
-        f", which leaves a factor of {weakest:.3g} at least in so many steps" if decay else ""
+    known = layer.watched_from_start
+    ruled_out = "zeros at initialisation, " if known else ""
+    ruled_out += f"weight decay ({decay:g} here" + (
+        f", which leaves a factor of {weakest:.3g} at least in so many steps)" if decay else ")"
     )
     return UNKNOWN.because(
-        f"ruled out: {ruled_out}, no mask holds it",
+        f"{'' if known else 'its initialisation was not seen; '}ruled out: {ruled_out}, a mask",
         "Look for code that writes to the weights, an L1 or group penalty in the loss, or a reckless step.",
         references.MEHTA,
         {"weight_decay": decay},
