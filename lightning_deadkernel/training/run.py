@@ -190,12 +190,15 @@ class Run:
         """Takes the gradients of this backward into the evidence."""
         self._observer.after_backward(self.sampled)
 
-    @never_raise
     def before_optimizer_step(self, trainer: Any, optimizer: Any) -> None:
         """On a sampled step: sizes of gradients, and the weights before the step."""
         if self.sampled:
-            scales = loss_scales(trainer, optimizer)
-            self._observer.window.steps.before_step(optimizer, *scales, is_half(trainer), self._schedule.last)
+            self._before_step(trainer, optimizer)
+
+    @never_raise
+    def _before_step(self, trainer: Any, optimizer: Any) -> None:
+        scales = loss_scales(trainer, optimizer)
+        self._observer.window.steps.before_step(optimizer, *scales, is_half(trainer), self._schedule.last)
 
     def end_batch(self, trainer: Any, batch: Any) -> None:
         """Counts; on a sampled step, the update ratio. Closes the window where it ends."""

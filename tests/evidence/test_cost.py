@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 from collections import Counter
+from itertools import cycle
 from typing import Any
 
 import lightning as L
@@ -158,6 +160,57 @@ def test_a_resolved_layer_is_not_read_again_until_the_next_window() -> None:
     assert all(not count for count, sampled in zip(reads[2:], monitor.sampled[2:], strict=True) if not sampled)
 
 
+class Called(DeadKernelMonitor):
+    """Counts the Python functions that each of its hooks calls, itself among them: ``calls[step][hook]``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(log_figures=False, save_report=False, **options)
+        self.calls: list[Counter[str]] = []
+
+
+def _called(name: str) -> Any:
+    def hook(self: Called, *args: Any) -> None:
+        if name == HOOKS[0]:
+            self.calls.append(Counter())
+        calls = self.calls[-1]
+        before = sys.getprofile()
+        sys.setprofile(lambda frame, event, arg: calls.update([name] if event == "call" else []))
+        try:
+            getattr(DeadKernelMonitor, name)(self, *args)
+        finally:
+            sys.setprofile(before)
+
+    return hook
+
+
+for _name in HOOKS:
+    setattr(Called, _name, _called(_name))
+
+
+@pytest.mark.parametrize("depth", [2, 20])
+def test_an_ordinary_step_of_a_settled_network_is_one_launch_and_few_calls_at_any_depth(depth: int) -> None:
+    def net() -> nn.Sequential:
+        return nn.Sequential(
+            *(part for _ in range(depth) for part in (nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()))
+        )
+
+    counted, called = Counted(), Called()
+    for monitor in (counted, called):
+        torch.manual_seed(0)
+        fit(net(), monitor, noise(30, batch=256))
+    steps = [step for step, sampled in zip(counted.steps, counted.sampled, strict=True) if not sampled][4:]
+    assert len(steps) > 10
+    for step in steps:
+        ops = sum((count.ops for count in step.values()), Counter[str]())
+        assert ops == {"cat": 1}
+    # each call is about a microsecond of memory that training has flushed; after a sampled step the next is planned
+    most = dict(zip(HOOKS, (8, 4, 7, 2, 9), strict=True))
+    ordinary = [step for step in range(5, 30) if not any(counted.sampled[step - 1 : step + 1])]
+    assert len(ordinary) > 10
+    for step in ordinary:
+        assert all(called.calls[step][hook] <= most[hook] for hook in HOOKS), called.calls[step]
+
+
 class Alternating(nn.Module):
     """Two tasks in turn; optionally a head that none of them uses."""
 
@@ -292,7 +345,7 @@ def test_a_large_network_is_copied_whole_on_the_first_and_last_step_and_in_turn_
     turns = [(0, 1), (2, 3), (4, 0), (1, 2), (3, 4)]
     assert monitor.report is not None
     for index, layer in enumerate(monitor.report.layers):
-        steps_of = [0, *(step for step, turn in zip(sampled, turns, strict=False) if index in turn), steps - 1]
+        steps_of = [0, *(step for step, turn in zip(sampled, cycle(turns)) if index in turn), steps - 1]
         seen = torch.tensor([updates[step][index] for step in steps_of])
         assert layer.update_ratio == pytest.approx(float(seen.median()), rel=1e-4)
         assert layer.update_ratio_max == pytest.approx(float(seen.max()), rel=1e-4)
