@@ -48,12 +48,13 @@ MOST_MEASURED = 20_000
 """Kernels up to which a page tells what was measured of each: some 30 letters a kernel."""
 
 
-def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) -> Document:
+def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None, each_kernel: bool = True) -> Document:
     """All that the report says: verdict, findings, kernels, layers, and what was not watched.
 
     Args:
         report: what to describe.
         pictures: title -> PNG, in the order in which to show them.
+        each_kernel: whether to tell what was measured of each single one, which pages show under the pointer.
     """
     audited = report.audited is not None
     others = _section("Remarks" if report.problems else "Findings", _statements(_others(report)))
@@ -63,7 +64,7 @@ def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None) 
         *([] if report.problems else [others]),
         _section("Pictures", _pictures(pictures or {})),
         # an audit knows no states: which kernels are zero, its findings say
-        _section("Every kernel", None if audited else _kernel_map(report)),
+        _section("Every kernel", None if audited else _kernel_map(report, each_kernel)),
         _section("Layers", layer_table(report.watched, audited=audited), _bullets(_notes_on_layers(report))),
         *([others] if report.problems else []),
         _section("What pruning would save", *_savings(report)),
@@ -275,7 +276,7 @@ def _not_watched(report: ReportRecord) -> list[Text]:
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
-def _kernel_map(report: ReportRecord) -> KernelMap | None:
+def _kernel_map(report: ReportRecord, each_kernel: bool) -> KernelMap | None:
     layers = [layer for layer in report.watched if layer.channels]
     if not layers:
         return None
@@ -292,7 +293,7 @@ def _kernel_map(report: ReportRecord) -> KernelMap | None:
                 cells=cells.translate(place_in_legend),
                 marks=tuple(dict.fromkeys(channel // per for channel in layer.zero_kernels)),
                 text=kernels_in_words(layer),
-                measures=_measures(layer) if report.channels <= MOST_MEASURED else (),
+                measures=_measures(layer) if each_kernel and report.channels <= MOST_MEASURED else (),
             )
             for layer, cells in zip(layers, words, strict=True)
         ),

@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from typing_extensions import Self
@@ -300,17 +301,17 @@ class ReportRecord:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
         raise KeyError(f"no layer named {name!r}; near names: {', '.join(map(repr, near))}")
 
-    @property
+    @cached_property
     def watched(self) -> tuple[LayerReport, ...]:
         """The layers that are not excluded."""
         return tuple(layer for layer in self.layers if layer.excluded is None)
 
-    @property
+    @cached_property
     def of_kernels(self) -> tuple[LayerReport, ...]:
         """The watched layers whose channels are kernels, and no rows of a table and no experts."""
         return tuple(layer for layer in self.watched if layer.rows in OF_KERNELS)
 
-    @property
+    @cached_property
     def channels(self) -> int:
         """Number of watched kernels."""
         return sum(layer.channels for layer in self.of_kernels)

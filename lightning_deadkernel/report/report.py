@@ -37,7 +37,7 @@ class Report(ReportRecord):
 
     def to_markdown(self) -> str:
         """The report as Markdown: the verdict, what was watched, the findings, the layers, what was not watched."""
-        return to_markdown(describe(self))
+        return to_markdown(describe(self, each_kernel=False))
 
     def to_dataframe(self) -> DataFrame:
         """One row a layer: its name and kind, a count for each state and flag, and every statistic.

@@ -10,13 +10,16 @@ figures come out, and the second is the one to steer by, as whole steps vary by 
   in the ratio alone.
 
 A window's end (statistics, histograms, diagnosis, logging) is timed apart, and so is its last step, on which the update
-ratio of every layer is taken. This script asserts nothing.
+ratio of every layer is taken. `--fits` times whole fits at default options instead, see `fits.py`. This script asserts
+nothing.
 
 Examples:
     python tests/benchmarks/overhead.py --quick
     python tests/benchmarks/overhead.py --workloads resnet18-112 resnet50-112 --json overhead.json
     python tests/benchmarks/overhead.py --device cuda --precision bf16-mixed --workloads resnet50-224 --batch-size 256
     python tests/benchmarks/overhead.py --scaling depth width window
+    python tests/benchmarks/overhead.py --fits --rounds 3
+    python tests/benchmarks/overhead.py --fits GNN --rounds 1
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from lightning_deadkernel.errors import DeadKernelInternalWarning
 
 sys.path.insert(0, str(Path(__file__).parent))
 from alternatives import Variant, monitor, variants
+from fits import measure_ends, measure_fits
 from networks import WORKLOADS, Workload, mlp
 from runs import WARMUP, Run, launches, measure
 
@@ -182,12 +186,37 @@ def scaling(kind: str, args: Any) -> list[dict[str, Any]]:
     return found
 
 
+def whole_fits(args: Any) -> dict[str, list[dict[str, Any]]]:
+    """Times whole fits and what ends windows and runs, and prints their tables."""
+    fits = measure_fits(args.rounds, args.fits, args.quick)
+    lines = [
+        [fit.fit, *(f"{value:.2f}" for value in (fit.plain_s, fit.watched_s, fit.ratio)), *aimed(fit.ratio, fit.target)]
+        for fit in fits
+    ]
+    print(table(["fit", "without s", "with s", "ratio", "aimed at", "held"], lines, words=1))
+    ends = [] if args.fits else measure_ends(args.quick)
+    lines = []
+    for end in ends:
+        window = [f"{end.window_ms:.0f}", *aimed(end.window_ms, end.window_target_ms, ".0f")]
+        drawing = [f"{end.drawing_ms:.0f}", *aimed(end.drawing_ms, end.drawing_target_ms, ".0f")]
+        lines.append([end.network, *window, *drawing])
+    if ends:
+        titles = ["network", "window's end ms", "aimed at", "held", "pictures ms", "aimed at", "held"]
+        print("\n" + table(titles, lines, words=1))
+    return {"fits": [asdict(row) for row in fits], "ends": [asdict(row) for row in ends]}
+
+
+def aimed(value: float, target: float | None, form: str = ".2f") -> list[str]:
+    return ["", ""] if target is None else [format(target, form), "yes" if value <= target else "no"]
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--workloads", nargs="+", choices=list(WORKLOADS), help="networks to train; default: all that suit the device")
     add("--variants", nargs="+", choices=[v.name for v in variants()], help="besides plain training; default: all")
     add("--scaling", nargs="+", choices=["depth", "width", "window"], help="measure the cost's growth instead")
+    add("--fits", nargs="?", const="", metavar="NAME", help="time whole fits instead, those with NAME in their name")
     add("--rounds", type=int, default=5, help="times each variant runs (default: 5)")
     add("--steps", type=int, help="steps of a run; default: by network")
     add("--batch-size", type=int, help="default: by network")
@@ -237,7 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = machine(args)
     print(", ".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
     figures: dict[str, Any] = {"machine": about}
-    if args.scaling:
+    if args.fits is not None:
+        figures |= whole_fits(args)
+    elif args.scaling:
         for kind in args.scaling:
             figures[kind] = scaling(kind, args)
             print()
