@@ -288,4 +288,8 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
     else:
         text = "the graph does not show what reads them; ruled out: a flat loss, since other layers have gradients"
         advice = "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss."
+        flat = ", ".join(other.name for other in layer.network.layers if _is_wholly_saturated(other))
+        if flat:  # the parameters of a critic are mostly frozen while the generator learns, and it is not in its graph
+            text += f"; {flat} lies wholly on a flat end, which is why if it reads them"
+            advice = f"If {flat} reads this layer, bring it off its flat end first. Else: {advice}"
     return UNKNOWN.because(text, advice, references.AUTOGRAD_DOCS, _names(layer) if names else {})

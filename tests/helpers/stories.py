@@ -80,6 +80,20 @@ def late() -> Run:
     return run.next(layer(), layer("late", **FIRST_OFF))
 
 
+def faint() -> Run:
+    """Two outputs, to one of which the loss sends next to nothing, and a layer before that."""
+    output: dict[str, Any] = {"gating": None, "depth": 0, "consumers": None, **SGD}
+    before: dict[str, Any] = {"depth": 1, "consumers": (Consumer("faint", 4),), **SGD}
+    run = Run().next(start("before"), start("faint"), start("other"))
+    for _ in range(2):
+        run.next(
+            layer("before", **before | SMALL),
+            layer("faint", **output | SMALL, gradient=torch.full((4,), 1e-9)),
+            layer("other", **output),
+        )
+    return run
+
+
 def file(**changes: Any) -> Run:
     """The weights in a file."""
     return Run().next(start(**changes), audited=True)
@@ -250,6 +264,23 @@ STORIES: dict[str, Callable[[], Run]] = {
     "inputs are always off": lambda: two_windows(
         {}, {"weight_near_zeros": 0.6, "input_largest": torch.tensor([1e-6] * 6 + [1.0] * 4)}
     ),
+    "inputs are dead kernels of the layer before": lambda: two_windows(
+        {},
+        {"weight_near_zeros": 0.6, "input_largest": torch.tensor([1e-6] * 3 + [1.0]), "producers": ("before",)},
+        layer("before", **FIRST_OFF),
+    ),
+    "zero kernels are dormant": lambda: two_windows(
+        {}, {"activation_mean": each(0.005, 1, 1, 1), "norms": each(1e-5, 1, 1, 1), "largest": each(1e-5, 1, 1, 1)}
+    ),
+    "an output is saturated": lambda: two_windows(
+        {}, {**SIGMOID, "saturated_share": torch.ones(4), "depth": 0, "consumers": None}
+    ),
+    "a saturated critic may read what has no gradient": lambda: two_windows(
+        {},
+        {**NO_GRADIENT, "gating": None, "consumers": None},
+        layer("critic", **SIGMOID, saturated_share=torch.ones(4)),
+    ),
+    "the loss sends next to nothing to one of two outputs": lambda: faint(),
     "most weights are near zero beside a dead channel": lambda: two_windows(
         {}, {"weight_near_zeros": 0.6, **FIRST_OFF}
     ),

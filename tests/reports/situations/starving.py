@@ -60,11 +60,15 @@ def one_head_of_two_learns_next_to_nothing_since_its_loss_is_a_hundred_millionth
 
 
 class Gan(L.LightningModule):
-    """Both players by manual optimization; the critic's tanh layer lies beyond where float32 knows a slope."""
+    """Both players by manual optimization; the critic's tanh layer lies beyond where float32 knows a slope.
 
-    def __init__(self) -> None:
+    Args:
+        toggles: the critic's parameters need no gradient while the generator learns, as Lightning's docs have it.
+    """
+
+    def __init__(self, toggles: bool) -> None:
         super().__init__()
-        self.automatic_optimization = False
+        self.automatic_optimization, self.toggles = False, toggles
         self.generator = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 64))
         self.critic = nn.Sequential(nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 1))
         with torch.no_grad():
@@ -78,9 +82,11 @@ class Gan(L.LightningModule):
         of_critic.zero_grad()
         self.manual_backward(F.softplus(-real).mean() + F.softplus(fake).mean())
         of_critic.step()
+        self.critic.requires_grad_(not self.toggles)
         of_generator.zero_grad()
         self.manual_backward(F.softplus(-self.critic(made)).mean())
         of_generator.step()
+        self.critic.requires_grad_(True)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [torch.optim.Adam(part.parameters(), 1e-3) for part in (self.generator, self.critic)]
@@ -93,11 +99,24 @@ class Gan(L.LightningModule):
     never=("add norms", "He initialisation", "loss: its weight"),
 )
 def a_critic_on_its_flat_end_leaves_the_generator_without_a_gradient() -> DeadKernelMonitor:
-    module = Gan()
+    module = Gan(toggles=False)
     before = module.generator[2].weight.clone()
     monitor = train(module)
     assert torch.equal(module.generator[2].weight, before)
     assert len(last(monitor).problems) == 1
+    return monitor
+
+
+@situation(
+    "https://github.com/soumith/ganhacks/issues/38",
+    first="saturated_channels critic.0: saturated",
+    besides=("starved_channels generator.0: no gradient downstream", "no_gradient generator.2: unknown"),
+    never=("add norms", "He initialisation", "loss: its weight"),
+)
+def a_critic_that_is_toggled_off_is_named_where_its_readers_cannot_be_seen() -> DeadKernelMonitor:
+    monitor = train(Gan(toggles=True))
+    (finding,) = found(last(monitor), "no_gradient", "generator.2")
+    assert "If critic.0 reads this layer, bring it off its flat end first" in finding.advice
     return monitor
 
 
