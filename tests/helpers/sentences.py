@@ -58,7 +58,8 @@ def _in_file(path: Path) -> Iterator[Sentence]:
             skipped |= {id(part) for part in node.values}
             parts = tuple(part.value if isinstance(part, ast.Constant) else None for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            parts = tuple(part or None for part in re.split(r"\{\w*\}", node.value))
+            texts = re.split(r"\{\w*\}", node.value)
+            parts = tuple(part for text in texts for part in (text, None))[:-1]
         else:
             continue
         sentence = Sentence(f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}", parts)

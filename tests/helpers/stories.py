@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start, window
-from lightning_deadkernel.observation import Consumer
+from lightning_deadkernel.observation import Consumer, NonFinite
 from lightning_deadkernel.report.sentences import evidence
 
 HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
@@ -71,6 +71,30 @@ def growing(*norms: float, largest: float = 0.5, **last: Any) -> Run:
     for norm in norms[:-1]:
         run.next(layer(), gradient_norm=norm)
     return run.next(layer(update_ratio_max=largest, **last), gradient_norm=norms[-1])
+
+
+def not_finite(place: Any, **changes: Any) -> Run:
+    """All gradients are NaN or infinite from one step on."""
+    nan = layer(non_finite_gradients=7, **changes)
+    return begun().next(nan, first_non_finite=NonFinite(33, "conv", place), non_finite_batches=7)
+
+
+def summed(**changes: Any) -> Run:
+    """A layer whose output is added to another's."""
+    joined: dict[str, Any] = {"joined": "summed", "together": ("far",), "consumers": None, **changes}
+    return two_windows({}, NO_GRADIENT | joined, alive("far"))
+
+
+def faint() -> Run:
+    """A head to which the loss sends next to nothing, what feeds it alone, and a head that the loss asks for."""
+    out: dict[str, Any] = {"depth": 0, "consumers": (), "activation": None, "gating": None, "fired": None}
+    feeds: dict[str, Any] = {"consumers": (Consumer("out", 4),), "depth": 1}
+    run = Run().next(start(), start("out"), start("far"))
+    for _ in range(2):
+        quiet = {"gradient": torch.full((4,), 1e-11), "weight_gradient": torch.full((4,), 1e-11), "gradient_rms": 1e-12}
+        loud = {"gradient_rms": 1e-2, "gradient_ratio": 1.0}
+        run.next(layer(**SMALL | feeds | quiet), layer("out", **SMALL | out | quiet), layer("far", **out | loud))
+    return run
 
 
 def late() -> Run:
@@ -244,6 +268,19 @@ STORIES: dict[str, Callable[[], Run]] = {
         {}, {"depth": 0, "consumers": (), "gating": None, "fired": None, **NO_GRADIENT}, alive()
     ),
     "a gradient is NaN": lambda: growing(1.0, 1.0, largest=0.3, non_finite_gradients=7),
+    "NaN began in an activation": lambda: not_finite("activation", producers=()),
+    "NaN began in the loss": lambda: not_finite("loss"),
+    "NaN began in the backward pass": lambda: not_finite("backward"),
+    "NaN began somewhere": lambda: not_finite("unknown"),
+    "a layer saw NaN alone": lambda: two_windows(
+        {}, dict.fromkeys(("gradient", "weight_gradient"), torch.full((4,), math.nan)), alive()
+    ),
+    "one of two summands has no gradient": lambda: summed(),
+    "one of two summands has no gradient, and the other is not known": lambda: summed(together=()),
+    "an output lies on its flat end": lambda: two_windows(
+        {}, SIGMOID | {"saturated_share": torch.ones(4), "depth": 0, "consumers": ()} | NO_GRADIENT, alive()
+    ),
+    "the loss hardly asks for one of two outputs": lambda: faint(),
     "weights are NaN": lambda: two_windows(
         {}, {"non_finite_gradients": 7, "norms": torch.full((4,), math.nan)}, alive()
     ),

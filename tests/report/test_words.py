@@ -87,6 +87,7 @@ def _reports() -> dict[str, Report]:
         "weights in a file": replace(sick, audited="model.ckpt", window=0, samples=None),
         "at initialisation": replace(healthy, window=0),
         "batches of unknown size": replace(healthy, samples=None),
+        "some batches NaN": replace(healthy, non_finite_batches=4),
         "nothing watched": replace(healthy, layers=()),
         "remarks alone": replace(sick, findings=tuple(f for f in sick.findings if f.severity == "info"), problems=()),
         "an older report without problems": replace(sick, problems=(), findings=(dead, replace(dead, channels=(1, 2)))),
