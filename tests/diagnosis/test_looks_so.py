@@ -139,6 +139,11 @@ LOOKS_SO: dict[str, tuple[str, Told, Told]] = {
         lambda: read({"input_largest": torch.zeros(4), "producers": ("conv",)}),
         lambda: read({"input_largest": torch.full((4,), 1e-3), "producers": ("conv",)}),
     ),
+    "another summand": (
+        "starved_channels",
+        lambda: read({}, {"consumers": None, "joined": "summed", "together": ("far",)}),
+        lambda: read(NO_GRADIENT, {"consumers": None, "joined": "summed", "together": ("next",)}),  # none comes back
+    ),
     "ignored by the loss": (
         "no_gradient",
         lambda: begun().next(layer(**HEAD, **NO_GRADIENT), alive()),
