@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,6 +18,8 @@ from lightning_deadkernel.graph.sharding import whole
 
 VERSION = 3
 """Of the state that a checkpoint holds."""
+
+INFINITY = float("inf")
 
 Checksums = dict[str, Tensor]
 """Layer -> (parameters, C) checksums of its kernels."""
@@ -133,7 +134,10 @@ class OpenWindow:
 
     def is_first_bad_loss(self, loss: Tensor) -> bool:
         """Whether this backward's loss is the window's first that is NaN or infinite; asked on the CPU alone."""
-        if self.counts.bad_loss is not None or not loss.is_cpu or loss.ndim or math.isfinite(loss.item()):
+        if self.counts.bad_loss is not None or not loss.is_cpu or loss.ndim:
+            return False
+        value: Any = loss.tolist()  # reads the number in place, where `item` runs an operator
+        if abs(value) < INFINITY:
             return False
         self.counts.bad_loss = self.counts.backwards
         return True

@@ -128,10 +128,7 @@ def test_an_unsampled_step_never_reads_from_the_device() -> None:
     assert len(unsampled) == 12
     for step in unsampled:
         for hook, count in step.items():
-            # the loss itself, which lies on the CPU here
-            allowed = {"_local_scalar_dense"} if hook == "on_before_backward" else set()
-            assert HOST_READS & count.ops.keys() <= allowed, (hook, count.ops)
-            assert count.ops["_local_scalar_dense"] <= 1
+            assert not HOST_READS & count.ops.keys(), (hook, count.ops)
     assert monitor.report is not None
     assert monitor.report["net.1"].dead == [3]
 
@@ -155,7 +152,7 @@ def test_a_resolved_layer_is_not_read_again_until_the_next_window() -> None:
     monitor = Counted()
     net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
     fit(net, monitor, noise(30, batch=256))  # a zero-mean unit is silent on a batch of 256 once in 2**256
-    reads = [sum(step["on_before_backward"].ops.values()) - 1 for step in monitor.steps]  # all but the loss's value
+    reads = [sum(step["on_before_backward"].ops.values()) for step in monitor.steps]
     assert reads[0] > 0
     assert all(not count for count, sampled in zip(reads[2:], monitor.sampled[2:], strict=True) if not sampled)
 
@@ -204,7 +201,7 @@ def test_an_ordinary_step_of_a_settled_network_is_one_launch_and_few_calls_at_an
         ops = sum((count.ops for count in step.values()), Counter[str]())
         assert ops == {"cat": 1}
     # each call is about a microsecond of memory that training has flushed; after a sampled step the next is planned
-    most = dict(zip(HOOKS, (8, 4, 7, 2, 9), strict=True))
+    most = dict(zip(HOOKS, (8, 5, 7, 2, 9), strict=True))
     ordinary = [step for step in range(5, 30) if not any(counted.sampled[step - 1 : step + 1])]
     assert len(ordinary) > 10
     for step in ordinary:
@@ -355,7 +352,7 @@ def test_a_half_precision_loss_does_not_change_the_number_of_reads() -> None:
     net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).to(torch.bfloat16)
     monitor = Counted()
     fit(net, monitor, [x.bfloat16() for x in noise(20, batch=256)])
-    reads = [sum(step["on_before_backward"].ops.values()) - 1 for step in monitor.steps]  # all but the loss's value
+    reads = [sum(step["on_before_backward"].ops.values()) for step in monitor.steps]
     assert all(not count for count, sampled in zip(reads[2:], monitor.sampled[2:], strict=True) if not sampled)
 
 
