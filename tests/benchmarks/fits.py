@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -228,6 +229,7 @@ def measure_fits(rounds: int, only: str, quick: bool) -> list[Row]:
         times = [(cpu_seconds(fit, False, epochs), cpu_seconds(fit, True, epochs)) for _ in range(rounds)]
         plain, watched = (min(column) for column in zip(*times, strict=True))
         rows.append(Row(fit.name, plain, watched, watched / plain, fit.target))
+        print(rows[-1], file=sys.stderr)
     return rows
 
 

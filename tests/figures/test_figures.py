@@ -361,6 +361,14 @@ def test_of_many_layers_the_extremes_are_named() -> None:
     assert named == {layer.name for layer in (*order[:3], *order[-3:])}
 
 
+def test_of_many_layers_those_that_never_move_break_no_picture() -> None:
+    reports = history(plain(60, 4), 3, tensors=False)
+    for name in [layer.name for layer in reports[-1].layers][:5]:  # two more than are named: these have no point
+        reports = [with_layer(report, name, update_ratio=0.0, update_ratio_max=0.0) for report in reports]
+    (others,) = [found for found in update_ratios(reports).axes[0].collections if found.get_label() == "_others"]
+    assert len(others.get_segments()) == 60 - 6 - 2
+
+
 @pytest.mark.parametrize(
     ("ratio", "said"),
     [
