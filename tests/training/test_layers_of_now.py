@@ -421,3 +421,49 @@ def test_pictures_and_loggers_take_layers_that_come_and_go(tmp_path: Any) -> Non
     assert any(
         "no longer in the model since epoch 2 (step 8): backbone.2" in note for r in monitor.reports for note in r.notes
     )
+
+
+class Toggling(Net):
+    """Two optimizers by hand, each of which turns off `requires_grad` of what it does not train while it is at work."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        if (self.current_epoch, batch_idx) == (1, 2):
+            same_name(self)
+            self.optimizers()[0].param_groups[0]["params"] = list(self.backbone.parameters())
+        for optimizer in self.optimizers():
+            self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            self.manual_backward((self(batch[0]) - 1.0).square().mean())
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), 1e-3) for part in (self.backbone, self.head)]
+
+
+def test_what_a_step_turns_off_for_a_moment_is_not_frozen_and_a_new_layer_is_found_all_the_same() -> None:
+    monitor = quiet()
+    torch.manual_seed(7)
+    train([monitor], net=Toggling())
+    for report in monitor.reports[1:]:
+        assert [layer.excluded for layer in report.layers] == [None] * 3
+    before, at, last = monitor.reports[1:]
+    assert dead(before) == BACKBONE
+    assert dead(at) == dead(last) == {"backbone.0": [1, 4], "backbone.2": [5]}
+    assert last["backbone.0"].note is last["head"].note is None
+    assert ANEW in str(last["backbone.2"].note)
+
+
+def test_of_a_finetuning_that_is_resumed_the_report_says_what_is_trained_now(tmp_path: Any) -> None:
+    path = tmp_path / "at.ckpt"
+    train([quiet(), BackboneFinetuning(1), Save(path, 6)], enable_checkpointing=True)
+    resumed = quiet()
+    _, net = train([resumed, BackboneFinetuning(1)], ckpt=path)
+    assert [report.window for report in resumed.reports] == [0, 1, 2, 3]
+    last = resumed.reports[-1]["backbone.0"]
+    if net.backbone[0].weight.requires_grad:
+        assert last.dead == [1, 4]
+    else:  # Lightning 2.6 freezes the backbone on resuming and does not unfreeze it again
+        assert last.excluded == "requires_grad=False since epoch 1 (step 6)"
