@@ -208,8 +208,9 @@ class ChannelEvidence:
             along: dimension of the samples; None: unknown.
         """
         samples, positions, unknown = self.passed.get(key, (0, 0, 0))
-        positions += saved.numel() // max(1, prod(digit.size for digit in read.part.digits))
-        samples += 0 if along is None else saved.shape[along]
+        own = read.own(saved)
+        positions += own.numel() // max(1, prod(digit.size for digit in read.part.digits))
+        samples += 0 if along is None else own.shape[along]
         self.passed[key] = [samples, positions, unknown + (along is None)]
 
     def sample_activation(

@@ -57,6 +57,9 @@ class ActivationRead:
         """
         if len(self.part.digits) != 1 or (self.part.at.outer, self.part.at.inner) != (1, 1):
             return None
+        if self.part.slab is not None:
+            dim, _, size = self.part.slab
+            shape = (*shape[:dim], size, *shape[dim + 1 :])
         axis = self.part.at.axis % len(shape)
         if axis == 1 and len(shape) > 2:
             return 0
@@ -67,11 +70,14 @@ class ActivationRead:
             return equal[0] if len(equal) == 1 or equal[0] == 0 else None
         return 0 if shape[0] % rows == 0 else None
 
+    def own(self, values: Tensor) -> Tensor:
+        """Of a tensor like the one that was read, the entries that are the kernel's own: a view."""
+        return values if self.part.slab is None else values.narrow(*self.part.slab)
+
     def laid_out(self, values: Tensor) -> tuple[Tensor, ChannelAxis]:
         """A tensor like the one that was read, with all places along one axis, and that axis."""
         digits = self.part.digits
-        if self.part.slab is not None:
-            values = values.narrow(*self.part.slab)
+        values = self.own(values)
         if len(digits) == 1:
             return values, digits[0]
         sizes, first = list[int](), list[int]()

@@ -171,3 +171,15 @@ def test_what_is_stacked_and_then_added_up_is_a_sum() -> None:
     report = watch(net, rows(8, 5))
     for name in ("one", "two", "three"):
         assert report[name].dead == list(OFF)
+
+
+@pytest.mark.parametrize("form", STACKS.values(), ids=STACKS)
+def test_samples_of_stacked_layers_are_those_of_each(form: Any) -> None:
+    net = Net(
+        lambda net, x: net.head(F.relu(form(net, x))),
+        one=kill(nn.Linear(5, 6), *OFF),
+        two=kill(nn.Linear(5, 6), 2),
+        head=nn.Linear(6, 2),
+    )
+    findings = [finding for finding in watch(net, rows(10, 5)).findings if finding.kind == "dead_channels"]
+    assert [finding.samples for finding in findings] == [10, 10]
