@@ -70,7 +70,7 @@ MIXERS = SEQUENCE_OPS | frozenset(
 LOSSES = frozenset(
     "NllLoss NllLoss2D NLLLoss NLLLoss2D MseLoss L1Loss SmoothL1Loss HuberLoss BinaryCrossEntropy "
     "BinaryCrossEntropyWithLogits KlDiv SoftMarginLoss MultiMarginLoss MultilabelMarginLoss CtcLoss CudnnCtcLoss "
-    "LogSoftmax Logsumexp CosineEmbeddingLoss _DDPSink".split()
+    "MiopenCtcLoss LogSoftmax Logsumexp CosineEmbeddingLoss _DDPSink".split()
 )
 
 SAME_SHAPE = frozenset(
@@ -89,7 +89,8 @@ SAME_SHAPE = frozenset(
 
 NORMS = frozenset(
     "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm MkldnnBatchNorm BatchNorm NativeGroupNorm NativeLayerNorm "
-    "SyncBatchNorm FusedRmsNorm RmsNorm InstanceNorm _FusedRmsNorm NativeBatchNormLegit".split()
+    "SyncBatchNorm FusedRmsNorm RmsNorm InstanceNorm _FusedRmsNorm NativeBatchNormLegit "
+    "NativeBatchNormLegitNoTraining BatchNormNoUpdate BatchNormWithUpdate".split()
 )
 """Arguments (input, scale, shift); the shape stays."""
 
@@ -104,7 +105,7 @@ PICKS = frozenset(
 """Pick, add up or sort entries along one dimension; over any other than the channels' they keep the channels apart."""
 FUNCTIONS = frozenset(
     "Pow Square Sqrt Rsqrt Reciprocal Abs Exp Exp2 Log Log2 Log10 Log1P Expm1 Sin Cos Sinh Cosh Atan Asinh Erf Sgn "
-    "Maximum Minimum Clamp ClampMin ClampMax Fmod Remainder".split()
+    "Maximum Minimum Fmax Fmin Clamp ClampMin ClampMax Fmod Remainder".split()
 )
 """Functions of each entry alone, of which hand-written norms, gates and losses are made."""
 
