@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
+
 from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.layers import Layer
-from lightning_deadkernel.graph.ops import FUNCTIONS, MATMULS, VIEWS
+from lightning_deadkernel.graph.ops import FUNCTIONS, MATMULS, VIEWS, peek
 from lightning_deadkernel.graph.topology import Topology
 from lightning_deadkernel.observation import Rows
 
@@ -23,8 +27,11 @@ NO_KERNEL_OPS = FUNCTIONS | frozenset(
 def rows_in(graph: Topology, layer: Layer) -> Rows:
     """What the rows of a layer are, as far as its type, its shape and this graph tell."""
     leaf = graph.leaves.get(id(layer.main))
-    if layer.span.kind == "table" and _is_compared(graph, lookups_of(graph, layer)):
-        return "codes"
+    unsettled = layer.span.kind == "table" or (layer.span.kind == "kernels" and not layer.standard)
+    if unsettled and layer.main.ndim == 2 and leaf is not None:
+        readers = _behind_views(graph, leaf)
+        if all(_picks_rows(graph, reader) for reader in readers) and _is_compared(graph, readers):
+            return "codes"
     if layer.span.kind != "kernels" or layer.standard or layer.main.ndim != 3 or leaf is None:
         return layer.span.kind
     experts = len(layer.main)
@@ -62,7 +69,18 @@ def lookups_of(graph: Topology, layer: Layer) -> tuple[int, ...]:
     return tuple(sorted(found)) if all(graph.names[node] in LOOKUPS for node in found) else ()
 
 
-def _is_compared(graph: Topology, lookups: tuple[int, ...]) -> bool:
+def _picks_rows(graph: Topology, node: int) -> bool:
+    """Whether an op takes rows of a table: by their numbers, or as a product with ones among zeros."""
+    name = graph.names[node]
+    if name != "Mm":
+        return name in LOOKUPS or name in ("Index", "IndexSelect")
+    picks = peek(graph.nodes[node], "self") if graph.inputs[node][0] is None else None
+    if picks is None or picks.layout is not torch.strided:
+        return False
+    return bool(((picks == 0) | (picks == 1)).all() and (picks.sum(1) == 1).all())
+
+
+def _is_compared(graph: Topology, lookups: Iterable[int]) -> bool:
     """Whether what is looked up is compared with something, as codes are, and read by no layer."""
     readers = {reader for node in lookups for reader in _behind_views(graph, node)}
     return bool(readers) and all(graph.names[reader] in DISTANCES for reader in readers)

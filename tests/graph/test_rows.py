@@ -142,17 +142,38 @@ def test_a_table_that_is_also_multiplied_with_is_read_whole() -> None:
     assert report["body.table"].zero_gradient == []
 
 
-def test_codes_that_nothing_is_near_to_are_a_warning_once_enough_batches_were_seen() -> None:
+def one_hot(index: Tensor) -> Tensor:
+    return F.one_hot(index, 6).float()
+
+
+PICKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "nn.Embedding": lambda codes, index: codes(index),
+    "nn.Embedding by a product": lambda codes, index: one_hot(index) @ codes.weight,
+    "a parameter by index": lambda codes, index: codes.weight[index],
+    "a parameter by index_select": lambda codes, index: codes.weight.index_select(0, index),
+    "a parameter by a product": lambda codes, index: one_hot(index) @ codes.weight,
+}
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+
+@pytest.mark.parametrize("picked", PICKED)
+def test_codes_that_nothing_is_near_to_are_a_warning_once_enough_batches_were_seen(picked: str) -> None:
     class Codebook(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder, self.codes, self.decoder = nn.Linear(5, 4), nn.Embedding(6, 4), nn.Linear(4, 5)
+            self.encoder, self.decoder = nn.Linear(5, 4), nn.Linear(4, 5)
+            self.codes = nn.Embedding(6, 4) if "Embedding" in picked else Table()
             with torch.no_grad():
                 self.codes.weight[2:] = 100.0
 
         def forward(self, x: Tensor) -> Tensor:
             z = self.encoder(x)
-            code = self.codes(torch.cdist(z, self.codes.weight).argmin(-1))
+            code = PICKED[picked](self.codes, torch.cdist(z, self.codes.weight).argmin(-1))
             loss = F.mse_loss(code, z.detach()) + F.mse_loss(z, code.detach())
             return loss + F.mse_loss(self.decoder(z + (code - z).detach()), x)
 
@@ -165,6 +186,22 @@ def test_codes_that_nothing_is_near_to_are_a_warning_once_enough_batches_were_se
     assert set(channels) >= {2, 3, 4, 5}
     assert report(9)["body.codes"].rows == "codes"
     assert found(report(3))["body.codes"][0] == "info"
+
+
+def test_a_first_layer_of_ones_among_zeros_has_kernels_and_no_codes() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(6, 4) + 0.1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x @ self.weight)
+
+    net = Net(lambda net, x: net.head(net.body(x)), body=Own(), head=nn.Linear(4, 2))
+    with torch.no_grad():
+        net.body.weight[:, 2] = -1.0
+    layer = watch(net, one_hot(torch.arange(8) % 6))["body"]
+    assert (layer.rows, layer.channels, layer.dead) == ("kernels", 4, [2])
 
 
 # -- experts -----------------------------------------------------------------------------------------------------
