@@ -85,18 +85,6 @@ def summed(**changes: Any) -> Run:
     return two_windows({}, NO_GRADIENT | joined, alive("far"))
 
 
-def faint() -> Run:
-    """A head to which the loss sends next to nothing, what feeds it alone, and a head that the loss asks for."""
-    out: dict[str, Any] = {"depth": 0, "consumers": (), "activation": None, "gating": None, "fired": None}
-    feeds: dict[str, Any] = {"consumers": (Consumer("out", 4),), "depth": 1}
-    run = Run().next(start(), start("out"), start("far"))
-    for _ in range(2):
-        quiet = {"gradient": torch.full((4,), 1e-11), "weight_gradient": torch.full((4,), 1e-11), "gradient_rms": 1e-12}
-        loud = {"gradient_rms": 1e-2, "gradient_ratio": 1.0}
-        run.next(layer(**SMALL | feeds | quiet), layer("out", **SMALL | out | quiet), layer("far", **out | loud))
-    return run
-
-
 def late() -> Run:
     """A layer that is seen before its first step, in mid-training."""
     run, new = begun(), start("late")
@@ -280,7 +268,6 @@ STORIES: dict[str, Callable[[], Run]] = {
     "an output lies on its flat end": lambda: two_windows(
         {}, SIGMOID | {"saturated_share": torch.ones(4), "depth": 0, "consumers": ()} | NO_GRADIENT, alive()
     ),
-    "the loss hardly asks for one of two outputs": lambda: faint(),
     "weights are NaN": lambda: two_windows(
         {}, {"non_finite_gradients": 7, "norms": torch.full((4,), math.nan)}, alive()
     ),
