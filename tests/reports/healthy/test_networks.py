@@ -195,6 +195,54 @@ def two_layers_of_gru() -> Control:
     return classify(Rows(nn.GRU(8, 32, num_layers=2, batch_first=True), 32), adam(1e-2))
 
 
+class GatedResidual(nn.Module):
+    """What temporal fusion transformers are made of: ELU, a gated linear unit, a skip and a norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + F.glu(self.second(F.elu(self.first(x))), -1))
+
+
+class Forecaster(nn.Module):
+    """A small temporal fusion transformer: chosen variables, an LSTM, attention, gated residuals throughout."""
+
+    def __init__(self, variables: int = 3, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList(nn.Linear(1, width) for _ in range(variables))
+        self.choose = nn.Linear(variables * width, variables)
+        self.recurrence = nn.LSTM(width, width, batch_first=True)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.before, self.between, self.after = (GatedResidual(width) for _ in range(3))
+        self.head = nn.Linear(width, 3)  # three quantiles
+
+    def forward(self, series: Tensor) -> Tensor:
+        embedded = torch.stack(
+            [embed(x[..., None]) for embed, x in zip(self.embed, series.unbind(-1), strict=True)], -1
+        )
+        weights = self.choose(embedded.flatten(2)).softmax(-1)
+        x = self.before((embedded * weights[:, :, None]).sum(-1))
+        x = self.between(x + self.recurrence(x)[0])
+        return self.head(self.after(x + self.attention(x, x, x, need_weights=False)[0])[:, -1])
+
+
+@control
+def temporal_fusion_transformer() -> Control:
+    """Waves of any phase, beside two variables of noise; the next value by three quantiles."""
+    phase, time = 6.3 * torch.rand(1800, 1), torch.arange(13.0) / 2
+    waves = torch.stack([(phase + time).sin(), *(torch.randn(1800, 13) for _ in range(2))], -1)
+    levels = torch.tensor([0.1, 0.5, 0.9])
+
+    def loss(net: nn.Module, batch: list[Tensor]) -> Tensor:
+        error = batch[0][:, -1, :1] - net(batch[0][:, :-1])
+        return torch.maximum(levels * error, (levels - 1) * error).mean()
+
+    return Control(Learner(Forecaster(), loss, adam()), TensorDataset(waves))
+
+
 class Words(nn.Module):
     """The next word of sentences that count up by a step of their own: an embedding that is also the output."""
 
