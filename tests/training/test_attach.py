@@ -60,6 +60,7 @@ def trainers(installed, monkeypatch):
     return fit
 
 
+@pytest.mark.setting("`LIGHTNING_DEADKERNEL=1` (`lightning` namespace)", evidence="activation")
 def test_a_script_needs_nothing_but_the_variable(installed):
     environment = os.environ | {"LIGHTNING_DEADKERNEL": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (installed, ROOT, ROOT / "tests")))
@@ -83,6 +84,7 @@ def test_with_the_variable_a_monitor_with_default_settings_is_attached(trainers)
     assert monitor.every_n_train_steps is None
 
 
+@pytest.mark.setting("`LIGHTNING_DEADKERNEL=1` (`lightning` namespace)", evidence="activation")
 def test_settings_come_from_a_yaml_file_and_an_explicit_monitor_is_not_doubled(trainers, tmp_path):
     (tmp_path / "monitor.yaml").write_text("every_n_train_steps: 3\nthresholds: {dormant: 0.1}\nlog_figures: false\n")
     variables = {"LIGHTNING_DEADKERNEL": "1", "LIGHTNING_DEADKERNEL_CONFIG": str(tmp_path / "monitor.yaml")}

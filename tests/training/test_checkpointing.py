@@ -49,6 +49,7 @@ class Reentrant(Checkpointed):
     reentrant = True
 
 
+@pytest.mark.setting("activation checkpointing, both kinds", evidence="gradient")
 @pytest.mark.parametrize("make", [Checkpointed, Reentrant], ids=["non-reentrant", "reentrant"])
 def test_checkpointed_layers_fall_back_to_gradients_and_nothing_is_recomputed(make):
     plain = train(make, None)
@@ -96,10 +97,12 @@ def unpacked_by(monitor: Any) -> tuple[int, int]:
     return OnCpu.packed, OnCpu.unpacked
 
 
+@pytest.mark.setting("`save_on_cpu`, saved-tensor hooks", evidence="gradient")
 def test_tensors_that_are_saved_through_hooks_are_not_unpacked_for_the_monitor():
     assert unpacked_by(quiet()) == unpacked_by(None)
 
 
+@pytest.mark.setting("`save_on_cpu`, saved-tensor hooks", evidence="gradient")
 @pytest.mark.parametrize("make", [OnCpu, SaveOnCpu])
 def test_layers_whose_activations_are_saved_through_hooks_fall_back_to_gradients(make):
     run = train_twice(make)

@@ -88,6 +88,7 @@ def names(run: Any) -> dict[str, list[int]]:
     return {name.replace("_orig_mod.", ""): channels for name, channels in dead(run.report).items()}
 
 
+@pytest.mark.setting('`torch.compile`, `when_compiled="gradients"`', evidence="gradient")
 @pytest.mark.parametrize("make", [Wrapped, InPlace, Function, whole_module, module_in_place, Inductor])
 def test_gradients_alone_leave_compiled_training_bit_identical_and_compile_nothing_more(make):
     plain, without = counted(make, None)
@@ -103,6 +104,9 @@ def test_gradients_alone_leave_compiled_training_bit_identical_and_compile_nothi
         assert conv1.evidence == "gradient"
 
 
+@pytest.mark.setting(
+    '`torch.compile`, `when_compiled="sample"` (aot_eager, inductor)', evidence="activation, sampled steps"
+)
 @pytest.mark.parametrize("make", [Wrapped, InPlace, Function, whole_module, Inductor])
 def test_sampled_steps_run_eagerly_and_find_the_dead_channels_with_no_recompilation(make):
     _, without = counted(make, None)
@@ -122,6 +126,7 @@ def by_hand() -> Any:
     return torch.compile(Manual(), backend="aot_eager")
 
 
+@pytest.mark.setting('`torch.compile`, `when_compiled="gradients"`', evidence="gradient")
 def test_the_compiler_does_not_trace_through_the_monitor_of_a_module_that_optimizes_by_hand():
     short = {"max_epochs": 1, "limit_train_batches": 4}
     plain, without = counted(by_hand, None, **short)

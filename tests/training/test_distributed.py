@@ -27,6 +27,9 @@ def same_everywhere(seen: list[dict], name: str) -> Report:
     return seen[0][name][-1]
 
 
+@pytest.mark.setting(
+    "DDP, 2 and 3 ranks over gloo: uneven batches, `no_sync`, unused parameters, static graph", evidence="activation"
+)
 @pytest.mark.ddp
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ddp_is_untouched_and_all_ranks_hold_the_same_report(tmp_path, ranks):
@@ -68,6 +71,7 @@ def test_ddp_is_untouched_and_all_ranks_hold_the_same_report(tmp_path, ranks):
     assert same_everywhere(seen, "steps").samples in (16 * ranks, 8 * ranks, 48 % (16 * ranks))
 
 
+@pytest.mark.setting("resume with another number of ranks")
 @pytest.mark.ddp
 def test_a_window_half_open_on_two_ranks_is_taken_up_by_two_by_three_and_by_one(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:checkpoints", tmp_path)
@@ -93,6 +97,7 @@ def test_a_window_half_open_on_two_ranks_is_taken_up_by_two_by_three_and_by_one(
         assert rates == pytest.approx(expected, abs=0.1)
 
 
+@pytest.mark.setting("a fault or an exception on one rank")
 @pytest.mark.ddp
 def test_a_fault_on_one_rank_ends_the_watch_on_all_and_hangs_none(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:faults", tmp_path)
@@ -104,6 +109,7 @@ def test_a_fault_on_one_rank_ends_the_watch_on_all_and_hangs_none(tmp_path):
         assert other_windows <= windows <= (2 if stage == "diagnose" else 1), stage
 
 
+@pytest.mark.setting("a fault or an exception on one rank")
 @pytest.mark.ddp
 def test_layers_that_change_in_mid_training_are_the_same_on_all_ranks_and_where_they_are_not_none_hangs(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:changes", tmp_path)
@@ -151,6 +157,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.setting("DDP by spawn", evidence="activation", note="reports stay in the children")
 @pytest.mark.ddp
 def test_ddp_by_spawn_pickles_the_monitor_and_writes_one_report(tmp_path):
     (tmp_path / "script.py").write_text(SPAWN)
@@ -182,12 +189,16 @@ class Synced(Tiny):
 SyncBatchNorm = type("SyncBatchNorm", (SyncBatchNormStandIn,), {})
 
 
+@pytest.mark.setting(
+    "SyncBatchNorm", evidence="activation", note="by a stand-in node; the real one needs CUDA: not run here"
+)
 def test_the_node_of_a_sync_batch_norm_is_passed_as_a_norm():
     run = train_twice(Synced)
     assert dead(run.report) == DEAD
     assert run.report["net.conv2"].activation == "relu"
 
 
+@pytest.mark.setting("FSDP2, `ModelParallelStrategy`, 2 and 3 ranks over gloo", evidence="activation")
 @pytest.mark.ddp
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_fsdp2_by_the_model_parallel_strategy_gives_the_same_reports_as_ddp(tmp_path, ranks):

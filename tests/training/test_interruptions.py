@@ -45,6 +45,7 @@ def reports_on_disk() -> Report:
 # -- the user's own ends ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.setting("exceptions, Ctrl-C, out of memory, NaN, SIGKILL, faults of the monitor")
 @pytest.mark.parametrize(
     ("error", "ends"),
     [
@@ -131,6 +132,7 @@ STAGES = {
 }
 
 
+@pytest.mark.setting("exceptions, Ctrl-C, out of memory, NaN, SIGKILL, faults of the monitor")
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "after a window"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_fault_in_any_stage_is_one_warning_and_training_is_untouched(monkeypatch, stage, later):

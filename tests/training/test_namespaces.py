@@ -37,6 +37,7 @@ def with_validation(trainer, model, data):
     trainer.fit(model, data, DataLoader(images(16), 8))
 
 
+@pytest.mark.setting("`pytorch_lightning` as namespace, from its release 2.6 on", evidence="activation")
 def test_a_trainer_of_pytorch_lightning_takes_the_monitor_with_the_same_result():
     run = train_twice(Other, trainer_class=pl.Trainer, fit=with_validation)
     assert dead(run.report) == DEAD

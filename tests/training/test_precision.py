@@ -24,6 +24,7 @@ def kinds(run) -> set[str]:
     return {finding.kind for report in run.monitor.reports for finding in report.findings}
 
 
+@pytest.mark.setting("precision 32, 64-true, bf16-mixed, bf16-true", evidence="activation")
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
 def test_dead_channels_are_exact_and_training_is_untouched_in_every_precision(precision):
     run = train_twice(Tiny, precision=precision)
@@ -34,11 +35,13 @@ def test_dead_channels_are_exact_and_training_is_untouched_in_every_precision(pr
     assert run.report["net.conv1"].evidence == "activation"
 
 
+@pytest.mark.setting("16-true", evidence="activation")
 def test_16_true_without_a_scaler_finds_the_same_dead_channels():
     run = train_twice(Tiny, precision="16-true")
     assert dead(run.report) == DEAD
 
 
+@pytest.mark.setting("16-mixed with a gradient scaler (CPU), fused optimizers too", evidence="activation")
 def test_fp16_with_a_scaler_finds_the_same_dead_channels_and_skips_no_step():
     run = train_twice(Tiny, plugins=half)
     assert dead(run.report) == DEAD
@@ -51,6 +54,7 @@ class Fused(Tiny):
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, fused=True)
 
 
+@pytest.mark.setting("16-mixed with a gradient scaler (CPU), fused optimizers too", evidence="activation")
 @pytest.mark.parametrize("make", [Tiny, Fused])
 def test_sizes_of_gradients_are_reported_unscaled(make):
     plain = train_twice(Tiny, data=batch_of_all, max_epochs=1)
@@ -61,6 +65,7 @@ def test_sizes_of_gradients_are_reported_unscaled(make):
         assert scaled.report[layer].update_ratio == pytest.approx(plain.report[layer].update_ratio, rel=0.05)
 
 
+@pytest.mark.setting("16-mixed with a gradient scaler (CPU), fused optimizers too", evidence="activation")
 def test_steps_skipped_for_overflow_are_counted_but_are_no_finding():
     run = train_twice(Tiny, plugins=lambda: half(2.0**30), max_epochs=1, monitor=quiet(), log_every_n_steps=1)
     assert run.report.skipped_steps == 6
@@ -83,6 +88,7 @@ class Fainter(Faint):
     smallness = 2.0**-24
 
 
+@pytest.mark.setting("16-mixed with a gradient scaler (CPU), fused optimizers too", evidence="activation")
 def test_underflow_in_fp16_is_told_per_layer_and_gone_with_a_larger_scale():
     run = train_twice(Faint, plugins=lambda: half(1.0), max_epochs=1)
     assert "% of its gradient entries underflowed to zero in float16" in run.report["net.conv2"].note

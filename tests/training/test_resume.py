@@ -45,6 +45,7 @@ def same_reports(resumed, whole) -> None:
     assert resumed[-1] == whole[-1]
 
 
+@pytest.mark.setting("resume, `weights_only`, a checkpoint from before the monitor, changed layers")
 @pytest.mark.parametrize("every", [None, 4])
 @pytest.mark.parametrize("step", [1, 3, 6, 8, 11], ids=lambda step: f"step {step}")
 def test_the_history_of_a_resumed_run_equals_the_uninterrupted_runs(tmp_path, step, every):
@@ -81,6 +82,7 @@ def test_what_was_said_is_not_said_again_after_a_resume(tmp_path):
     assert not [w for w in caught if " dead" in str(w.message)]
 
 
+@pytest.mark.setting("resume, `weights_only`, a checkpoint from before the monitor, changed layers")
 def test_a_checkpoint_from_before_the_monitor_begins_a_history_there(tmp_path):
     path = tmp_path / "plain.ckpt"
     train(Tiny, None, data=Resumable, callbacks=lambda: [Save(path, 8)], enable_checkpointing=True)
@@ -116,6 +118,7 @@ class Changed(Tiny):
         checkpoint["optimizer_states"] = [self.configure_optimizers().state_dict()]
 
 
+@pytest.mark.setting("resume, `weights_only`, a checkpoint from before the monitor, changed layers")
 @pytest.mark.parametrize("step", [6, 8])
 def test_changed_layers_are_one_clear_warning_and_begin_a_fresh_history(tmp_path, step):
     saved(tmp_path / "at.ckpt", step)
@@ -166,6 +169,7 @@ def test_a_newer_versions_state_is_refused_in_words(tmp_path):
     assert monitor.reports == []
 
 
+@pytest.mark.setting("TensorBoard's x-axis after a resume")
 def test_tensorboards_axis_goes_on_from_the_true_step(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

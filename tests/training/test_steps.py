@@ -41,6 +41,7 @@ def with_validation(trainer, model, data):
 # -- accumulation, clipping, schedules --------------------------------------------------------------------------------
 
 
+@pytest.mark.setting("gradient accumulation, with a leftover", evidence="activation")
 @pytest.mark.parametrize(("accumulate", "steps"), [(2, 3), (4, 2)], ids=["even", "with a leftover"])
 def test_gradient_accumulation_sees_every_batch_and_counts_steps(accumulate, steps):
     run = train_twice(Tiny, accumulate_grad_batches=accumulate)
@@ -48,6 +49,7 @@ def test_gradient_accumulation_sees_every_batch_and_counts_steps(accumulate, ste
     assert dead(run.report) == DEAD
 
 
+@pytest.mark.setting("clipping by norm or value", evidence="activation")
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_gradients_are_reported_as_they_are_before_clipping(algorithm):
     clipped = train_twice(Tiny, gradient_clip_val=1e-6, gradient_clip_algorithm=algorithm, max_steps=1)
@@ -64,6 +66,7 @@ class Scheduled(Tiny):
         return [optimizer], [{"scheduler": step, "interval": "step"}]
 
 
+@pytest.mark.setting("learning-rate schedulers", evidence="activation")
 def test_learning_rate_schedules_go_on_as_without_the_monitor():
     run = train_twice(Scheduled)
     assert dead(run.report) == DEAD
@@ -77,6 +80,7 @@ class LineSearch(Tiny):
         return torch.optim.LBFGS(self.parameters(), lr=1e-3, max_iter=3)
 
 
+@pytest.mark.setting("LBFGS", evidence="activation")
 def test_lbfgs_with_several_backwards_a_batch_counts_one_step_a_batch():
     run = train_twice(LineSearch, log_every_n_steps=1)
     assert windows(run.monitor) == [(0, 0, 0, 0), (1, 6, 6, 48), (2, 6, 6, 48)]
@@ -93,6 +97,7 @@ class Skips(Tiny):
         return loss if batch_idx % 2 else None
 
 
+@pytest.mark.setting("`training_step` returns None", evidence="activation")
 def test_a_training_step_that_returns_none_is_passed_over():
     run = train_twice(Skips)
     assert dead(run.report) == DEAD
@@ -110,6 +115,7 @@ def test_a_training_that_never_has_a_loss_is_one_warning_and_no_report():
     assert run.monitor.report is None
 
 
+@pytest.mark.setting("manual optimization", evidence="activation")
 def test_manual_optimization_is_seen_like_automatic():
     run = train_twice(Manual)
     assert windows(run.monitor) == [(0, 0, 0, 0), (1, 6, 3, 48), (2, 6, 3, 48)]
@@ -135,6 +141,7 @@ class BehindTheBack(ByHand):
         optimizer.step()
 
 
+@pytest.mark.setting("manual optimization by `loss.backward()`", evidence="weights only, one warning")
 @pytest.mark.parametrize("make", [ByHand, BehindTheBack])
 def test_a_users_own_backward_is_one_warning_and_weights_alone_are_watched(make):
     with pytest.warns(DeadKernelWarning, match="manual_backward") as caught:
@@ -157,6 +164,7 @@ class Twice(Manual):
             optimizer.step()
 
 
+@pytest.mark.setting("manual optimization", evidence="activation")
 def test_two_steps_in_one_batch_are_measured_one_by_one():
     run = train_twice(Twice, max_epochs=1, log_every_n_steps=1)
     once = train_twice(Tiny, max_epochs=1, log_every_n_steps=1)
@@ -201,6 +209,7 @@ class Gan(L.LightningModule):
         return [torch.optim.Adam(m.parameters(), 1e-3) for m in (self.generator, self.discriminator)]
 
 
+@pytest.mark.setting("GAN with two optimizers, stale gradients", evidence="activation")
 def test_a_gan_has_both_networks_dead_channels_and_its_stale_gradients_are_no_evidence():
     run = train_twice(Gan, monitor=quiet(every_n_train_steps=2), max_epochs=1, log_every_n_steps=1)
     first, rest = run.monitor.reports[1], run.monitor.reports[2:]
@@ -240,6 +249,7 @@ def test_a_layer_that_is_used_on_unsampled_steps_alone_is_watched():
 # -- weight averaging -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.setting("weight averaging (EMA, SWA)", evidence="activation")
 @pytest.mark.parametrize(
     "averaging",
     [
@@ -260,6 +270,7 @@ def test_callbacks_that_swap_weights_get_along(averaging):
 # -- where windows end ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.setting("`overfit_batches`, `limit_train_batches`", evidence="activation")
 def test_overfitting_one_batch_and_limiting_batches_close_one_window_an_epoch():
     run = train_twice(Tiny, overfit_batches=2)
     assert windows(run.monitor)[1:] == [(1, 2, 2, 16), (2, 2, 2, 16)]
@@ -268,6 +279,7 @@ def test_overfitting_one_batch_and_limiting_batches_close_one_window_an_epoch():
     assert dead(run.report) == DEAD
 
 
+@pytest.mark.setting("`max_steps` in mid-epoch", evidence="activation")
 def test_max_steps_in_mid_epoch_closes_one_window_with_all_its_batches():
     run = train_twice(Tiny, max_steps=9, max_epochs=-1)
     assert windows(run.monitor)[1:] == [(1, 6, 6, 48), (2, 3, 3, 24)]
@@ -295,6 +307,7 @@ def sampled_batches(batches, **options):
     return monitor.batches
 
 
+@pytest.mark.setting("epochs shorter than `log_every_n_steps`", evidence="activation")
 def test_epochs_shorter_than_log_every_n_steps_have_eight_steps_sampled_that_are_spread_over_them():
     assert sampled_batches(3) == [0, 1, 2]
     assert sampled_batches(8) == list(range(8))
@@ -321,6 +334,7 @@ class Stream(IterableDataset):
         return iter([images(20)[i] for i in range(20)])
 
 
+@pytest.mark.setting("`IterableDataset` without length, `dataloader_iter`", evidence="activation")
 def test_an_iterable_dataset_without_length_closes_its_window_at_the_epochs_end():
     run = train_twice(Tiny, data=lambda: DataLoader(Stream(), 8))
     assert windows(run.monitor)[1:] == [(1, 3, 3, 20), (2, 3, 3, 20)]
@@ -333,6 +347,7 @@ class OwnIterator(Tiny):
         return self.loss(batch)
 
 
+@pytest.mark.setting("`IterableDataset` without length, `dataloader_iter`", evidence="activation")
 def test_a_step_that_draws_its_own_batches_has_them_counted():
     run = train_twice(OwnIterator)
     assert windows(run.monitor)[1:] == [(1, 6, 6, 48), (2, 6, 6, 48)]
@@ -380,12 +395,14 @@ def test_should_stop_closes_the_window_and_training_ends_as_without_the_monitor(
 # -- validation and metrics -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.setting("validation, sanity check, `val_check_interval`", evidence="activation")
 def test_validation_batches_are_never_counted_nor_seen():
     run = train_twice(Tiny, fit=with_validation, val_check_interval=2, num_sanity_val_steps=1)
     assert windows(run.monitor)[1:] == [(1, 6, 6, 48), (2, 6, 6, 48)]
     assert dead(run.report) == DEAD
 
 
+@pytest.mark.setting("`EarlyStopping`, `ModelCheckpoint` on `deadkernel/*`")
 @pytest.mark.parametrize("fit", [None, with_validation], ids=["without validation", "with validation"])
 def test_early_stopping_and_checkpoints_can_watch_the_dead_fraction(tmp_path, fit):
     stop = EarlyStopping("deadkernel/dead_fraction", patience=0, check_on_train_epoch_end=fit is None, strict=True)
@@ -397,6 +414,7 @@ def test_early_stopping_and_checkpoints_can_watch_the_dead_fraction(tmp_path, fi
     assert float(run.trainer.callback_metrics["deadkernel/dead_fraction"]) == pytest.approx(3 / 15)
 
 
+@pytest.mark.setting("`EarlyStopping`, `ModelCheckpoint` on `deadkernel/*`")
 def test_a_checkpoint_within_the_epoch_can_watch_the_dead_fraction_of_the_last_window(tmp_path):
     keep = ModelCheckpoint(tmp_path / "kept", monitor="deadkernel/dead_channels", every_n_train_steps=3, mode="max")
     train(Tiny, quiet(every_n_train_steps=3), callbacks=lambda: [keep], enable_checkpointing=True)
@@ -406,12 +424,14 @@ def test_a_checkpoint_within_the_epoch_can_watch_the_dead_fraction_of_the_last_w
 # -- several fits, several trainers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.setting("`fast_dev_run`", evidence="activation", note="writes no file")
 def test_fast_dev_run_writes_nothing(tmp_path):
     run = train(Tiny, DeadKernelMonitor(on_finding="ignore"), fast_dev_run=2, default_root_dir=tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == []
     assert run.report.batches == 2
 
 
+@pytest.mark.setting("several fits, two trainers, Tuner", evidence="activation")
 def test_a_second_fit_of_the_same_trainer_goes_on_in_the_same_history():
     def fit(trainer, model, data):
         trainer.fit(model, data)
@@ -427,6 +447,7 @@ class Wide(Tiny):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
+@pytest.mark.setting("several fits, two trainers, Tuner", evidence="activation")
 def test_a_new_training_with_the_same_callback_begins_a_new_history():
     monitor = quiet()
     first = train(Tiny, monitor)
@@ -438,6 +459,7 @@ def test_a_new_training_with_the_same_callback_begins_a_new_history():
     assert before[0]["net.conv1"].channels == 4, "the first training's reports are not written over"
 
 
+@pytest.mark.setting("several fits, two trainers, Tuner", evidence="activation")
 def test_two_trainers_in_one_process_each_keep_their_own():
     class Outer(Tiny):
         def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -466,6 +488,7 @@ class Tunable(Tiny):
         return DataLoader(images(16), 8)
 
 
+@pytest.mark.setting("several fits, two trainers, Tuner", evidence="activation")
 @pytest.mark.slow
 def test_the_learning_rate_finder_and_the_batch_size_finder_leave_no_trace_in_the_reports():
     def fit(trainer, model, data):

@@ -1,0 +1,56 @@
+"""Writes docs/where_it_works.md from the marks `setting(what, evidence, note)` of the tests."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+
+HEAD = """# Where it works
+
+<!-- Written by `pytest tests/test_docs.py --update-golden` from the marks of the tests. -->
+
+Each line is a setting in which a test of this repository trains with and without the monitor, and the tests that do it.
+Where the training itself is the subject, weights, buffers, optimizer state and RNG state are compared bit for bit.
+*Evidence* says what verdicts rest on there: on activations, or on gradients alone (then no kernel is ever called dead).
+"""
+
+NOT_RUN = """## Not run
+
+No test of ours has run in these, and nothing is claimed of them: CUDA and 16-mixed on it, NCCL, several GPUs, a real
+`SyncBatchNorm`, FSDP1, DeepSpeed, tensor parallelism, MPS, XLA. Optimizer frequencies, which Lightning 2 no longer has,
+are not supported.
+"""
+
+
+def settings_page() -> str:
+    """The whole page: a section for each file of tests, headed by what its docstring says."""
+    sections = [HEAD]
+    for path in sorted(TESTS.rglob("test_*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        rows: dict[tuple[str, str, str], list[str]] = {}
+        for name, mark in _marks(tree):
+            rows.setdefault(mark, []).append(name)
+        if rows:
+            heading = (ast.get_docstring(tree) or "").splitlines()[0].rstrip(".")
+            lines = [
+                f"| {what} | {evidence} | {note} | {', '.join(f'`{name}`' for name in names)} |"
+                for (what, evidence, note), names in rows.items()
+            ]
+            table = ["| setting | evidence | note | test |", "| --- | --- | --- | --- |", *lines]
+            where = path.relative_to(TESTS.parent).as_posix()
+            sections.append("\n".join([f"## {heading}", "", f"In `{where}`.", "", *table, ""]))
+    return "\n".join([*sections, NOT_RUN])
+
+
+def _marks(tree: ast.Module) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    for function in tree.body:
+        for mark in getattr(function, "decorator_list", ()):
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.setting":
+                assert isinstance(function, ast.FunctionDef)
+                said = {word.arg: ast.literal_eval(word.value) for word in mark.keywords}
+                what = ast.literal_eval(mark.args[0])
+                yield function.name, (what, said.pop("evidence", ""), said.pop("note", ""))
+                assert not said, f"{function.name}: a setting has `evidence` and `note`, but got {sorted(said)}."
