@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="a Lightning checkpoint (.ckpt), a saved state_dict (.pt, .pth, .bin) or a .safetensors file",
     )
-    _add_format(one, ("table", "json", "markdown"))
+    _add_format(one, _FORMATS)
     one.add_argument("--key", help="where in a checkpoint the state dict is, such as ema.model; names part by dots")
     _add_html(one)
     _add_fail_on(one, "zero_kernel_fraction=0.1")
@@ -65,13 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     show.add_argument("report", metavar="REPORT", help=_REPORT)
     show.add_argument("--full", action="store_true", help="every layer and every finding, not only the worst")
-    _add_format(show, ("table", "json", "markdown"))
+    _add_format(show, _FORMATS)
     _add_html(show)
     _add_fail_on(show, "vanishing_layers=0")
     show.set_defaults(run="run_show")
     return parser
 
 
+_FORMATS = ("table", "json", "markdown", "junit", "sarif")
 _REPORT = "a report.json, or the folder of the run that has it"
 _EXIT_STATUS = "Exit status: 0; 1 if a --fail-on limit is passed; 2 if it could not be done."
 

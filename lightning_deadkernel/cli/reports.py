@@ -15,40 +15,49 @@ from lightning_deadkernel.report.codec import to_json
 from lightning_deadkernel.report.console import print_document
 from lightning_deadkernel.report.describe import describe, describe_briefly
 from lightning_deadkernel.report.html import to_html
+from lightning_deadkernel.report.junit import to_junit
 from lightning_deadkernel.report.records import TOLD_BY_WEIGHTS
 from lightning_deadkernel.report.report import Report, write_atomically
+from lightning_deadkernel.report.sarif import to_sarif
 
 
 def run_audit(arguments: argparse.Namespace) -> int:
     """What the weights in a file tell; gives the exit status."""
     report = audit(arguments.checkpoint, key=arguments.key)
-    passed = _passed(report, arguments.fail_on)
-    _print(report, arguments, full=True)
-    return EXIT_FOUND if passed else 0
+    return _print(report, arguments, Path(arguments.checkpoint), full=True)
 
 
 def run_show(arguments: argparse.Namespace) -> int:
     """A saved report; gives the exit status."""
-    report = _load_report(arguments.report)
-    passed = _passed(report, arguments.fail_on)
-    _print(report, arguments, arguments.full)
-    return EXIT_FOUND if passed else 0
+    path = _report_file(arguments.report)
+    return _print(_load_report(path), arguments, path, arguments.full)
 
 
-def _print(report: Report, arguments: argparse.Namespace, full: bool) -> None:
+def _print(report: Report, arguments: argparse.Namespace, path: Path, full: bool) -> int:
+    limits = _limits(report, arguments.fail_on)
     if arguments.html:
         write_atomically(Path(arguments.html), to_html(describe(report)))
     if arguments.format == "json":
         print(to_json(report), end="")
     elif arguments.format == "markdown":
         print(report.to_markdown(), end="")
+    elif arguments.format == "junit":
+        print(to_junit(report, limits), end="")
+    elif arguments.format == "sarif":
+        print(to_sarif(report, path.as_posix()), end="")
     else:
         print_document(describe(report) if full else describe_briefly(report))
+    passed = [(name, limit, value) for name, limit, value in limits if value > limit]
+    for name, limit, value in passed:
+        print(f"{PROGRAM}: {name} is {value:g}, above {limit:g}", file=sys.stderr)
+    return EXIT_FOUND if passed else 0
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """Several saved reports side by side; gives the exit status."""
-    comparison = compare([_load_report(place) for place in arguments.reports], _run_names(arguments.reports))
+    comparison = compare(
+        [_load_report(_report_file(place)) for place in arguments.reports], _run_names(arguments.reports)
+    )
     if arguments.format == "markdown":
         print(comparison.to_markdown(), end="")
     else:
@@ -70,32 +79,33 @@ def _run_names(places: Sequence[str]) -> list[str] | None:
     return names if len(set(names)) == len(names) else None
 
 
-def _load_report(place: str) -> Report:
-    """The report of a file, or of the run in a folder."""
+def _report_file(place: str) -> Path:
+    """The report's file, or that of the run in a folder."""
     path = Path(place)
-    if path.is_dir():
-        inside = [path / "report.json", path / "deadkernel" / "report.json"]
-        found = [candidate for candidate in inside if candidate.is_file()]
-        if not found:
-            raise CommandError(f"{place}: the folder has no report.json, nor has its deadkernel/")
-        path = found[0]
+    if not path.is_dir():
+        return path
+    inside = [path / "report.json", path / "deadkernel" / "report.json"]
+    found = [candidate for candidate in inside if candidate.is_file()]
+    if not found:
+        raise CommandError(f"{place}: the folder has no report.json, nor has its deadkernel/")
+    return found[0]
+
+
+def _load_report(path: Path) -> Report:
     try:
         return Report.load(path)
     except FileNotFoundError as error:
-        raise CommandError(f"{place}: no such file or folder") from error
+        raise CommandError(f"{path}: no such file or folder") from error
 
 
-def _passed(report: Report, limits: Sequence[tuple[str, float]]) -> bool:
-    """Whether a limit is passed; each is named on standard error. A number that was not observed passes none."""
+def _limits(report: Report, asked: Sequence[tuple[str, float]]) -> list[tuple[str, float, float]]:
+    """Name, limit and value of each limit that was asked for. A number that was not observed passes none."""
     numbers = _numbers(report)
-    unknown = [name for name, _ in limits if name not in numbers]
+    unknown = [name for name, _ in asked if name not in numbers]
     if unknown:
         where = "an audit, which sees weights alone," if report.audited is not None else "--fail-on"
         raise CommandError(f"{where} knows no {unknown[0]!r}, but: {', '.join(numbers)}")
-    passed = [(name, limit) for name, limit in limits if numbers[name] > limit]
-    for name, limit in passed:
-        print(f"{PROGRAM}: {name} is {numbers[name]:g}, above {limit:g}", file=sys.stderr)
-    return bool(passed)
+    return [(name, limit, numbers[name]) for name, limit in asked]
 
 
 def _numbers(report: Report) -> dict[str, float]:

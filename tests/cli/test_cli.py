@@ -327,6 +327,17 @@ def test_show_fails_on_a_limit(limit: str, status: int, sick_run: Path, capsys: 
     assert (limit.partition("=")[0] in capsys.readouterr().err) == bool(status)
 
 
+@pytest.mark.parametrize(("form", "start"), [("junit", "<?xml"), ("sarif", '{\n  "$schema"')])
+def test_show_prints_what_continuous_integration_reads_and_fails_on_a_limit_all_the_same(
+    form: str, start: str, sick_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(sick_run), "--format", form, "--fail-on", "identical_kernels=0"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith(start)
+    assert "identical_kernels is" in printed.err
+    assert ("identical_kernels &lt;= 0" in printed.out) == (form == "junit")
+
+
 def test_show_of_what_is_no_report_ends_with_2_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "empty").mkdir()
