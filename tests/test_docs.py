@@ -91,17 +91,23 @@ def test_the_python_blocks_run_in_their_order(page: str, tmp_path: Path, monkeyp
             assert names["model"].get_submodule(name).weight.shape[0] == report[name].channels - len(channels)
 
 
-@pytest.mark.parametrize("page", pages_with("yaml"))
-def test_the_yaml_blocks_configure_the_monitor_of_any_lightning_cli(page: str, tmp_path: Path) -> None:
-    for text in blocks(page, "yaml"):
+@pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "yaml")])
+def test_the_yaml_blocks_configure_the_monitor_of_any_lightning_cli_and_of_hydra(text: str, tmp_path: Path) -> None:
+    config = yaml.safe_load(text)
+    if "_target_" in text:
+        hydra, omegaconf = pytest.importorskip("hydra.utils"), pytest.importorskip("omegaconf")
+        (callback,) = config.values()
+        monitor = hydra.instantiate(omegaconf.OmegaConf.create(callback))
+        asked = {name: value for name, value in callback.items() if name != "_target_"}
+    else:
         path = tmp_path / "theirs.yaml"
         path.write_text(text)
-        cli = LightningCLI(PlainCNN, DigitsDataModule, args=["--config", str(path)], run=False)
-        (monitor,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, DeadKernelMonitor))
-        (asked,) = yaml.safe_load(text)["trainer"]["callbacks"]
-        thresholds = asked["init_args"].pop("thresholds", {})
-        assert {name: getattr(monitor, name) for name in asked["init_args"]} == asked["init_args"]
-        assert {name: getattr(monitor.thresholds, name) for name in thresholds} == thresholds
+        trainer = LightningCLI(PlainCNN, DigitsDataModule, args=["--config", str(path)], run=False).trainer
+        (monitor,) = (callback for callback in trainer.callbacks if isinstance(callback, DeadKernelMonitor))
+        asked = config["trainer"]["callbacks"][0]["init_args"]
+    assert asked.keys() == {"every_n_train_steps", "thresholds"}
+    assert monitor.every_n_train_steps == asked["every_n_train_steps"]
+    assert {name: getattr(monitor.thresholds, name) for name in asked["thresholds"]} == asked["thresholds"]
 
 
 @pytest.mark.slow

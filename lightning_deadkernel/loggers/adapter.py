@@ -51,30 +51,30 @@ def compact(counts: Tensor) -> CompactBuckets | None:
     return CompactBuckets(ends.tolist(), found[kept].tolist())
 
 
-_LIGHTNING = ("lightning.pytorch.loggers", "pytorch_lightning.loggers", "lightning.fabric.loggers")
+_LIGHTNING = ("lightning", "pytorch_lightning")
 
 
 class Adapter:
     """Writes to one logger whose kind is not known: scalars only.
 
-    A subclass names the loggers that it is for: ``class WandbAdapter(Adapter, serves="WandbLogger")``. Names and not
-    classes, because the logger's package may not be there.
+    A subclass names the loggers that it is for: ``class WandbAdapter(Adapter, serves="WandbLogger")``, and with ``of``
+    the package that has them where it is not Lightning. Names and not classes, because the package may not be there.
 
     Attributes:
-        known: class name of a Lightning logger -> its adapter.
+        known: (package, class name) of a logger -> its adapter.
         native_histograms: False: quartiles are logged as scalars instead.
         prefix_joint: what the logger puts between its prefix and a tag.
 
     """
 
-    known: ClassVar[dict[str, type[Adapter]]] = {}
+    known: ClassVar[dict[tuple[str, str], type[Adapter]]] = {}
     native_histograms: ClassVar[bool] = False
     prefix_joint: ClassVar[str] = "-"
 
-    def __init_subclass__(cls, serves: str | None = None) -> None:
+    def __init_subclass__(cls, serves: str | None = None, of: str | None = None) -> None:
         super().__init_subclass__()
         if serves is not None:
-            Adapter.known[serves] = cls
+            Adapter.known.update({(package, serves): cls for package in ((of,) if of else _LIGHTNING)})
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -116,6 +116,7 @@ class Adapter:
 def adapter_of(logger: Any) -> Adapter:
     """The adapter for the logger's own type or the nearest base of it; the base `Adapter` for an unknown one."""
     for base in type(logger).__mro__:
-        if base.__name__ in Adapter.known and base.__module__.startswith(_LIGHTNING):
-            return Adapter.known[base.__name__](logger)
+        adapter = Adapter.known.get((base.__module__.partition(".")[0], base.__name__))
+        if adapter is not None:
+            return adapter(logger)
     return Adapter(logger)

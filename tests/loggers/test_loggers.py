@@ -52,7 +52,7 @@ SUMMARY = {
 }
 needs = {
     name: pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{name} is not installed")
-    for name, module in {"wandb": "wandb", "mlflow": "mlflow", "comet": "comet_ml"}.items()
+    for name, module in {"wandb": "wandb", "mlflow": "mlflow", "comet": "comet_ml", "swanlab": "swanlab"}.items()
 }
 
 
@@ -440,16 +440,22 @@ def test_a_logger_is_one_class_that_names_whom_it_serves(monkeypatch: pytest.Mon
 
 
 def test_all_adapters_are_found_where_no_loggers_package_is_installed() -> None:
-    absent = ("tensorboard", "wandb", "mlflow", "comet_ml", "PIL")
+    absent = ("tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "PIL")
     code = f"""
 import sys
 import lightning.pytorch  # which imports what it finds, as it likes
 sys.modules.update(dict.fromkeys({absent}))
 from lightning_deadkernel.loggers import Adapter
-print(*sorted(Adapter.known))
+print(*sorted({{name for _, name in Adapter.known}}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["CometLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"]
+    assert done.stdout.split() == [
+        "CometLogger",
+        "MLFlowLogger",
+        "SwanLabLogger",
+        "TensorBoardLogger",
+        "WandbLogger",
+    ]
 
 
 def test_a_logger_of_the_other_namespace_is_known_without_importing_it() -> None:
@@ -624,3 +630,33 @@ def test_comet_offline_keeps_scalars_histograms_pictures_and_the_report(
         assert counted == 32 * 50
     assert "mine_deadkernel.histograms.firing_rate/conv1" in assets
     assert any(str(name).endswith("report.json") for name in assets)
+
+
+# -- SwanLab ----------------------------------------------------------------------------------------------------
+
+
+@needs["swanlab"]
+def test_swanlab_offline_keeps_scalars_quartiles_pictures_and_the_report(
+    tmp_path: Path, reports: list[Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    import swanlab
+    from swanlab.integration.pytorch_lightning import SwanLabLogger
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    log_all([SwanLabLogger(mode="offline", log_dir=str(tmp_path), project="mine")], reports)
+    swanlab.finish()
+    (run,) = tmp_path.glob("run-*")
+    reader = DataStoreReader()
+    reader.open(next(run.glob("*.swanlab")))
+    scalars: dict[str, list[tuple[int, float]]] = {}
+    while (raw := reader.scan()) is not None:
+        record = Record.FromString(raw)
+        if record.HasField("scalar"):
+            scalars.setdefault(record.scalar.key, []).append((record.scalar.step, record.scalar.value.number))
+    reader.close()
+    assert scalars["deadkernel/dead_channels"] == [(100, 0), (200, 0), (300, 2), (400, 2), (500, 2)]
+    assert "deadkernel.weights_q75/conv1" in scalars
+    assert {path.read_text() for path in run.glob("media/**/*.txt")} >= {"# Window 3", "# Window 5"}
+    assert len(list(run.glob("media/**/*.png"))) >= 5
