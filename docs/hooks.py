@@ -18,7 +18,7 @@ from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.report.states import FROZEN_FLAG, SHOWN, ZERO_KERNEL_FLAG
 
 ROOT = Path(__file__).parent.parent
-REPOSITORY_FILES = ("CHANGELOG.md", "LICENSE", "SECURITY.md")
+REPOSITORY_FILES = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md")
 """What the front page links to and the site does not hold: named there, not linked."""
 
 

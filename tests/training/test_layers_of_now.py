@@ -100,6 +100,7 @@ def dead(report: Report) -> dict[str, list[int]]:
 BACKBONE = {"backbone.0": [1, 4], "backbone.2": [2]}
 
 
+@pytest.mark.setting("layers that are frozen, unfrozen, replaced or added in mid-training", evidence="activation")
 @pytest.mark.parametrize("after", [False, True], ids=["monitor first", "monitor last"])
 def test_a_backbone_is_watched_from_the_epoch_that_unfreezes_it(after: bool) -> None:
     monitor = watched(lambda: BackboneFinetuning(unfreeze_backbone_at_epoch=1), after=after)
@@ -242,6 +243,7 @@ CHANGES: dict[str, tuple[Any, dict[str, list[int]], dict[str, str]]] = {
 }
 
 
+@pytest.mark.setting("layers that are frozen, unfrozen, replaced or added in mid-training", evidence="activation")
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 @pytest.mark.parametrize("batch", [None, 2], ids=["at an epoch's start", "in its middle"])
 @pytest.mark.parametrize(("change", "killed", "said"), CHANGES.values(), ids=CHANGES)

@@ -28,6 +28,7 @@ def spans(reports: list[Report]) -> list[tuple[int | None, int, int]]:
     return [(report.first_epoch, report.epoch, report.optimizer_steps) for report in reports[1:]]
 
 
+@pytest.mark.setting("epochs of few steps, of one", evidence="activation", note="they share a window")
 def test_short_epochs_share_windows_but_for_the_first_and_the_last() -> None:
     run = train(Tiny, quiet(min_steps=10), max_epochs=6)
     assert spans(run.monitor.reports) == [(None, 0, 6), (1, 2, 12), (3, 4, 12), (None, 5, 6)]
@@ -101,6 +102,7 @@ def test_a_training_that_stops_early_closes_the_window_that_is_open() -> None:
     assert spans(run.monitor.reports) == [(None, 0, 6), (1, 3, 18)]
 
 
+@pytest.mark.setting("epochs of few steps, of one", evidence="activation", note="they share a window")
 @pytest.mark.parametrize("step", [9, 12, 15], ids=lambda step: f"step {step}")
 def test_a_resumed_run_goes_on_in_the_middle_of_a_shared_window(tmp_path: Any, step: int) -> None:
     def saving() -> list[Any]:
@@ -156,6 +158,7 @@ def graph() -> DataLoader[Any]:
     return DataLoader([(torch.randn(20, 5, generator=g), adjacency, torch.arange(20) % 3)], batch_size=None)
 
 
+@pytest.mark.setting("epochs of few steps, of one", evidence="activation", note="they share a window")
 def test_a_full_batch_graph_network_has_a_window_every_32_epochs() -> None:
     run = train(OneStep, quiet(min_steps=32), data=graph, max_epochs=80)
     assert spans(run.monitor.reports) == [(None, 0, 1), (1, 32, 32), (33, 64, 32), (65, 79, 15)]
