@@ -110,7 +110,7 @@ class ChannelEvidence:
             names: names of the layers whose evidence stays, and what they are called from now on; None: all, as before.
         """
         new = ChannelEvidence(self.dtype, self.device, sources, activations)
-        self._flush()
+        self.flush()
         for kind, key in self._places:
             new._put((kind, renamed(key, names)), self.segment(kind, key))
         new._reads = self._reads
@@ -154,7 +154,7 @@ class ChannelEvidence:
         self._reads, self.passed = 0, {}
         self._restart_counts()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         self._flush_gradients()
         self._flush_firings()
 
@@ -343,12 +343,11 @@ class ChannelEvidence:
     # -- window ends ---------------------------------------------------------------------------------------------
 
     def segments(self, several_ranks: bool) -> Segments:
-        """All that was seen, on the CPU. The evidence itself stays as it is.
+        """All that was seen, after `flush`, on the CPU. The evidence itself stays as it is.
 
         Args:
             several_ranks: reduce over all ranks: every rank must call it, with the same layers and activations.
         """
-        self._flush()
         segments: Segments = {}
         for summed in (False, True):
             # ranks that saw other graphs may have laid the same parts out in another order

@@ -209,8 +209,8 @@ class OpenWindow:
             "passed": self.channels.passed,
         }
 
-    def merge(self, shared: Sequence[dict[str, Any]]) -> Seen:
-        """What all ranks saw together; every rank must call it. Nothing of this rank's own evidence is changed.
+    def prepare(self, shared: Sequence[dict[str, Any]]) -> None:
+        """All that can go wrong on one rank before `merge`, in which all wait for one another.
 
         Args:
             shared: `to_share` of every rank.
@@ -218,6 +218,15 @@ class OpenWindow:
         activations = {key: channels for other in shared for key, channels in other["activations"].items()}
         if activations.keys() != self.channels.activations.keys():
             self.arrange(self.channels.sources, activations)
+        self.channels.flush()
+
+    def merge(self, shared: Sequence[dict[str, Any]]) -> Seen:
+        """What all ranks saw together, after `prepare`; every rank must call it. Nothing of this rank's own evidence is
+        changed.
+
+        Args:
+            shared: `to_share` of every rank.
+        """
         samples = [other["counts"].samples for other in shared]
         counts = replace(
             self.counts,

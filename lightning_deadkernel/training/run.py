@@ -284,20 +284,33 @@ class Run:
 
     def _exchange(self, in_step: bool = False) -> list[dict[str, Any]] | None:
         """What every rank has to tell; None where any has failed. What is excluded on one becomes so on all."""
-        mine: dict[str, Any] = {"failed": self._failed}
-        if self.watching:
-            self._observer.check_layers(in_step)
-            excluded = {name: facts.excluded for name, facts in self._observer.reader.facts.items() if facts.excluded}
-            layers = [(layer.name, layer.channels) for layer in self._observer.window.steps.layers]
-            mine |= {"layers": layers, "excluded": excluded} | self._observer.window.to_share()
-        everyone = exchange(self._world, mine)
+        everyone = exchange(self._world, self._to_tell(in_step))
         if any(other["failed"] for other in everyone):
             return None
-        if any(other["layers"] != mine["layers"] for other in everyone):
-            raise RuntimeError("the ranks train different layers")
-        for other in everyone:
-            self._observer.exclude(other["excluded"])
-        return everyone
+        try:
+            if any(other["layers"] != everyone[0]["layers"] for other in everyone):
+                raise RuntimeError("the ranks train different layers")
+            for other in everyone:
+                self._observer.exclude(other["excluded"])
+            self._observer.window.prepare(everyone)
+        except Exception as error:
+            self.fail("closing a window", error)
+        # once more: in what follows they wait for one another
+        return None if any(other["failed"] for other in exchange(self._world, {"failed": self._failed})) else everyone
+
+    def _to_tell(self, in_step: bool) -> dict[str, Any]:
+        """This rank's part of an exchange. A fault in it is told as well: the others wait for this rank."""
+        if self.watching:
+            try:
+                self._observer.check_layers(in_step)
+                facts = self._observer.reader.facts.items()
+                excluded = {name: known.excluded for name, known in facts if known.excluded}
+                layers = [(layer.name, layer.channels) for layer in self._observer.window.steps.layers]
+                shared = self._observer.window.to_share()
+                return {"failed": self._failed, "layers": layers, "excluded": excluded} | shared
+            except Exception as error:
+                self.fail("closing a window", error)
+        return {"failed": self._failed}
 
     def _report(self, trainer: Any, everyone: list[dict[str, Any]]) -> Report | None:
         window = self._observer.window

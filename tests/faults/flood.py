@@ -217,9 +217,12 @@ def interrupts(count: int, rng: random.Random) -> tuple[list[str], Counter[str]]
         kind, seconds = ("KeyboardInterrupt", "SystemExit", "SIGTERM")[place % 3], rng.uniform(0.05, 0.4)
         child, reading = forked(lambda done, a=(folder, kind, seconds): train_interrupted(*a, done))
         word = heard(reading).decode(errors="replace")
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        if word:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
         os.close(reading)
+        if not word and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM and not any(folder.iterdir()):
+            word = "= SIGTERM ended the process, before Lightning listens to it"
         if word.startswith("= "):
             outcomes[word[2:]] += 1
             shutil.rmtree(folder)

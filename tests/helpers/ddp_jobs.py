@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,9 @@ def faults(folder: Path) -> dict[str, Any]:
         (StepStatistics, "before_step"),
         (StepStatistics, "after_step"),
         (OpenWindow, "compare_weights"),
+        (OpenWindow, "to_share"),
+        (OpenWindow, "prepare"),
+        (Observer, "check_layers"),
         (window_end, "diagnose"),
     ):
         original = getattr(owner, stage)
@@ -207,6 +211,53 @@ def changes(folder: Path) -> dict[str, Any]:
         _, reports = shared("one", FreezesAlone, **unused)
     said = [str(w.message) for w in caught if issubclass(w.category, DeadKernelInternalWarning)]
     return seen | {"one": ([report.window for report in reports], said)}
+
+
+class NotANumberOnOne(Tiny):
+    """Two batches of the last rank are NaN."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        spoilt = self.global_step in (1, 2) and int(os.environ["WORLD_SIZE"]) - 1 == RANK
+        return loss * float("nan") if spoilt else loss
+
+
+def not_a_number(folder: Path) -> dict[str, Any]:
+    """NaN on one rank, which the all-reduce brings to all."""
+    os.chdir(folder)
+    return dict([shared("NaN on one rank", NotANumberOnOne, max_epochs=2)])
+
+
+class Ends(Tiny):
+    """The last rank ends in its eighth step, by a kill or by an exception; the others go on."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == 7 and int(os.environ["WORLD_SIZE"]) - 1 == RANK:
+            if os.environ["ENDS"] == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "raises" in os.environ["ENDS"]:
+                raise ZeroDivisionError("on one rank alone")
+        return super().training_step(batch, batch_idx)
+
+
+def ends(folder: Path) -> None:
+    """One rank ends alone, in a step or while all exchange what they have seen; with the monitor, or without."""
+    os.chdir(folder)
+    original = torch.distributed.all_gather_object
+    calls: list[int] = []
+
+    def killed_in_exchange(theirs: Any, mine: Any) -> None:
+        calls.append(1)
+        if os.environ["ENDS"] == "killed in an exchange" and len(calls) == 4:
+            if int(os.environ["WORLD_SIZE"]) - 1 == RANK:
+                os.kill(os.getpid(), signal.SIGKILL)
+        original(theirs, mine)
+
+    torch.distributed.all_gather_object = killed_in_exchange
+    monitor = None if os.environ["ENDS"] == "raises, unwatched" else quiet(every_n_train_steps=2, save_report=True)
+    options = {"strategy": ddp(), "devices": int(os.environ["WORLD_SIZE"]), "max_epochs": 4}
+    run = train(Ends, monitor, raises=(RuntimeError,), **options)
+    print("ended by", repr(run.error))
 
 
 class Raises(Tiny):

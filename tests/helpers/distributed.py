@@ -26,6 +26,14 @@ def free_port() -> int:
 
 def launch(ranks: int, job: str, folder: Path, timeout: float = 150) -> list[Any]:
     """Runs `job` ("module:function") on all ranks at once, as torchrun does, and gives what each returned."""
+    codes = statuses(ranks, job, folder, timeout)
+    logs = [(folder / f"rank{rank}.log").read_text()[-3000:] for rank in range(ranks)]
+    assert codes == [0] * ranks, "\n".join(f"-- rank {rank}\n{log}" for rank, log in enumerate(logs))
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def statuses(ranks: int, job: str, folder: Path, timeout: float = 150, **variables: str) -> list[int]:
+    """Runs `job` on all ranks at once with these environment variables, and gives how each ended."""
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -36,6 +44,7 @@ def launch(ranks: int, job: str, folder: Path, timeout: float = 150) -> list[Any
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
+        **variables,
     }
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-W", "ignore", "-m", "helpers.distributed", job, str(folder)]
@@ -45,13 +54,10 @@ def launch(ranks: int, job: str, folder: Path, timeout: float = 150) -> list[Any
         with (folder / f"rank{rank}.log").open("w") as log:
             started.append(subprocess.Popen(command, env=own, cwd=folder, stdout=log, stderr=subprocess.STDOUT))
     try:
-        codes = [process.wait(timeout) for process in started]
+        return [process.wait(timeout) for process in started]
     finally:
         for process in started:
             process.kill()
-    logs = [(folder / f"rank{rank}.log").read_text()[-3000:] for rank in range(ranks)]
-    assert codes == [0] * ranks, "\n".join(f"-- rank {rank}\n{log}" for rank, log in enumerate(logs))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.ddp_jobs import SyncBatchNormStandIn
-from helpers.distributed import TESTS, launch
+from helpers.distributed import TESTS, launch, statuses
 from helpers.models import DEAD, Layers, Resumable, Tiny, dead
 from helpers.training import SAFELY, quiet
 from helpers.twins import train, train_twice
@@ -22,7 +23,10 @@ from lightning_deadkernel import Report
 def same_everywhere(seen: list[dict], name: str) -> Report:
     """The last report under `name`, which all ranks must hold alike."""
     for other in seen[1:]:
-        assert [report.compact() for report in other[name]] == [report.compact() for report in seen[0][name]]
+        assert [repr(report.compact().layers) for report in other[name]] == [
+            repr(report.compact().layers) for report in seen[0][name]
+        ]
+        assert [report.findings for report in other[name]] == [report.findings for report in seen[0][name]]
         assert other[name][-1] == seen[0][name][-1]
     return seen[0][name][-1]
 
@@ -128,9 +132,28 @@ def test_after_an_exception_no_rank_waits_for_another(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:exceptions", tmp_path)
     assert "on one rank" in seen[1]["error"]
     for rank in seen:
-        assert rank["exchanges"] == (3, 3), "one at initialisation and one a window, none after the exception"
+        assert rank["exchanges"] == (6, 6), "two at initialisation and two a window, none after the exception"
         assert rank["windows"] == [0, 1, 2]
         assert not rank["open"]
+
+
+@pytest.mark.ddp
+def test_nan_on_one_rank_is_the_same_finding_on_all(tmp_path):
+    seen = launch(2, "helpers.ddp_jobs:not_a_number", tmp_path)
+    report = same_everywhere(seen, "NaN on one rank")
+    assert "non_finite_gradient" in {finding.kind for finding in report.findings}
+    assert dead(report) == {}
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("how", ["killed", "killed in an exchange", "raises"])
+def test_where_one_rank_ends_alone_the_others_end_as_without_the_monitor_and_leave_a_whole_report(tmp_path, how):
+    codes = statuses(2, "helpers.ddp_jobs:ends", tmp_path, timeout=100, ENDS=how)
+    assert codes[0] == 0, "the first rank has got the error of the lost connection that it gets without the monitor"
+    assert codes[1] == (-signal.SIGKILL if "killed" in how else 1)
+    report = Report.load(max(tmp_path.rglob("report.json"), key=lambda path: path.stat().st_mtime_ns))
+    assert report.window == (2 if "exchange" in how else 3)
+    assert (report.samples, dead(report)) == (2 * 2 * 8, DEAD)
 
 
 SPAWN = """
