@@ -347,11 +347,12 @@ class BecomesNan(Training):
 
 @situation(
     "https://github.com/weiaicunzai/pytorch-cifar100/issues/51",
-    first="non_finite_gradient network: overflow",
+    first="non_finite_gradient net.5: overflow",
     advice=("last checkpoint with finite weights",),
     never=("dead", "flat loss"),
 )
 def the_loss_becomes_nan_in_the_second_epoch() -> DeadKernelMonitor:
     monitor = train(BecomesNan(mlp(64, 32, 32, 10), sgd(0.05)), epochs=3)
+    assert "came at step 41: the loss was" in last(monitor).problems[0].cause
     assert len(last(monitor).problems) == 1
     return monitor
