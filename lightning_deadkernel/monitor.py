@@ -83,7 +83,7 @@ class DeadKernelMonitor(Callback):
         on_finding: options.OnFinding = "warn",
         prog_bar: bool = False,
         update_ratio: bool = True,
-        min_steps: int = 32,
+        min_steps: int = 16,
     ) -> None:
         options.check_step_count("every_n_train_steps", every_n_train_steps, or_none=True)
         options.check_step_count("min_steps", min_steps, or_none=False)

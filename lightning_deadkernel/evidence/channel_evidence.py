@@ -155,6 +155,7 @@ class ChannelEvidence:
         self._restart_counts()
 
     def flush(self) -> None:
+        """Takes in the pages of steps that are not full yet."""
         self._flush_gradients()
         self._flush_firings()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from lightning_deadkernel.report.document import printable
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.records import Finding, ReportRecord
 
 NETWORK = "the network"

@@ -10,7 +10,7 @@ import re
 from importlib.metadata import version
 from typing import Any
 
-from lightning_deadkernel.report.document import printable
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.records import Finding, ReportRecord
 
 _LEVELS = {"info": "note", "warning": "warning", "error": "error"}

@@ -248,9 +248,9 @@ def ends(folder: Path) -> None:
 
     def killed_in_exchange(theirs: Any, mine: Any) -> None:
         calls.append(1)
-        if os.environ["ENDS"] == "killed in an exchange" and len(calls) == 4:
-            if int(os.environ["WORLD_SIZE"]) - 1 == RANK:
-                os.kill(os.getpid(), signal.SIGKILL)
+        last = int(os.environ["WORLD_SIZE"]) - 1 == RANK
+        if os.environ["ENDS"] == "killed in an exchange" and len(calls) == 4 and last:
+            os.kill(os.getpid(), signal.SIGKILL)
         original(theirs, mine)
 
     torch.distributed.all_gather_object = killed_in_exchange

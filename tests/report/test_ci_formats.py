@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from helpers.example_reports import healthy_report, malicious_report, sick_report
-from lightning_deadkernel.report.document import printable
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.junit import NETWORK, to_junit
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.sarif import to_sarif

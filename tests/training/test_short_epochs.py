@@ -36,9 +36,9 @@ def test_short_epochs_share_windows_but_for_the_first_and_the_last() -> None:
     assert all(dead(report) == DEAD for report in run.monitor.reports[1:])
 
 
-def test_by_default_a_window_has_32_steps() -> None:
+def test_by_default_a_window_has_16_steps() -> None:
     run = train(Tiny, DeadKernelMonitor(on_finding="ignore", log_figures=False, save_report=False), max_epochs=8)
-    assert spans(run.monitor.reports) == [(None, 0, 6), (1, 6, 36), (None, 7, 6)]
+    assert spans(run.monitor.reports) == [(None, 0, 6), (1, 3, 18), (4, 6, 18), (None, 7, 6)]
 
 
 def test_a_shared_window_has_eight_sampled_steps_that_are_spread_over_it() -> None:
@@ -159,9 +159,10 @@ def graph() -> DataLoader[Any]:
 
 
 @pytest.mark.setting("epochs of few steps, of one", evidence="activation", note="they share a window")
-def test_a_full_batch_graph_network_has_a_window_every_32_epochs() -> None:
-    run = train(OneStep, quiet(min_steps=32), data=graph, max_epochs=80)
-    assert spans(run.monitor.reports) == [(None, 0, 1), (1, 32, 32), (33, 64, 32), (65, 79, 15)]
+def test_a_full_batch_graph_network_has_a_window_every_16_epochs() -> None:
+    assert DeadKernelMonitor().min_steps == 16
+    run = train(OneStep, quiet(min_steps=16), data=graph, max_epochs=48)
+    assert spans(run.monitor.reports) == [(None, 0, 1), (1, 16, 16), (17, 32, 16), (33, 47, 15)]
     assert all(1 in report["first"].dead for report in run.monitor.reports[1:])
     assert run.report.samples == 15 * 20
 

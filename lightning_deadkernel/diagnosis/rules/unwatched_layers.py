@@ -73,9 +73,9 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
     parts = [f"{count(len(layers), 'layer')} with {share:.0%} of the weights ({names}): {reasons}"] if layers else []
     if strangers:
         parts.append(
-            f"{strangers:,} weight{'s reach the loss and belong' if strangers > 1 else ' reaches the loss and belongs'}"
-            " to no module: self.parameters() does not hold them, so that they are neither trained, saved nor moved to"
-            " a device"
+            f"{strangers:,} weight{'s reach the loss, belong' if strangers > 1 else ' reaches the loss, belongs'} to no"
+            f" module and {'are' if strangers > 1 else 'is'} not watched: self.parameters() does not hold them, so that"
+            " they are neither trained, saved nor moved to a device"
         )
     advice = []
     if kind is CUT_OFF:
