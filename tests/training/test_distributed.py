@@ -23,11 +23,10 @@ from lightning_deadkernel import Report
 def same_everywhere(seen: list[dict], name: str) -> Report:
     """The last report under `name`, which all ranks must hold alike."""
     for other in seen[1:]:
-        assert [repr(report.compact().layers) for report in other[name]] == [
-            repr(report.compact().layers) for report in seen[0][name]
-        ]
-        assert [report.findings for report in other[name]] == [report.findings for report in seen[0][name]]
-        assert other[name][-1] == seen[0][name][-1]
+        for report, own in zip(seen[0][name], other[name], strict=True):
+            assert repr(report.layers) == repr(own.layers), "as text, in which NaN equals NaN"
+            assert (report.findings, report.problems) == (own.findings, own.problems)
+            assert report.samples == own.samples
     return seen[0][name][-1]
 
 
@@ -142,7 +141,8 @@ def test_nan_on_one_rank_is_the_same_finding_on_all(tmp_path):
     seen = launch(2, "helpers.ddp_jobs:not_a_number", tmp_path)
     report = same_everywhere(seen, "NaN on one rank")
     assert "non_finite_gradient" in {finding.kind for finding in report.findings}
-    assert dead(report) == {}
+    # a closed gate passes exactly zero of a NaN, so conv1's dead kernels stay finite and dead; conv2 sees NaN
+    assert dead(report) == {"conv1": DEAD["conv1"]}
 
 
 @pytest.mark.ddp

@@ -48,11 +48,11 @@ class Interruption:
         return self.trace
 
     def traced(self, method: Any) -> Any:
-        def run(of: Run, *args: Any) -> None:
+        def run(of: Run, *args: Any, **options: Any) -> None:
             before = sys.gettrace()
             sys.settrace(self.trace if len(of.record.reports) == 2 and not self.raised else before)
             try:
-                method(of, *args)
+                method(of, *args, **options)
             finally:
                 sys.settrace(before)
 
