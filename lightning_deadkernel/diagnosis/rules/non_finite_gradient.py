@@ -48,7 +48,8 @@ def non_finite_gradient(context: WindowContext) -> Iterator[Found]:
             evidence["layers"] = len(group)
         where = None if together else group[0]
         if began is not None:
-            where, evidence["step"] = context.by_name.get(began.layer), began.step
+            in_layer = began.place in ("activation", "backward")
+            where, evidence["step"] = context.by_name.get(began.layer) if in_layer else None, began.step
         severity: Severity = "error" if any(layer.is_lost for layer in group) else "warning"
         yield Found(where, severity, _overflow(context, lost, began), evidence)
 

@@ -347,7 +347,7 @@ class BecomesNan(Training):
 
 @situation(
     "https://github.com/weiaicunzai/pytorch-cifar100/issues/51",
-    first="non_finite_gradient net.5: overflow",
+    first="non_finite_gradient network: overflow",
     advice=("last checkpoint with finite weights",),
     never=("dead", "flat loss"),
 )
