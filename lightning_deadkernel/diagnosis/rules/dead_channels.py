@@ -73,6 +73,9 @@ SHIFT_REACH = 3.0
 """A normalised input rarely passes three standard deviations: a shift below -3 |gamma| keeps the rectifier shut."""
 BARE_SHIFT_REACH = 10.0
 """Without a norm the input's size is unknown: ten times what an input of unit rms reaches leaves room for that."""
+FIRST_RATE = 0.5
+"""Half of the inputs is what the draw of the initial weights gives a channel: the rate of its first window is a mean
+over the way down from there."""
 FADED_RATE = 0.3
 """In healthy He-initialised networks, 20 layers deep and 64 wide, the channels that drift off fired on 0.05 to 24 % of
 inputs in their last window."""
@@ -250,7 +253,10 @@ def _rate(rates: Tensor) -> str:
 
 def _has_faded(layer: LayerContext) -> Tensor:
     """It fired on few inputs in its last window and then on none, without a reckless step: ordinary drift."""
-    return (layer.past.last_fired > 0) & (layer.past.rate < FADED_RATE)
+    past = layer.past
+    first = past.last_fired == past.first_window + 1
+    few = past.rate < torch.where(first, FIRST_RATE, FADED_RATE)
+    return (past.last_fired > 0) & few
 
 
 def _faded(layer: LayerContext, channels: Tensor) -> Cause:
