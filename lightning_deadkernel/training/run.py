@@ -37,11 +37,6 @@ from lightning_deadkernel.training.trainer import (
 )
 from lightning_deadkernel.training.window_end import close_window, warn_new_problems
 
-NO_HOOKS = (
-    "no backward hook fired (is `loss.backward()` called instead of `self.manual_backward(loss)`?): "
-    "only the weights are watched."
-)
-
 
 class Run:
     """One fit under watch.
@@ -315,11 +310,9 @@ class Run:
     def _report(self, trainer: Any, everyone: list[dict[str, Any]]) -> Report | None:
         window = self._observer.window
         seen = window.merge(everyone)
-        if window.index and not seen.counts.backwards:
-            if trainer.lightning_module.automatic_optimization:
-                self._reopen(None)  # no step had a loss: weight averaging ends with such an epoch
-                return None
-            self._warn(NO_HOOKS, "backward")
+        if window.index and not seen.counts.backwards and trainer.lightning_module.automatic_optimization:
+            self._reopen(None)  # no step had a loss: weight averaging ends with such an epoch
+            return None
         history = self.record.copy_of_history()
         report, checksums = close_window(
             self._observer,
