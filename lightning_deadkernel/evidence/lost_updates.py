@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_deadkernel.graph.sharding import local
 
-ENTRIES = 1 << 12
-"""Entries of a parameter that are asked, one in every so many of a larger one: a step's share is known to 0.008."""
+ENTRIES, OF, LEAST = 1 << 12, 16, 1 << 9
+"""Entries of a parameter that are asked, one in every so many of a larger one, in a network of so many parameters: a
+step's share is known to 0.008. More parameters share them, down to the least, which knows it to 0.022."""
 
 
 class Asked(NamedTuple):
@@ -25,15 +26,15 @@ class Asked(NamedTuple):
     rate: float | Tensor
     """The learning rate of its group."""
 
-    def entries(self, values: Tensor) -> Tensor:
+    def entries(self, values: Tensor, most: int) -> Tensor:
         """(n,) what is looked at of the parameter, or of its gradient: a view where the layout allows."""
         values = local(values)
         flat = (values if self.rows is None else values[self.rows]).reshape(-1)
-        return flat if flat.numel() < ENTRIES else flat[:: (flat.numel() // ENTRIES + 1) | 1]
+        return flat if flat.numel() < most else flat[:: (flat.numel() // most + 1) | 1]
 
 
 class LostUpdates:
-    """Counts over the sampled steps of a window.
+    """Counts over some of the sampled steps of a window.
 
     An entry is asked if its gradient is finite and not zero and the learning rate is not zero; one that is exactly zero
     is not, as there every step can be resolved: what stands there is held by something else (a mask). Its update is
@@ -46,6 +47,7 @@ class LostUpdates:
 
     def __init__(self, columns: int, device: torch.device) -> None:
         self._device = device
+        self._most = max(LEAST, ENTRIES * OF // max(OF, columns))
         self.counts = torch.zeros(2, columns, dtype=torch.float64, device=device)
         """(2, columns) entries asked, and those of them whose update was lost."""
         self._places: dict[tuple[int, ...], Tensor] = {}
@@ -70,8 +72,8 @@ class LostUpdates:
         there = [one for one in asked if isinstance(one.rate, Tensor) or one.rate != 0]
         if not there:
             return
-        entries = [one.entries(one.parameter) for one in there]
-        before, sizes = self._joined(entries), self._joined([_gradient(one) for one in there]).abs_()
+        entries = [one.entries(one.parameter, self._most) for one in there]
+        before, sizes = self._joined(entries), self._joined([_gradient(one, self._most) for one in there]).abs_()
         moves = (sizes > 0) & (sizes < torch.inf) & (before != 0)
         ends = [end - 1 for end in accumulate(part.numel() for part in entries)]
         self._open = there, ends, before, moves if valid is None else moves & valid
@@ -81,7 +83,7 @@ class LostUpdates:
         if self._open is None:
             return
         (asked, last, before, moves), self._open = self._open, None
-        after = self._joined([one.entries(one.parameter) for one in asked])
+        after = self._joined([one.entries(one.parameter, self._most) for one in asked])
         if after.shape != before.shape:  # a parameter has been replaced by one of another shape
             return
         ends = torch.cumsum(torch.stack([moves, moves & (after == before)]), 1, dtype=torch.int64)
@@ -114,7 +116,7 @@ class LostUpdates:
         self.counts.copy_(counts)
 
 
-def _gradient(one: Asked) -> Tensor:
+def _gradient(one: Asked, most: int) -> Tensor:
     grad: Any = one.parameter.grad
-    entries = one.entries(grad)
+    entries = one.entries(grad, most)
     return entries * (one.rate != 0).to(entries) if isinstance(one.rate, Tensor) else entries

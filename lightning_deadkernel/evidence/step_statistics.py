@@ -23,6 +23,8 @@ from lightning_deadkernel.graph.sharding import is_sharded, local, share
 LIMIT = 512
 """Samples of one window that are kept; past it half of them are dropped, so that memory stays bounded."""
 GOLDEN = (5**0.5 - 1) / 2
+ASKS = 0.34
+"""Share of the sampled steps on which lost updates are counted: of a window's eight, the first, third, sixth, last."""
 SERIES = ("norms", "updates", "underflow")
 HALF_SUBNORMAL = 2.0**-14
 """float16 below this loses bits, and below 2^-24 everything."""
@@ -235,17 +237,19 @@ class StepStatistics:
             whole = [*parameters, *(layer.main for layer in parts)]
             norms = norms * torch.tensor([share(p) for p in whole], device=self.device).sqrt()
         columns = [self._column[id(p)] for p in parameters] + [self._part_column[layer.name] for layer in parts]
+        asks = self.norms.offered * GOLDEN % 1 < ASKS  # as evenly of several optimizers as of one
         self.norms.append(self._spread(norms, columns, len(self.names)))
         # of a table a step changes the few rows that were looked up
         layers = [layer for layer in self.layers if id(layer.main) in mine and not layer.is_looked_up]
         if half and not self.sharded:  # a shard's share says little of the whole
             self._note_underflow(layers, 1.0 if loss_scale is None or scale_left is not None else loss_scale)
         searches = isinstance(optimizer, torch.optim.LBFGS)
-        rates = {id(p): group.get("lr", 0.0) for group in optimizer.param_groups for p in group["params"]}
-        pieces: list[tuple[Tensor, slice | None]] = [(p, None) for p in parameters]
-        pieces += [(layer.main, slice(layer.span.start, layer.span.stop)) for layer in parts]
-        asked = [Asked(at, p, rows, rates[id(p)]) for at, (p, rows) in zip(columns, pieces, strict=True)]
-        self._lost.before_step(asked, finite, searches)
+        if asks:
+            rates = {id(p): group.get("lr", 0.0) for group in optimizer.param_groups for p in group["params"]}
+            pieces: list[tuple[Tensor, slice | None]] = [(p, None) for p in parameters]
+            pieces += [(layer.main, slice(layer.span.start, layer.span.stop)) for layer in parts]
+            asked = [Asked(at, p, rows, rates[id(p)]) for at, (p, rows) in zip(columns, pieces, strict=True)]
+            self._lost.before_step(asked, finite, searches)
         if self._update_ratio:
             self._copy_weights(layers, finite, searches, last)
 

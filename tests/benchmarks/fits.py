@@ -151,8 +151,8 @@ FITS = (
     gnn(200),
     gnn(1000),
     Fit(
-        "UvA's activation functions, 6 x 48 steps",
-        1.08, activation_functions, lambda: torch.rand(1024, 784), (1024,), 6, 48,
+        "UvA's activation functions, 20 x 48 steps",
+        1.08, activation_functions, lambda: torch.rand(1024, 784), (1024,), 20, 48,
     ),
     Fit("tiny Llama, 6 x 60 steps", None, llama, lambda: torch.randint(256, (8, 64)), (8, 64), 6, 60, adam=True),
 )  # fmt: skip
