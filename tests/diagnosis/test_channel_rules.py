@@ -424,7 +424,6 @@ def test_channels_without_an_activation_of_their_own_are_judged_by_their_gradien
     assert (report.dead, report.zero_gradient) == ([1], [0])
 
 
-@pytest.mark.parametrize(("weights", "severity"), [(1, "info"), (9, "warning")])
 def test_a_channel_that_drifts_off_in_its_first_window_has_come_from_half_of_the_inputs() -> None:
     some: dict[str, Any] = {"channel_firing_rate": each(0.34, 0.5, 0.5, 0.5)}
     young = Run().next(start()).next(layer(**some)).next(layer(**FIRST_OFF)).only("dead_channels")
@@ -433,6 +432,7 @@ def test_a_channel_that_drifts_off_in_its_first_window_has_come_from_half_of_the
     assert (old.cause_word, old.severity) == ("unknown", "warning")
 
 
+@pytest.mark.parametrize(("weights", "severity"), [(1, "info"), (9, "warning")])
 def test_a_kernel_of_one_weight_that_learns_passes_zero(weights: int, severity: str) -> None:
     some = layer(parameters=4 * (weights + 1), norms=each(1e-5, 1, 1, 1))
     run = Run().next(start()).next(layer()).next(some)
