@@ -97,6 +97,9 @@ class LayerStatistics:
     """None where no activation is readable on every path to the loss."""
     rows: Rows = "kernels"
     """What its channels are."""
+    heads: int | None = None
+    """Heads whose channels stand one head after another, each as many; None where these are no queries, keys or values
+    of `torch.nn.MultiheadAttention`."""
     excluded: str | None = None
     """Why the layer is not watched; None where it is."""
     note: str | None = None

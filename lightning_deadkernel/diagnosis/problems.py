@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightning_deadkernel.diagnosis.causes import UNKNOWN
+from lightning_deadkernel.diagnosis.rule import titled
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.report.records import SEVERITIES, Finding, Problem
 from lightning_deadkernel.report.sentences import listed
@@ -103,8 +104,8 @@ def _title(alike: Sequence[Finding]) -> str:
     text = template.format(of=f"{count:,} of {total:,} {noun}s in {len(layers):,} layers are")
     if "{of}" not in template:
         text += f" in {len(layers):,} layers"
-    word = alike[0].cause_word
-    return text if word == UNKNOWN.word or word in text else f"{text} ({word})"
+    heads = {str(finding.evidence.get("heads", "")) for finding in alike}
+    return titled(text, heads.pop() if len(heads) == 1 else "", alike[0].cause_word)
 
 
 def _story(

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from lightning_deadkernel.diagnosis.causes import UNKNOWN, Cause, CauseKind, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.report.records import Finding, Severity
+from lightning_deadkernel.report.text import ranges
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Rule:
         counted: Evidence = {}
         if found.layer is not None and found.channels is not None:
             counted = {"channels": len(indices), "of": found.layer.observed.channels}
+            if heads := whole_heads(found.channels, found.layer.observed.heads):
+                counted["heads"] = heads
         return Finding(
             kind=self.kind,
             severity=found.severity,
@@ -77,15 +81,31 @@ class Rule:
             reference=found.cause.reference,
             window=context.window.index,
             samples=found.samples or (context.window.samples if found.layer is None else found.layer.samples),
-            title=self._title(found, indices),
+            title=self._title(found, indices, str(counted.get("heads", ""))),
         )
 
-    def _title(self, found: Found, channels: Sequence[int]) -> str:
+    def _title(self, found: Found, channels: Sequence[int], heads: str) -> str:
         total = found.layer.observed.channels if found.layer is not None else 0
         verb = "is" if len(channels) == 1 else "are"
         text = self.title.format(of=f"{len(channels):,} of {total:,} {self.noun}{'s' * (total != 1)} {verb}")
-        word = found.cause.kind.word
-        return text if found.cause.kind is UNKNOWN or word in text else f"{text} ({word})"
+        return titled(text, heads, found.cause.kind.word)
+
+
+def titled(text: str, heads: str, word: str) -> str:
+    """What was found, with the heads that it is about and the cause's word in brackets, where there is one to say."""
+    said = (heads, "" if word == UNKNOWN.word or word in text else word)
+    return f"{text} ({'; '.join(filter(None, said))})" if any(said) else text
+
+
+def whole_heads(channels: Tensor, heads: int | None) -> str:
+    """``"heads 2, 5 of 8"``: those that channels, (C,) bool, are; empty where one of them is in part, or all are."""
+    if heads is None:
+        return ""
+    by_head = channels.view(heads, -1)
+    whole = by_head.all(1)
+    if bool(whole.all()) or not torch.equal(whole, by_head.any(1)):
+        return ""
+    return f"head{'s' * (int(whole.sum()) > 1)} {ranges(whole.nonzero().flatten().tolist())} of {heads}"
 
 
 def rule(

@@ -116,6 +116,7 @@ def _describe(facts: LayerFacts) -> Draft:
         "kind": facts.layer.kind,
         "channels": facts.layer.channels,
         "rows": facts.layer.span.kind,
+        "heads": facts.layer.span.heads,
         "depth": facts.depth,
         "plain_ahead": facts.ahead.plain if facts.ahead else 0,
         "bounded_ahead": facts.ahead.bounded if facts.ahead else 0,

@@ -28,6 +28,8 @@ class RowSpan:
     start: int = 0
     stop: int | None = None
     """None: to the last row."""
+    heads: int | None = None
+    """Of attention, whose rows stand one head after another; None: no heads, or not known."""
 
 
 KERNELS = RowSpan()
@@ -47,14 +49,16 @@ def spans_of(module: nn.Module, tensor: str, weight: Tensor) -> tuple[RowSpan, .
     if gates and tensor.startswith(("weight_ih", "weight_hh")):
         return _equal(gates, "gate", weight)
     if isinstance(module, nn.MultiheadAttention) and tensor == "in_proj_weight":
-        return _equal(("q", "k", "v"), "projection", weight)
+        return _equal(("q", "k", "v"), "projection", weight, module.head_dim)
     if isinstance(module, nn.MultiheadAttention) and tensor in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        return (RowSpan("projection"),)
+        return _equal(("",), "projection", weight, module.head_dim)
     return (KERNELS,)
 
 
-def _equal(names: tuple[str, ...], rows: Rows, weight: Tensor) -> tuple[RowSpan, ...]:
+def _equal(names: tuple[str, ...], rows: Rows, weight: Tensor, head: int = 0) -> tuple[RowSpan, ...]:
+    """Spans of one size each; `head`: rows of a head, 0 where there are none."""
     if is_sharded(weight):  # a rank's rows are any
         return (RowSpan(rows),)
     size = len(weight) // len(names)
-    return tuple(RowSpan(rows, name, i * size, (i + 1) * size) for i, name in enumerate(names))
+    heads = size // head if head and size % head == 0 else None
+    return tuple(RowSpan(rows, name, i * size, (i + 1) * size, heads) for i, name in enumerate(names))

@@ -11,7 +11,7 @@ from lightning_deadkernel.report.records import SEVERITIES, Finding, LayerReport
 from lightning_deadkernel.report.text import NOT_OBSERVED, count, number, percent, size
 from lightning_deadkernel.thresholds import Thresholds
 
-_IN_HEADLINE = {"channels", "of"}
+_IN_HEADLINE = {"channels", "of", "heads"}
 _SHARES = ("share", "share_of_steps", "fraction", "firing_rate", "rate_bound", "sparsity", "weight_zeros", "near_zeros")
 """Endings of the names of what is shown in percent."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, Run, alive, begun, layer, start
+from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, Run, alive, begun, layer, off, start
 from lightning_deadkernel.diagnosis.problems import new_problems
 from lightning_deadkernel.observation import Consumer
 from lightning_deadkernel.report import codec
@@ -24,6 +24,14 @@ def test_one_cause_over_several_layers_is_one_problem_with_all_of_their_kernels(
     assert problem.title == "3 of 12 kernels in 3 layers are dead (knocked out)"
     assert [finding.layer for finding in problem.findings] == ["a", "b", "c"]
     assert (problem.severity, problem.places) == ("warning", (0, 1, 2))
+
+
+@pytest.mark.parametrize(("of_keys", "heads"), [((0, 1), "head 0 of 2; "), ((2, 3), ""), ((0,), "")])
+def test_a_problem_names_heads_where_all_of_its_layers_are_about_these(of_keys: tuple[int, ...], heads: str) -> None:
+    gone = {"q": (0, 1), "k": of_keys}
+    run = Run().next(*map(start, gone)).next(*(layer(name, update_ratio_max=0.8) for name in gone))
+    (problem,) = run.next(*(layer(name, heads=2, **off(*some)) for name, some in gone.items())).problems
+    assert problem.title == f"{2 + len(of_keys)} of 8 kernels in 2 layers are dead ({heads}knocked out)"
 
 
 def test_a_problem_of_one_layer_has_the_headline_of_its_finding() -> None:

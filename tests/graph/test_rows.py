@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -91,6 +91,91 @@ def test_packed_attention_has_a_row_for_queries_keys_and_values() -> None:
     # keys of zero give every position the same weight, and pass no gradient to the queries of their head
     assert report["body.in_proj_weight.q"].zero_gradient == [0, 1, 2, 3]
     assert report["body.in_proj_weight.v"].zero_gradient == []
+
+
+HEADS = {"packed": {}, "unpacked": {"kdim": 6, "vdim": 5}}
+
+
+class Heads(Net):
+    """Four heads of four channels each, 4 to 7 those of head 1; `removed` are zero from the start and stay so.
+
+    Args:
+        removed: of q, k and v, the channels without weights, biases and, but for v, gradients; what v has removed, the
+            output does not read either.
+        options: of `nn.MultiheadAttention`.
+    """
+
+    def __init__(self, removed: dict[str, Sequence[int]], **options: int) -> None:
+        super().__init__(
+            lambda net, x: net.body(x, x[..., : net.body.kdim], x[..., : net.body.vdim])[0],
+            body=nn.MultiheadAttention(16, 4, batch_first=True, **options),
+        )
+        nn.init.normal_(self.body.in_proj_bias)
+        self.named = {"q": "q_proj_weight", "k": "k_proj_weight", "v": "v_proj_weight"}
+        if not options:
+            self.named = {part: f"in_proj_weight.{part}" for part in "qkv"}
+        for name, parameter in self.body.named_parameters():
+            if name in ("in_proj_weight", "in_proj_bias"):
+                where = [16 * "qkv".index(part) + channel for part, some in removed.items() for channel in some]
+            elif name == "out_proj.weight":
+                parameter.data[:, list(removed.get("v", ()))] = 0.0
+                continue
+            else:
+                where = list(removed.get(name[0], ())) if name.endswith("_proj_weight") else []
+            kept = torch.ones(len(parameter)).index_fill(0, torch.tensor(where, dtype=torch.int64), 0.0)
+            kept = kept.view(-1, *[1] * (parameter.ndim - 1))
+            parameter.data *= kept
+            parameter.register_hook(lambda gradient, kept=kept: gradient * kept)
+
+    def said(self, kind: str) -> dict[str, tuple[tuple[int, ...], str | None]]:
+        """q, k or v -> the channels and the heads that findings of a kind name."""
+        self.report = watch(self, rows(8, 5, 16))
+        parts = {f"body.{name}": part for part, name in self.named.items()}
+        return {
+            parts[f.layer]: (f.channels, f.evidence.get("heads"))
+            for f in self.report.findings
+            if f.kind == kind and f.layer in parts
+        }
+
+
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS)
+def test_a_head_without_weights_is_named_in_each_of_its_projections(options: dict[str, int]) -> None:
+    net = Heads(dict.fromkeys("qkv", range(4, 8)), **options)
+    head = ((4, 5, 6, 7), "head 1 of 4")
+    assert net.said("zero_kernels") == {"q": head, "k": head, "v": head}
+    assert net.report.problems[0].title.startswith(
+        "12 of 48 kernels in 3 layers are zero, or next to it (head 1 of 4; "
+    )
+    assert {layer.name: layer.heads for layer in net.report.layers} == {
+        **{f"body.{name}": 4 for name in net.named.values()},
+        "body.out_proj": None,
+    }
+
+
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS)
+def test_heads_without_keys_are_named_where_keys_are_zero_and_where_queries_get_no_gradient(
+    options: dict[str, int],
+) -> None:
+    net = Heads({"k": (*range(4, 8), *range(12, 16))}, **options)
+    heads = ((4, 5, 6, 7, 12, 13, 14, 15), "heads 1, 3 of 4")
+    assert net.said("zero_kernels") == {"k": heads}
+    # scores of such a head are 0 whatever its queries are
+    assert net.said("no_gradient") == {"q": heads, "k": heads}
+    title = next(f.title for f in net.report.findings if (f.kind, f.layer) == ("no_gradient", f"body.{net.named['q']}"))
+    assert title == "no gradient arrives (heads 1, 3 of 4)"
+
+
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize(
+    "where", [range(4, 6), range(6, 10), range(4, 9), range(16)], ids="half two_halves more all".split()
+)
+def test_no_heads_are_named_where_channels_are_no_whole_heads_or_all_of_them(
+    where: Sequence[int], options: dict[str, int]
+) -> None:
+    net = Heads({"v": where}, **options)
+    assert net.said("zero_kernels") == {"v": (tuple(where), None)}
+    of_values = [finding for finding in net.report.findings if finding.layer == f"body.{net.named['v']}"]
+    assert not any("head" in finding.title for finding in of_values)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ def page() -> str:
         listed("parameters that meet the data before the first layer", uses.FIRST),
         "\nWeights whose rows are no kernels of one op have rows of their own:\n",
         table(("rows", "how they are read"), [(rows, how) for rows, how in READ_AS.items()]),
+        "Findings about whole heads of `nn.MultiheadAttention` name these, of queries, keys and values each. Where\n"
+        "queries, keys and values come from linear layers of one's own, heads are not known.\n",
         "## What is not read by activation\n\nThere is gradient evidence alone, and the layer's note says why:\n",
         table(("form", "the layer's note"), [unread_row(name, form) for name, form in unread().items()]),
         TAIL,

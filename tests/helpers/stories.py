@@ -15,6 +15,7 @@ from lightning_deadkernel.report.sentences import evidence
 HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
 STARVING: dict[str, Any] = {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)}
 NO_ROW: dict[str, Any] = {**STARVING, "activation": None, "gating": None, "fired": None}
+HEAD: dict[str, Any] = {"norms": each(0, 0, 1, 1.0), "largest": each(0, 0, 1, 1.0), "heads": 2}
 SIGMOID: dict[str, Any] = {"activation": "sigmoid", "gating": "bounded"}
 SGD: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.1}
 SMALL: dict[str, Any] = {
@@ -310,6 +311,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     ),
     "experts get no token": lambda: begun().next(layer(**NO_ROW, rows="experts")),
     "codes are not used": lambda: begun().next(layer(**NO_ROW, rows="codes")),
+    "a head of attention is zero": lambda: two_windows(HEAD, HEAD, begin=HEAD),
     "words are not in the data": lambda: begun().next(layer(**NO_ROW, rows="table")),
     "a backbone is cut off": lambda: begun().next(
         alive(), layer(excluded="not in the graph of the loss", missed="cut off", parameters=4000)
