@@ -193,9 +193,9 @@ class LayerWindow(LayerStatistics):
     gradient_steps: int | None = None
     """Sampled steps on which R_l was known; None: all of the window's."""
     weak_share: float = 0.0
-    """Share of these steps with 0 < R_l below `Thresholds.weak_gradient`."""
+    """Share of these steps, or of their last third if that is less, with 0 < R_l below `Thresholds.weak_gradient`."""
     vanishing_share: float = 0.0
-    """Share of these steps with 0 < R_l below `Thresholds.vanishing_gradient`."""
+    """The same below `Thresholds.vanishing_gradient`."""
     non_finite_gradients: int = 0
     """Channels that had a NaN or infinite gradient on some step; 0 under a gradient scaler, which skips such steps."""
     underflow_share: float | None = None

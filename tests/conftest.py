@@ -21,6 +21,14 @@ settings.load_profile("deadkernel")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew from what tests make")
+    parser.addoption("--all-seeds", action="store_true", help="train recipes and situations with five seeds each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all-seeds"):
+        left_out = [item for item in items if item.get_closest_marker("seeds")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("seeds")]
 
 
 @pytest.fixture

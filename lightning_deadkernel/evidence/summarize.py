@@ -318,6 +318,14 @@ def _note_on_underflow(share: float) -> str | None:
     return f"{share:.0%} of its gradient entries underflowed to zero in float16"
 
 
+def _share_below(ratios: Tensor, line: float) -> Tensor:
+    """(L,) share of the steps with a ratio above 0 and below a line; of their last third where that is less: what was
+    small and is not any more, as behind a scale that began at zero, does no harm."""
+    small, known = (ratios > 0) & (ratios < line), ~ratios.isnan()
+    shares = [small[first:].double().sum(0) / known[first:].sum(0) for first in (0, len(ratios) * 2 // 3)]
+    return torch.fmin(*shares)
+
+
 class _Steps:
     """The sampled steps, spread over the layers."""
 
@@ -332,7 +340,7 @@ class _Steps:
             "gradient_rms": _medians(torch.where(tables.rms.isfinite(), tables.rms, torch.nan)),
             "gradient_steps": known.tolist(),
             **{
-                name: (((ratios > 0) & (ratios < line)).double().sum(0) / known).tolist()
+                name: _share_below(ratios, line).tolist()
                 for name, line in (
                     ("weak_share", thresholds.weak_gradient),
                     ("vanishing_share", thresholds.vanishing_gradient),

@@ -20,8 +20,8 @@ from helpers.training import fit, quiet
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.report.records import Finding
 
-SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5)))
-"""The first alone in the fast lane."""
+SEEDS = (0, *(pytest.param(seed, marks=(pytest.mark.slow, pytest.mark.seeds)) for seed in range(1, 5)))
+"""The first alone unless all are asked for, by `--all-seeds`."""
 Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 

@@ -99,7 +99,7 @@ class Sum(Training):
         "dead_channels net.*: knocked out",
         "update_too_large net.*: reckless updates",
         "exploding_gradient network: reckless updates",
-        "non_finite_gradient network: overflow",
+        "non_finite_gradient *: overflow",
     ),
     besides=("dead_channels net.*: *", "starved_channels net.*: *", "update_too_large *: *"),
     advice=("learning rate",),
