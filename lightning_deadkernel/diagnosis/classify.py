@@ -174,7 +174,7 @@ def _zero_kernel(layer: LayerWindow, past: LayerPast | None, thresholds: Thresho
     if layer.largest is not None:
         zero |= layer.largest == 0
     if layer.norms is not None and layer.channels:
-        small = layer.norms < thresholds.zero_kernel * layer.norms.nan_to_num(nan=0.0).amax()
+        small = layer.norms < thresholds.zero_kernel * layer.norms.nan_to_num(nan=0.0, posinf=0.0).amax()
         if past is not None and past.codes.numel() == layer.channels:
             # beside a kernel that has blown up all others look small: they are not, unless they have shrunk themselves
             small &= past.first_zero | ~(layer.norms >= SHRUNK * past.first_norm)

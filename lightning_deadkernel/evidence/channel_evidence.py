@@ -41,7 +41,6 @@ class ChannelEvidence:
     `totals` holds each activation's ``sums`` over the sampled steps.
 
     Args:
-        dtype: of `maxima`.
         device: where everything is kept.
         sources: where each layer's gradient is read.
         activations: activation key -> channels.
@@ -49,12 +48,13 @@ class ChannelEvidence:
 
     def __init__(
         self,
-        dtype: torch.dtype,
         device: torch.device,
         sources: dict[str, Source],
         activations: dict[ActivationKey, int],
     ) -> None:
-        self.dtype, self.device = dtype, device
+        self.device = device
+        wide = any(source.layer.main.dtype == torch.float64 for source in sources.values())
+        self.dtype = dtype = torch.float64 if wide else torch.float32
         # the 1-D sources first: what every step writes to is one piece
         self.sources = dict(sorted(sources.items(), key=lambda item: item[1].parameter is None))
         self.activations = dict(activations)
@@ -109,7 +109,7 @@ class ChannelEvidence:
             activations: activation key -> channels.
             names: names of the layers whose evidence stays, and what they are called from now on; None: all, as before.
         """
-        new = ChannelEvidence(self.dtype, self.device, sources, activations)
+        new = ChannelEvidence(self.device, sources, activations)
         self.flush()
         for kind, key in self._places:
             new._put((kind, renamed(key, names)), self.segment(kind, key))
@@ -122,7 +122,7 @@ class ChannelEvidence:
     ) -> ChannelEvidence:
         """What `segments` gave after so many reads of gradients, so far as the layers are there; sums only on the rank
         that is to hold them."""
-        new = ChannelEvidence(self.dtype, self.device, self.sources, activations)
+        new = ChannelEvidence(self.device, self.sources, activations)
         new._reads = reads
         for (kind, key), values in segments.items():
             if with_sums or kind != "sums":

@@ -58,9 +58,8 @@ class Observer:
         layers = table.watched
         first = next((layer.main for layer in layers), None)
         device = local(first).device if first is not None else torch.device("cpu")
-        wide = any(layer.main.dtype == torch.float64 for layer in layers)
         self.window = OpenWindow(
-            ChannelEvidence(torch.float64 if wide else torch.float32, device, {}, {}),
+            ChannelEvidence(device, {}, {}),
             StepStatistics.of(model, layers, device, update_ratio),
         )
         self._outdated = False

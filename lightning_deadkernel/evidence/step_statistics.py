@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_deadkernel.evidence.lost_updates import Asked, LostUpdates
-from lightning_deadkernel.functional.kernels import gradient_ratios
+from lightning_deadkernel.functional.firing import why_unreadable
+from lightning_deadkernel.functional.kernels import SQUARED, gradient_ratios, row_norms
 from lightning_deadkernel.graph.layers import Layer
 from lightning_deadkernel.graph.sharding import is_sharded, local, share
 
@@ -148,8 +149,9 @@ class StepStatistics:
     def of(
         cls, model: nn.Module, layers: Sequence[Layer], device: torch.device, update_ratio: bool = True
     ) -> StepStatistics:
-        """For these layers of a model, beside all of its parameters."""
-        parameters = {n: p for n, p in model.named_parameters() if not isinstance(p, UninitializedParameter)}
+        """For these layers of a model, beside all of its real parameters."""
+        known = [(n, p) for n, p in model.named_parameters() if not isinstance(p, UninitializedParameter)]
+        parameters = {n: p for n, p in known if why_unreadable(p) is None}
         return cls(
             layers,
             {id(parameter): name for name, parameter in parameters.items()},
@@ -357,7 +359,7 @@ class StepStatistics:
         return StepTables(
             ratios=self._of_layers(ratios),
             rms=self._of_layers(rms),
-            totals=torch.linalg.vector_norm(torch.where(known.isnan(), 0.0, known), dim=1),
+            totals=row_norms(torch.where(known.isnan(), 0.0, known)),
             updates=torch.where(sizes > 0, changes / sizes, torch.nan),
             underflow=underflow,
             lost=self._of_layers(shares[None])[0],
@@ -427,10 +429,10 @@ def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
     wide = any(t.dtype == torch.float64 for t in tensors)
     norms = torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else torch.float32)
     found = torch.stack([norm.to(device) for norm in norms])
-    if device.type == "cpu" and not wide:  # elsewhere to look at them would wait for the device
+    if device.type == "cpu":  # elsewhere to look at them would wait for the device
         for at, norm in enumerate(found.tolist()):
-            if not 1e-17 < norm < 1e17:  # float32 squares vanish below 1e-19 and overflow above 1e19
-                found[at] = torch.linalg.vector_norm(tensors[at], dtype=torch.float64)
+            if not SQUARED[0] < norm < SQUARED[1]:
+                found[at] = row_norms(tensors[at].reshape(1, -1))[0]
     return found
 
 

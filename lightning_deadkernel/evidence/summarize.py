@@ -178,10 +178,7 @@ def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None
         return
     weight = whole(layer.weight())
     rows = layer.rows(weight)
-    entry["norms"], entry["largest"] = norms, largest = row_norms(rows).cpu(), row_max(rows).cpu()
-    beyond = (largest > 0) & ((largest < 1e-17) | (largest > 1e17)) & largest.isfinite()
-    if bool(beyond.any()) and norms.dtype == torch.float32:  # whose squares float32 cannot hold
-        norms[beyond] = row_norms(rows[beyond.to(rows.device)].double()).cpu().float()
+    entry["norms"], entry["largest"] = row_norms(rows).cpu(), row_max(rows).cpu()
     if facts.scale is not None:
         entry["norm_scale"] = _on_host(whole(facts.scale.detach()).abs())
     # where the kernel itself is the source (its norm has no shift, there are several), its bias is still added

@@ -25,6 +25,13 @@ _BITS = {
 }
 
 
+def why_unreadable(x: Tensor) -> str | None:
+    """Why the numbers of a tensor cannot be read, in words that follow its name; None if they can."""
+    if x.dtype not in _BITS:
+        return f"is of type {str(x.dtype).removeprefix('torch.')}, which is not read"
+    return None if x.layout == torch.strided else "is sparse, which is not read"
+
+
 def bits_of(x: Tensor) -> Tensor:
     """The bit patterns of `x` as signed integers: a view. Raises TypeError for what is no float of 2, 4 or 8 bytes."""
     if x.dtype not in _BITS:

@@ -1,8 +1,8 @@
 """Pure functions of tensors, one per definition, each with its source.
 
 They run where their input lives, leave it unchanged, record no autograd, draw no random number and wait for no device;
-only `weight_summary`, `filled_bins` and what is made of its bins, which end in numbers, read from it. Large inputs are
-worked through in blocks that stay in the processor's cache, so no temporary grows with them.
+only `row_norms`, and `weight_summary`, `filled_bins` and what is made of its bins, which end in numbers, read from it.
+Large inputs are worked through in blocks that stay in the processor's cache, so no temporary grows with them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from lightning_deadkernel.functional.firing import bits_of
 from lightning_deadkernel.functional.histograms import block_size
+
+SQUARED = 1e-17, 1e17
+"""Norms between these are exact: float32 loses squares of less than 1e-19 and overflows at those of more than 1e19."""
 
 
 def dormant_scores(mean_abs: Tensor) -> Tensor:
@@ -53,13 +56,20 @@ def gradient_ratios(rms: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """(C,) L2 norm of each row of (C, K), in at least float32.
-
-    Finite for all float16; in bfloat16 and float32 squares underflow for entries below 1e-19 (confirm a zero by
-    `row_max`) and overflow above 1e19.
+    """(C,) L2 norm of each row of (C, K), in at least float32, also where it cannot hold the squares; infinite or NaN
+    only where the row is.
     """
+    rows = rows.detach()
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=dtype)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
+    beyond = ~((norms > SQUARED[0]) & (norms < SQUARED[1]))
+    if bool(beyond.any()):
+        some = rows[beyond]
+        largest = row_max(some)
+        scalable = (largest > 0) & largest.isfinite()
+        scale = torch.where(scalable, largest, 1)
+        exact = torch.linalg.vector_norm(some / scale[:, None], dim=1, dtype=torch.float64) * scale
+        norms[beyond] = torch.where(scalable, exact.clamp(max=torch.finfo(dtype).max).to(dtype), norms[beyond])
     return norms
 
 

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_deadkernel.errors import OptionError
+from lightning_deadkernel.functional.firing import why_unreadable
 from lightning_deadkernel.graph.rows import KERNELS, RowSpan, spans_of
 from lightning_deadkernel.graph.sharding import is_sharded, local
 from lightning_deadkernel.observation import LOOKED_UP
@@ -181,7 +182,7 @@ def _candidates(model: nn.Module) -> Iterator[Layer]:
             lazy = any(isinstance(leaf, UninitializedParameter) for leaf in leaves)
             if not leaves or (not lazy and max(leaf.ndim for leaf in leaves) < 2):
                 continue
-            if not lazy and not all(leaf.is_floating_point() for leaf in leaves):
+            if not lazy and not all(leaf.is_floating_point() or leaf.is_complex() for leaf in leaves):
                 continue
             title = name if tensor == "weight" and name else ".".join(filter(None, (name, tensor)))
             standard = isinstance(module, (_ConvNd, nn.Linear)) and tensor == "weight"
@@ -216,7 +217,7 @@ def _candidates(model: nn.Module) -> Iterator[Layer]:
 
 def _registered(model: nn.Module) -> tuple[list[Any], dict[int, bool]]:
     """All that a table of layers is made from, fast to make and to compare: the types and names of modules, and names,
-    ids and shapes of their parameters; and id of a parameter -> whether it is trained."""
+    ids, shapes and types of their parameters; and id of a parameter -> whether it is trained."""
     found: list[Any] = []
     trained: dict[int, bool] = {}
     modules, seen = [model], {id(model)}
@@ -228,7 +229,7 @@ def _registered(model: nn.Module) -> tuple[list[Any], dict[int, bool]]:
                 found += (name, id(parameter))
                 if parameter is not None:
                     trained[id(parameter)] = parameter.requires_grad
-                    found.append(None if isinstance(parameter, UninitializedParameter) else parameter.shape)
+                    found += () if isinstance(parameter, UninitializedParameter) else (parameter.shape, parameter.dtype)
         for name, child in module._modules.items():
             found += (name, id(child))
             if child is not None and id(child) not in seen:
@@ -321,7 +322,9 @@ class LayerTable:
             return "left out by `exclude`"
         if not any(self.trained[id(leaf)] for leaf in layer.leaves):
             return FROZEN
-        return "its weight is empty" if layer.main.numel() == 0 else None
+        if layer.main.numel() == 0:
+            return "its weight is empty"
+        return next((f"its weight {reason}" for reason in map(why_unreadable, layer.leaves) if reason), None)
 
     def spans_of(self, layer: Layer) -> list[Layer]:
         """A layer with those whose rows stand beside its own in one weight."""

@@ -65,6 +65,8 @@ def assert_identical(monitored: Any, plain: Any, where: str = "") -> None:
         assert isinstance(monitored, torch.Tensor), where
         assert monitored.dtype == plain.dtype, where
         assert monitored.shape == plain.shape, where
+        assert monitored.layout == plain.layout, where
+        monitored, plain = (t if t.layout == torch.strided else t.to_dense() for t in (monitored, plain))
         mine, other = (getattr(t, "to_local", lambda t=t: t)().detach().contiguous() for t in (monitored, plain))
         assert mine.reshape(-1).view(torch.uint8).equal(other.reshape(-1).view(torch.uint8)), where
     elif isinstance(plain, dict):
