@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,14 @@ class RunLog:
     def __init__(self, loggers: Sequence[Any], *, layers: bool | int = True, histograms: bool = True) -> None:
         self.layers = layers
         self.with_histograms = histograms
-        self._adapters = [adapter_of(logger) for logger in loggers]
+        self._loggers = list(loggers)
+        self._made: dict[int, Adapter] = {}
+        """Place of a logger -> its adapter, where one could be made."""
         self._scalars, self._quartiles = ConstantKeys(), ConstantKeys()
-        self._charts_written = False
-        self._named: list[Adapter] = []
-        """Those that have raised, and have been warned of."""
+        self._written: set[tuple[int, str]] = set()
+        """Places of loggers, and what is written to each only once."""
+        self._named: set[int] = set()
+        """Places of those that have raised, and have been warned of."""
 
     def scalars(self, report: Report, step: int) -> None:
         """The window's scalars, and quartiles where the logger knows no histograms.
@@ -89,13 +93,14 @@ class RunLog:
         elif self.layers:
             found |= worst_scalars(report, self.layers)
         scalars, quartiles = self._scalars.fit(found), {}
-        if self.with_histograms and self.layers is True and not all(a.native_histograms for a in self._adapters):
+        if (
+            self.with_histograms
+            and self.layers is True
+            and not all(a.native_histograms for a in self._adapters().values())
+        ):
             quartiles = self._quartiles.fit(quartile_scalars(report.tensors.histograms if report.tensors else {}))
-        if not self._charts_written:
-            self._charts_written = True
-            charts = custom_charts(list(scalars))
-            self._each(lambda adapter: adapter.charts(charts))
-            self._each(lambda adapter: adapter.describe(DESCRIPTIONS))
+        self._each(lambda adapter: adapter.charts(custom_charts(list(scalars))), once="charts")
+        self._each(lambda adapter: adapter.describe(DESCRIPTIONS), once="descriptions")
         self._each(lambda adapter: adapter.scalars(scalars if adapter.native_histograms else scalars | quartiles, step))
 
     def histograms(self, report: Report, step: int) -> None:
@@ -127,17 +132,31 @@ class RunLog:
         """Keeps the report's folder with the run where the logger can; called once, at the end of fit."""
         self._each(lambda adapter: adapter.files(folder))
 
-    def _each(self, write: Callable[[Adapter], None]) -> None:
-        for adapter in self._adapters:
-            try:
-                write(adapter)
-            except Exception as error:  # whatever it is, it must not end the training
-                if adapter not in self._named:
-                    self._named.append(adapter)
-                    warn(
-                        f"{type(adapter.logger).__name__} raised {type(error).__name__}: {error}. Training and the "
-                        "other loggers go on; what comes next is logged to it again."
-                    )
+    def _adapters(self) -> dict[int, Adapter]:
+        for place, logger in enumerate(self._loggers):
+            if place not in self._made:
+                with self._walled(place):
+                    self._made[place] = adapter_of(logger)
+        return self._made
+
+    def _each(self, write: Callable[[Adapter], None], once: str = "") -> None:
+        for place, adapter in self._adapters().items():
+            if (place, once) not in self._written:
+                with self._walled(place):
+                    write(adapter)
+                    self._written |= {(place, once)} if once else set()
+
+    @contextmanager
+    def _walled(self, place: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, it must not end the training
+            if place not in self._named:
+                self._named.add(place)
+                warn(
+                    f"{type(self._loggers[place]).__name__} raised {type(error).__name__}: {error}. Training and the "
+                    "other loggers go on; what comes next is logged to it again."
+                )
 
 
 def _picture_key(name: str) -> Key:

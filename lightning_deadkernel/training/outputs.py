@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -53,9 +54,11 @@ class Budget:
     def spent(self) -> Iterator[None]:
         """Around the work."""
         began = time.monotonic()
-        yield
-        self._expected = time.monotonic() - began
-        self._spent += self._expected
+        try:
+            yield
+        finally:  # what fails has taken its time as well
+            self._expected = time.monotonic() - began
+            self._spent += self._expected
 
 
 class Outputs:
@@ -159,6 +162,9 @@ class Outputs:
             taken = _folders.setdefault(self._trainer, set())
             if folder in taken:
                 folder = folder / f"monitor_{len(taken) + 1}"
+            folder.mkdir(exist_ok=True)
+            with TemporaryFile(dir=folder):  # one that takes no files is told once, and not for each of them
+                pass
             taken.add(folder)
             self._folder = folder
 
