@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,9 @@ from lightning_deadkernel.report.html import to_html, to_notebook
 from lightning_deadkernel.report.markdown import to_markdown
 from lightning_deadkernel.report.records import ChannelValues, ReportRecord
 from lightning_deadkernel.report.states import COUNTED, FLAGS
+
+_BEGAN = time.monotonic()
+"""When this process did, or soon after."""
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -108,6 +114,7 @@ class Report(ReportRecord):
             for old in target.parent.glob(pattern(target.stem)):  # of the report that was here before
                 if old.name not in beside:
                     old.unlink(missing_ok=True)
+            _remove_leftovers(target, pattern(target.stem))
         elif ending == ".md":
             write_atomically(target, self.to_markdown())
         elif ending == ".html":
@@ -174,3 +181,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+    _remove_leftovers(path, glob.escape(path.name))
+
+
+def _remove_leftovers(written: Path, names: str) -> None:
+    """Removes what writers that were killed have left unfinished beside a file that has just been written.
+
+    Args:
+        written: the file, whose time tells the time of its file system.
+        names: a glob of the files that they wrote; what is younger than this process may be another's that still does.
+    """
+    with suppress(OSError):
+        began = written.stat().st_mtime - (time.monotonic() - _BEGAN)
+        for left in written.parent.glob(f".{names}.{'[0-9a-f]' * 32}.tmp"):
+            if left.stat().st_mtime < began:
+                left.unlink()

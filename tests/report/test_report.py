@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
+import time
 from dataclasses import fields, replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -347,3 +350,27 @@ def test_the_summary_counts_watched_channels_only() -> None:
     assert summary["min_gradient_ratio"] == 3.1e-9
     assert summary["vanishing_layers"] == 1
     assert sick_report().dead_channels == {"features.0": [3, 11], "features.3": [0, 1, 2, 3, 7, 20]}
+
+
+def test_what_killed_writers_left_unfinished_is_removed_and_nothing_that_is_young_or_not_ours(tmp_path: Path) -> None:
+    def left(name: str, age: float, ending: str | None = None) -> Path:
+        path = tmp_path / f".{name}.{ending or uuid4().hex}.tmp"
+        path.write_text("half of")
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    a_day, hash_of = 86_400.0, "0123456789abcdef"
+    stale = [left("report.json", a_day), left("report.json", a_day), left(f"report.{hash_of}.npz", a_day)]
+    of_others = [
+        left("report.json", 0),
+        left(f"report.{hash_of}.npz", 0),
+        left("report.json", a_day, "tar"),
+        left("other.json", a_day),
+        left("report.md", a_day),
+        left("report.notes.npz", a_day),
+    ]
+    sick_report().save(tmp_path / "report.json")
+    assert set(tmp_path.iterdir()) == {tmp_path / "report.json", *of_others}
+    assert not any(path.exists() for path in stale)
+    sick_report().save(tmp_path / "report.md")
+    assert not of_others[4].exists()
