@@ -63,10 +63,12 @@ def row_norms(rows: Tensor) -> Tensor:
     dtype = torch.promote_types(rows.dtype, torch.float32)
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
     beyond = ~((norms > SQUARED[0]) & (norms < SQUARED[1]))
-    if bool(beyond.any()):
-        some = rows[beyond]
-        largest = row_max(some)
-        scalable = (largest > 0) & largest.isfinite()
+    if not beyond.any():
+        return norms
+    some = rows if beyond.all() else rows[beyond]
+    largest = row_max(some)
+    scalable = (largest > 0) & largest.isfinite()
+    if scalable.any():  # rows of zeros, which are many, need no more
         scale = torch.where(scalable, largest, 1)
         exact = torch.linalg.vector_norm(some / scale[:, None], dim=1, dtype=torch.float64) * scale
         norms[beyond] = torch.where(scalable, exact.clamp(max=torch.finfo(dtype).max).to(dtype), norms[beyond])
