@@ -75,8 +75,8 @@ def _problem(findings: Sequence[Finding], places: list[int], when: Callable[[int
     places = sorted(places, key=lambda place: (_is_consequence(findings[place]), place))
     of_roots = [findings[place] for place in places if not _is_consequence(findings[place])]
     of_roots = of_roots or [findings[places[0]]]
-    first = of_roots[0]
-    alike = [finding for finding in of_roots if finding.kind == first.kind]
+    alike = [finding for finding in of_roots if finding.kind == of_roots[0].kind]
+    first = min(alike, key=lambda finding: int(finding.evidence.get("since_window", 0)))
     title = _title(alike)
     return Problem(
         title=title,
@@ -93,7 +93,7 @@ def _problem(findings: Sequence[Finding], places: list[int], when: Callable[[int
 def _title(alike: Sequence[Finding]) -> str:
     """Findings of one kind and cause in a line."""
     layers = list(dict.fromkeys(finding.layer for finding in alike))
-    if len(alike) == 1 or len(layers) == 1:
+    if len(alike) == 1:
         return alike[0].headline
     count = sum(len(finding.channels) for finding in alike)
     total = sum(
@@ -101,11 +101,11 @@ def _title(alike: Sequence[Finding]) -> str:
     )
     rule = _RULES.get(alike[0].kind)
     template, noun = (alike[0].title, "kernel") if rule is None else (rule.title, rule.noun)
-    text = template.format(of=f"{count:,} of {total:,} {noun}s in {len(layers):,} layers are")
-    if "{of}" not in template:
-        text += f" in {len(layers):,} layers"
+    where = f" in {len(layers):,} layers" if len(layers) > 1 else ""
+    text = template.format(of=f"{count:,} of {total:,} {noun}s{where} are") + where * ("{of}" not in template)
     heads = {str(finding.evidence.get("heads", "")) for finding in alike}
-    return titled(text, heads.pop() if len(heads) == 1 else "", alike[0].cause_word)
+    text = titled(text, heads.pop() if len(heads) == 1 else "", alike[0].cause_word)
+    return text if where else f"{layers[0] or 'the network'}: {text}"
 
 
 def _story(
@@ -113,10 +113,12 @@ def _story(
 ) -> str:
     """What, since when, and what to do, in a sentence or two each."""
     explanation = first.cause.split(": ", 1)[-1]
-    since = [finding.evidence["since_window"] for finding in roots if "since_window" in finding.evidence]
+    since = sorted({int(finding.evidence["since_window"]) for finding in roots if "since_window" in finding.evidence})
     sentences = [f"{title}: {explanation}"]
-    if since:
-        sentences.append(f"Since {when(int(min(since)))}")
+    if len(since) > 1:
+        sentences.append(f"The first since {when(since[0])}, the last since {when(since[-1])}")
+    elif since:
+        sentences.append(f"Since {when(since[0])}")
     layers = [finding.layer for finding in all_ if finding not in roots and finding.layer is not None]
     others = list(dict.fromkeys(layer for layer in layers if layer not in {finding.layer for finding in roots}))
     if others:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, Run, alive, begun, layer, off, start
-from lightning_deadkernel.diagnosis.problems import new_problems
+from lightning_deadkernel.diagnosis.problems import find_problems, new_problems
 from lightning_deadkernel.observation import Consumer
 from lightning_deadkernel.report import codec
+from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
 
 
@@ -118,3 +119,15 @@ def test_problems_read_back_with_their_findings_which_are_kept_once(form: str) -
     assert again.problems == report.problems
     assert again.problems[0].findings == report.problems[0].findings != ()
     assert text.count('"kind": "starved_channels"') == 2
+
+
+def test_a_problem_counts_all_kernels_of_its_layer_and_tells_of_the_first_to_go() -> None:
+    def found(channels: tuple[int, ...], since: int) -> Finding:
+        evidence = {"of": 16, "since_window": since}
+        cause, title = f"decayed: gone at {since}", f"{len(channels)} of 16 kernels are dead (decayed)"
+        return Finding("dead_channels", "warning", "conv", channels, evidence, cause, "Use AdamW.", "", 9, 10, title)
+
+    (problem,) = find_problems([found((12,), 8), found((2, 6), 3)], lambda window: f"window {window}")
+    assert problem.title == "conv: 3 of 16 kernels are dead (decayed)"
+    assert problem.cause == "decayed: gone at 3"
+    assert problem.story == f"{problem.title}: gone at 3. The first since window 3, the last since window 8. Use AdamW."

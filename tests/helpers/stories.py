@@ -340,6 +340,13 @@ STORIES: dict[str, Callable[[], Run]] = {
         .next(layer(update_ratio_max=0.8), layer("next", update_ratio_max=0.8))
         .next(layer(**FIRST_OFF), layer("next", **FIRST_OFF))
     ),
+    "an update was reckless for one layer, and a window later for another": lambda: (
+        Run()
+        .next(start(), start("next"))
+        .next(layer(update_ratio_max=0.8), layer("next", update_ratio_max=0.8))
+        .next(layer(**FIRST_OFF), layer("next", update_ratio_max=0.8))
+        .next(layer(**FIRST_OFF), layer("next", **FIRST_OFF))
+    ),
     "a kernel fired on less than sampled steps see, and then on nothing": lambda: two_windows(
         {"channel_firing_rate": each(0.0, 0.5, 0.5, 0.5)}, FIRST_OFF
     ),
