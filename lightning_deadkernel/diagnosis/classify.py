@@ -96,8 +96,10 @@ def _without_firing(layer: LayerWindow, off: Tensor, some: Tensor, none: Tensor)
         # what the others of its norm make of a kernel shows in no gradient where the kernel's own inputs are zero,
         # which they were not where its neighbours' rows have one
         had_inputs = layer.weight_gradient is None and layer.groups == 1 and not layer.penalised and bool(some.any())
-        others = layer.shared_statistics and bool((~off).any()) and not had_inputs
-        return nowhere if others else off & none, off & some, nowhere
+        others = layer.shared_statistics and bool((~off).any())
+        # a mask takes a kernel's gradient, whatever came back to it
+        held = torch.ones_like(off) if not had_inputs else nowhere if layer.masked is None else layer.masked
+        return off & none & ~held if others else off & none, off & some, nowhere
     if not layer.exact:
         # sampled steps may have missed the batch on which a channel fires, which its gradient then shows
         return off & none, nowhere, nowhere if layer.penalised else off & some

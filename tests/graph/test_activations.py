@@ -401,6 +401,14 @@ def test_a_zero_kernel_in_a_mean_square_is_dead_if_its_inputs_were_none(level: f
     assert layer.activation == "relu"
 
 
+def test_a_masked_kernel_in_a_norm_over_channels_is_not_dead_for_the_gradient_that_its_mask_takes() -> None:
+    net = Net(lambda net, x: net.head(F.relu(F.normalize(net.fc(x), dim=1))), fc=nn.Linear(5, 8), head=nn.Linear(8, 2))
+    prune.custom_from_mask(net.fc, "weight", torch.arange(8)[:, None].expand(8, 5) != 3)
+    with torch.no_grad():
+        net.fc.bias[3] = -1.0  # never passes the relu, and is part of every other channel's length
+    assert watch(net, rows(8, 5))["fc"].states[3] != "dead"
+
+
 def test_only_channels_whose_removal_changes_nothing_count_as_savings() -> None:
     def dead(norm: nn.Module) -> int:
         net = Net(
