@@ -41,10 +41,11 @@ def dormant_channels(context: WindowContext) -> Iterator[Found]:
             continue
         rare = int(layer.mask(layer.report.rare)[channels].sum())
         zero = int(layer.mask(layer.report.zero_kernels)[channels].sum())
+        kernels = "is a zero kernel" if zero == 1 else "are zero kernels"
         cause = LOW_ACTIVITY.because(
             f"they fire, but at or below {lines.dormant:g} of the layer's mean activation"
             + (f"; {rare} of them on fewer than {lines.rare:.0%} of samples and positions" if rare else "")
-            + (f"; {zero} of them are zero kernels, or next to it, which is why" if zero else ""),
+            + (f"; {zero} of them {kernels}, or next to it, which is why" if zero else ""),
             "Normal in small numbers. Where the share grows from window to window, re-initialise these channels (ReDo)"
             " or lower the learning rate.",
             references.REDO,
