@@ -55,7 +55,7 @@ def test_when_a_channel_died_is_known_after_any_number_of_windows(long: Record) 
     assert long.reports[-1].layers[0].dead == [0]
     (finding,) = [f for f in long.reports[-1].findings if (f.kind, f.layer) == ("dead_channels", "conv0")]
     assert finding.evidence["since_window"] == 3
-    assert any("Since epoch 2 (step 60)" in problem.story for problem in long.reports[-1].problems)
+    assert any("ince epoch 2 (step 60)" in problem.story for problem in long.reports[-1].problems)
 
 
 def test_a_long_record_goes_on_from_a_checkpoint_as_if_there_had_been_none(long: Record, tmp_path: Path) -> None:
