@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.history import History, LayerPast, gradient_seen
+from lightning_deadkernel.diagnosis.history import History, gradient_seen
+from lightning_deadkernel.diagnosis.layer_past import LayerPast
 from lightning_deadkernel.functional.kernels import dormant_scores
 from lightning_deadkernel.observation import Gating, LayerWindow, Window
 from lightning_deadkernel.report.states import DORMANT, FROZEN, RARE, STATES, ZERO_KERNEL, State

@@ -10,7 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.history import History, LayerPast, gradient_seen
+from lightning_deadkernel.diagnosis.history import History, gradient_seen
+from lightning_deadkernel.diagnosis.layer_past import LayerPast
 from lightning_deadkernel.observation import LayerWindow, Window
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.thresholds import Thresholds

@@ -8,129 +8,21 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_deadkernel.diagnosis.layer_past import TENSORS, LayerPast, begun, codes_of, values_of
 from lightning_deadkernel.observation import ENOUGH_STEPS, LayerWindow, NonFinite, Window
 from lightning_deadkernel.report.records import LayerReport
-from lightning_deadkernel.report.states import STATE_BITS, STATES, ZERO_KERNEL
+from lightning_deadkernel.report.states import STATE_BITS, STATES
 
 VERSION = 1
-NEVER = -1
 BASELINE_WINDOWS = 16
 """Windows whose gradient norms make the running baseline: enough for a median, few enough to follow a schedule."""
-
-
-@dataclass
-class LayerPast:
-    """One layer's past. `(C,)` tensors are on the CPU; windows are given by index, `NEVER` where there was none."""
-
-    first_window: int
-    """Window in which the layer was first seen; 0 is initialisation."""
-    first_step: int
-    """Global step of that window: above 0 the run had begun before it was watched."""
-    first_norm: Tensor
-    """(C,) float32 kernel norm then; NaN where it was not observed."""
-    first_zero: Tensor
-    """(C,) bool: the kernel, or its norm's scale, was zero or next to it then."""
-    first_scale: Tensor
-    """(C,) float32 \\|gamma\\| when it was first seen, at the end of the first window of training, as the norm that
-    follows a layer is known by the graph alone; NaN without a norm."""
-    scale: Tensor
-    """(C,) float32 \\|gamma\\| in the last window; NaN without a norm."""
-    scale_moved: Tensor
-    """(C,) bool: \\|gamma\\| changed between the last two windows."""
-    codes: Tensor
-    """(C,) uint8 codes of the last window."""
-    since: Tensor
-    """(C,) int32 window in which the present state began."""
-    before: Tensor
-    """(C,) uint8 codes of the window before the last."""
-    before_since: Tensor
-    """(C,) int32 window in which the state of `before` began."""
-    last_fired: Tensor
-    """(C,) int32 last window in which the channel fired."""
-    rate: Tensor
-    """(C,) float32 firing rate in that window; NaN where it was not observed."""
-    reckless: Tensor
-    """(C,) float32 largest update ratio, the layer's own or a producer's, in that window and the one after."""
-    last_gradient: Tensor
-    """(C,) int32 last window with a gradient."""
-    stop_norm: Tensor
-    """(C,) float32 kernel norm at the end of that window."""
-    update_ratio: float = math.nan
-    previous_update_ratio: float = math.nan
-    learning_rate: float = math.nan
-    previous_learning_rate: float = math.nan
-    largest_learning_rate: float = 0.0
-    decay: float = 0.0
-    """Sum of -log(1 - lr * weight decay) over the steps since it was first seen, with the largest learning rate of each
-    window: decoupled decay alone can have shrunk a weight by exp(-decay) at most."""
-    recent: list[list[float]] = field(default_factory=list)
-    """Of the last windows that have `ENOUGH_STEPS` sampled steps together, oldest first: how many had a gradient ratio,
-    on how many it was weak, and on how many vanishing."""
-    from_start: bool = False
-    """It was seen before its first step: at the beginning of the run, or where it came in the middle of training."""
-    travel: float = 0.0
-    """Sum of the learning rates over the same steps: an optimizer that normalises its steps moves a weight about as far
-    at most by decay alone."""
-
-    @property
-    def small_gradient_shares(self) -> tuple[float, float] | None:
-        """Shares of the last sampled steps on which the gradient was weak and vanishing; None while too few."""
-        steps, weak, vanishing = (sum(numbers) for numbers in zip([0.0] * 3, *self.recent, strict=True))
-        return (weak / steps, vanishing / steps) if steps >= ENOUGH_STEPS else None
-
-    def add_gradient_steps(self, steps: int, weak: float, vanishing: float) -> None:
-        """Takes in a window's sampled steps, and the shares of them that were weak and vanishing."""
-        self.recent = [*self.recent, [steps, weak * steps, vanishing * steps]]
-        while sum(numbers[0] for numbers in self.recent[1:]) >= ENOUGH_STEPS:
-            self.recent = self.recent[1:]
-
-
-TENSORS = tuple(field.name for field in fields(LayerPast) if field.type == "Tensor")
-
-
-def _values(values: Tensor | None, channels: int) -> Tensor:
-    return torch.full((channels,), math.nan) if values is None else values.detach().to("cpu", torch.float32).clone()
-
-
-def _codes(report: LayerReport) -> Tensor:
-    return (
-        torch.frombuffer(bytearray(report.codes), dtype=torch.uint8)
-        if report.codes
-        else torch.zeros(0, dtype=torch.uint8)
-    )
-
-
-def _begin(window: Window, layer: LayerWindow, report: LayerReport, from_start: bool) -> LayerPast:
-    count, codes = layer.channels, _codes(report)
-    scale, norms = _values(layer.norm_scale, count), _values(layer.norms, count)
-    never = torch.full((count,), NEVER, dtype=torch.int32)
-    begun = torch.full((count,), window.index, dtype=torch.int32)
-    return LayerPast(
-        first_window=window.index,
-        first_step=window.global_step,
-        from_start=from_start,
-        first_norm=norms,
-        first_zero=(codes & ZERO_KERNEL) != 0,
-        first_scale=scale,
-        scale=scale.clone(),
-        scale_moved=torch.zeros(count, dtype=torch.bool),
-        codes=codes,
-        since=begun,
-        before=codes.clone(),
-        before_since=begun.clone(),
-        last_fired=never,
-        rate=torch.full((count,), math.nan),
-        reckless=torch.zeros(count),
-        last_gradient=never.clone(),
-        stop_norm=norms.clone(),
-    )
 
 
 def gradient_seen(layer: LayerWindow) -> tuple[Tensor, Tensor]:
@@ -224,7 +116,7 @@ class History:
             past = self._layers.get(layer.name)
             if past is None or past.codes.numel() != layer.channels:
                 begins = window.index == window.global_step == 0
-                past = self._layers[layer.name] = _begin(window, layer, report, begins)
+                past = self._layers[layer.name] = begun(window, layer, report, begins)
             else:
                 self._states(past, window, layer, report)
             self._evidence(past, window, layer)
@@ -246,12 +138,12 @@ class History:
 
     @staticmethod
     def _states(past: LayerPast, window: Window, layer: LayerWindow, report: LayerReport) -> None:
-        codes = _codes(report)
+        codes = codes_of(report)
         changed = (codes & STATE_BITS) != (past.codes & STATE_BITS)
         past.before, past.before_since = past.codes, past.since
         past.since = torch.where(changed, torch.full_like(past.since, window.index), past.since)
         past.codes = codes
-        scale = _values(layer.norm_scale, layer.channels)
+        scale = values_of(layer.norm_scale, layer.channels)
         if layer.norm_scale is not None and bool(past.first_scale.isnan().all()):
             past.first_scale = scale.clone()
             if window.index == past.first_window + 1:
@@ -271,7 +163,7 @@ class History:
         if layer.fired is not None:
             past.last_fired.masked_fill_(layer.fired, window.index)
             enough = window.sampled_steps >= min(ENOUGH_STEPS, window.optimizer_steps)
-            rates = _values(layer.channel_firing_rate if enough else None, layer.channels)
+            rates = values_of(layer.channel_firing_rate if enough else None, layer.channels)
             past.rate = torch.where(layer.fired, rates, past.rate)
         if layer.gradient_ratio is not None:
             steps = window.sampled_steps if layer.gradient_steps is None else layer.gradient_steps
@@ -367,4 +259,4 @@ class History:
             layers: the verdicts, one for each of `window.layers`.
         """
         for layer, report in zip(window.layers, layers, strict=True):
-            self._layers[layer.name] = _begin(window, layer, report, from_start=True)
+            self._layers[layer.name] = begun(window, layer, report, from_start=True)

@@ -17,7 +17,7 @@ from lightning_deadkernel.functional.firing import count_outside, firing, sample
 from lightning_deadkernel.functional.kernels import row_max
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.facts import ActivationKey, Source
-from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.sharding import is_sharded, local, shard_offset
 

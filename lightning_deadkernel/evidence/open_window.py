@@ -13,7 +13,7 @@ from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, Segm
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.functional.kernels import checksums
 from lightning_deadkernel.graph.facts import ActivationKey, Source
-from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
 
 VERSION = 3

@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_deadkernel.evidence.lost_updates import Asked, LostUpdates
 from lightning_deadkernel.functional.firing import why_unreadable
 from lightning_deadkernel.functional.kernels import SQUARED, gradient_ratios, row_norms
-from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import is_sharded, local, share
 
 LIMIT = 512

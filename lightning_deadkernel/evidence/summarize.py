@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -14,12 +13,12 @@ from lightning_deadkernel.evidence.channel_evidence import ACTIVATION_SUMS, Segm
 from lightning_deadkernel.evidence.first_non_finite import first_non_finite
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
-from lightning_deadkernel.evidence.step_statistics import StepStatistics
+from lightning_deadkernel.evidence.step_values import StepValues
 from lightning_deadkernel.functional.histograms import bit_histogram
 from lightning_deadkernel.functional.kernels import row_max, row_norms
 from lightning_deadkernel.functional.sparsity import weight_summary
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts
-from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
 from lightning_deadkernel.observation import LayerWindow, Window, WindowTensors
 from lightning_deadkernel.thresholds import Thresholds
@@ -28,8 +27,6 @@ Draft = dict[str, Any]
 """The fields of a `LayerWindow` on its way."""
 
 CUT_OFF = "not in the graph of the loss: never used in the training step, or detached"
-UNDERFLOW_WORTH_A_NOTE = 0.1
-"""Share of a weight's gradient entries that underflowed in float16."""
 
 
 @torch.no_grad()
@@ -59,7 +56,7 @@ def summarize(
     counts, index, tensors = seen.counts, observer.window.index, WindowTensors()
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     changed, weights_now = observer.window.compare_weights(observer.reader.watched)
-    steps = _Steps(observer.window.steps, thresholds)
+    steps = StepValues(observer.window.steps, thresholds)
     drafts: list[Draft] = []
     listed = [facts for facts in observer.reader.facts.values() if not facts.holds_no_kernels]
     for facts in sorted(listed, key=lambda facts: (facts.excluded is not None, facts.order)):
@@ -293,82 +290,3 @@ def _with_first_kernels(tensors: WindowTensors, observer: Observer, window: Wind
             kernels = whole(layer.weight()).float().cpu().clone()
             return WindowTensors(tensors.histograms, entry.name, kernels)
     return tensors
-
-
-def _medians(table: Tensor) -> list[float]:
-    """Of each column (the lower one of two), without NaN; NaN where there is nothing else."""
-    return (table.nanmedian(0).values if len(table) else table.new_full(table.shape[1:], torch.nan)).tolist()
-
-
-def _largest(table: Tensor) -> list[float]:
-    """Of each column, without NaN; NaN where there is nothing else."""
-    seen = ~table.isnan()
-    largest = torch.where(seen, table, -torch.inf).amax(0) if len(table) else table.new_zeros(table.shape[1:])
-    return torch.where(seen.any(0), largest, torch.nan).tolist()
-
-
-def _note_on_underflow(share: float) -> str | None:
-    if share <= UNDERFLOW_WORTH_A_NOTE:
-        return None
-    if share == 1:
-        return "all of its gradient entries are zero in float16: they underflowed, or none arrived"
-    return f"{share:.0%} of its gradient entries underflowed to zero in float16"
-
-
-def _share_below(ratios: Tensor, line: float) -> Tensor:
-    """(L,) share of the steps with a ratio above 0 and below a line; of their last third where that is less: what was
-    small and is not any more, as behind a scale that began at zero, does no harm."""
-    small, known = (ratios > 0) & (ratios < line), ~ratios.isnan()
-    shares = [small[first:].double().sum(0) / known[first:].sum(0) for first in (0, len(ratios) * 2 // 3)]
-    return torch.fmin(*shares)
-
-
-class _Steps:
-    """The sampled steps, spread over the layers."""
-
-    def __init__(self, steps: StepStatistics, thresholds: Thresholds) -> None:
-        self.steps = steps
-        self.column = {layer.name: i for i, layer in enumerate(steps.layers)}
-        self.tables = tables = steps.tables()
-        ratios = tables.ratios
-        known = (~ratios.isnan()).sum(0)
-        self.values = {
-            "gradient_ratio": _medians(ratios),
-            "gradient_rms": _medians(torch.where(tables.rms.isfinite(), tables.rms, torch.nan)),
-            "gradient_steps": known.tolist(),
-            **{
-                name: _share_below(ratios, line).tolist()
-                for name, line in (
-                    ("weak_share", thresholds.weak_gradient),
-                    ("vanishing_share", thresholds.vanishing_gradient),
-                )
-            },
-            "update_ratio": _medians(tables.updates),
-            "update_ratio_max": _largest(tables.updates),
-            "underflow_share": tables.underflow.nanmean(0).tolist(),
-            "lost_updates": tables.lost.tolist(),
-        }
-        """Statistic -> one value a layer; NaN where it was not observed."""
-
-    def fill(self, entry: Draft) -> None:
-        """Gradient and update sizes of one layer."""
-        at = self.column[entry["name"]]
-        entry |= {name: values[at] for name, values in self.values.items() if not math.isnan(values[at])}
-        entry["note"] = entry["note"] or _note_on_underflow(entry.get("underflow_share") or 0.0)
-        entry["learning_rate"] = self.steps.learning_rates.get(entry["name"])
-        entry["first_learning_rate"] = self.steps.first_rates.get(entry["name"])
-        entry["weight_decay"], entry["decoupled_decay"] = self.steps.decays.get(entry["name"], (0.0, False))
-        entry["optimizer"], entry["momentum"] = self.steps.optimizers.get(entry["name"], (None, 0.0))
-
-    def fill_window(self, window: Window, coarse: Collection[str]) -> None:
-        """Sizes of all gradients together, and what is lost of parameters with one axis.
-
-        Args:
-            coarse: names of the parameters held in two bytes.
-        """
-        totals = self.tables.totals
-        finite = totals[totals.isfinite()]
-        window.gradient_norm = float(finite.median()) if finite.numel() else None
-        window.skipped_steps = int((~totals.isfinite()).sum()) if self.steps.scaled else 0
-        window.largest_gradient_at = self.tables.largest_at
-        window.lost_elsewhere = {n: s for n, s in self.tables.lost_elsewhere.items() if n in coarse}

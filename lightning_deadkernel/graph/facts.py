@@ -10,7 +10,8 @@ from torch import nn
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.ahead import Ahead
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
-from lightning_deadkernel.graph.layers import FROZEN, Layer
+from lightning_deadkernel.graph.layer import Layer
+from lightning_deadkernel.graph.layers import FROZEN
 from lightning_deadkernel.graph.ops import adds_up
 from lightning_deadkernel.graph.paths import Paths
 from lightning_deadkernel.observation import Gating, Rows

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import ACTIVATIONS
 from lightning_deadkernel.graph.channel_axis import Shape, carried
-from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.ops import CONVOLUTIONS, FUNCTIONS, MATMULS, MIXERS, NORMS, RECURRENCES, REDUCTIONS
 from lightning_deadkernel.graph.parts import Part, follow
 from lightning_deadkernel.graph.topology import Topology, Value

@@ -17,7 +17,8 @@ from lightning_deadkernel.graph.ahead import Ahead, look_ahead
 from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse, Source, cheapest_source
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
-from lightning_deadkernel.graph.layers import Layer, LayerTable
+from lightning_deadkernel.graph.layer import Layer
+from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.ops import RECURRENCES, canonical
 from lightning_deadkernel.graph.parts import Part, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from lightning_deadkernel.graph.channel_axis import output_shape
-from lightning_deadkernel.graph.layers import Layer
+from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.ops import FUNCTIONS, MATMULS, VIEWS, peek
 from lightning_deadkernel.graph.topology import Topology
 from lightning_deadkernel.observation import Rows

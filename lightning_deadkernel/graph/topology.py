@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_deadkernel.graph.channel_axis import Shape
-from lightning_deadkernel.graph.layers import Layer, LayerTable
+from lightning_deadkernel.graph.layer import Layer
+from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.ops import (
     CHECKPOINTS,
     COMPILED,

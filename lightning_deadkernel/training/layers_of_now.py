@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.summarize import first_sight
-from lightning_deadkernel.graph.layers import FROZEN, Layer, LayerTable
+from lightning_deadkernel.graph.layer import Layer
+from lightning_deadkernel.graph.layers import FROZEN, LayerTable
 from lightning_deadkernel.thresholds import Thresholds
 from lightning_deadkernel.training.record import Record
 

@@ -10,7 +10,8 @@ import torch
 
 from helpers.windows import Run, each, layer, start, window
 from lightning_deadkernel.diagnosis.diagnose import diagnose
-from lightning_deadkernel.diagnosis.history import BASELINE_WINDOWS, NEVER, History, gradient_seen
+from lightning_deadkernel.diagnosis.history import BASELINE_WINDOWS, History, gradient_seen
+from lightning_deadkernel.diagnosis.layer_past import NEVER
 from lightning_deadkernel.thresholds import Thresholds
 
 OFF: dict[str, Any] = {

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from lightning_deadkernel.graph.layers import Layer, LayerTable, check_patterns
+from lightning_deadkernel.graph.layer import Layer
+from lightning_deadkernel.graph.layers import LayerTable, check_patterns
 
 
 def only(model: nn.Module) -> Layer:

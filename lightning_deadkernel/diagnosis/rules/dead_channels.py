@@ -48,7 +48,7 @@ from lightning_deadkernel.diagnosis.causes import (
 )
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext, span
 from lightning_deadkernel.diagnosis.gradient_causes import BY_DEAD_INPUTS
-from lightning_deadkernel.diagnosis.history import NEVER
+from lightning_deadkernel.diagnosis.layer_past import NEVER
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import (
     BY_DECAY,
