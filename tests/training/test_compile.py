@@ -105,7 +105,9 @@ def test_gradients_alone_leave_compiled_training_bit_identical_and_compile_nothi
 
 
 @pytest.mark.setting(
-    '`torch.compile`, `when_compiled="sample"` (aot_eager, inductor)', evidence="activation, sampled steps"
+    '`torch.compile`, `when_compiled="sample"` (aot_eager, inductor)',
+    evidence="activation, sampled steps",
+    note="sampled steps run eagerly: other bits than compiled ones",
 )
 @pytest.mark.parametrize("make", [Wrapped, InPlace, Function, whole_module, Inductor])
 def test_sampled_steps_run_eagerly_and_find_the_dead_channels_with_no_recompilation(make):
