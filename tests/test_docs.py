@@ -138,6 +138,10 @@ def test_the_commands_run_one_after_the_other(
         assert capsys.readouterr().out.strip()
 
 
+def test_the_readme_is_read_in_one_go() -> None:
+    assert len(PAGES["README.md"].read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_the_two_commands_are_the_ones_that_continuous_integration_takes_from_the_readme() -> None:
     text = PAGES["README.md"].read_text(encoding="utf-8")
     commands = dict(re.findall(r"^<!-- (main|test) command -->\n```bash\n(.+)\n```", text, re.MULTILINE))

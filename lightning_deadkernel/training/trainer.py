@@ -44,7 +44,7 @@ def will_step(trainer: Any) -> bool:
 
 def step_counter(trainer: Any) -> Any:
     """What counts the optimizer steps of a fit: its `completed` is `trainer.global_step`, without its ten calls."""
-    loop = trainer.fit_loop.epoch_loop  # Lightning 2.4 to 2.6.6
+    loop = trainer.fit_loop.epoch_loop  # Lightning 2.5.1 and 2.6.6
     if trainer.lightning_module.automatic_optimization:
         return loop.automatic_optimization.optim_progress.optimizer.step.total
     return loop.manual_optimization.optim_step_progress.total

@@ -146,7 +146,7 @@ def kills(count: int, rng: random.Random) -> list[str]:
         try:
             assert word == b"!", f"no step was taken: {word.decode()}"
             newest = after_a_kill(folder, newest)
-        except Exception:
+        except Exception:  # whatever does not hold after a kill is what is looked for: it is counted, and told in full
             wrong.append(f"kill {place} in {folder}: {traceback.format_exc(limit=-2)[-1500:]}")
         if (place + 1) % KILLS_A_FOLDER == 0 and not any(str(folder) in text for text in wrong):
             shutil.rmtree(folder)  # else it stays, to be looked at
