@@ -14,6 +14,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
+if os.environ.get("DEADKERNEL_ACCELERATOR", "cpu") != "cpu":
+    # two trainings of the same network are equal to the last bit only where every sum is taken in the same order
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # the oracles compare with full precision
+
 # no deadline: on a busy machine an example may take any time, and a test that fails for that says nothing
 settings.register_profile("deadkernel", deadline=None)
 settings.load_profile("deadkernel")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.training import ACCELERATOR
 from lightning_deadkernel import DeadKernelMonitor
 from lightning_deadkernel.demo import MLP, DigitsDataModule, PlainCNN
 
@@ -44,7 +45,7 @@ def brute_force(model: nn.Module, layers: list[str], images: torch.Tensor) -> di
 def test_dead_and_dormant_channels_are_those_of_a_pass_over_the_whole_data_set(make: Any) -> None:
     L.seed_everything(3)
     options: dict[str, Any] = {
-        "accelerator": "cpu",
+        "accelerator": ACCELERATOR,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

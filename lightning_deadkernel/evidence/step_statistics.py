@@ -425,15 +425,28 @@ class StepStatistics:
 
 
 def _norms(tensors: list[Tensor], device: torch.device) -> Tensor:
-    """L2 norm of each, in at least float32."""
+    """L2 norm of each, in at least float32, also where it cannot hold the squares."""
     wide = any(t.dtype == torch.float64 for t in tensors)
-    norms = torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else torch.float32)
-    found = torch.stack([norm.to(device) for norm in norms])
-    if device.type == "cpu":  # elsewhere to look at them would wait for the device
-        for at, norm in enumerate(found.tolist()):
-            if not SQUARED[0] < norm < SQUARED[1]:
-                found[at] = row_norms(tensors[at].reshape(1, -1))[0]
+    dtype = torch.float64 if wide else torch.float32
+    if device.type != "cpu":  # to look at them would wait for the device
+        return torch.stack([norm.to(device, dtype) for norm in _exact_norms(tensors)])
+    found = torch.stack([norm.to(device) for norm in torch._foreach_norm(tensors, 2, dtype=dtype)])
+    for at, norm in enumerate(found.tolist()):
+        if not SQUARED[0] < norm < SQUARED[1]:
+            found[at] = row_norms(tensors[at].reshape(1, -1))[0]
     return found
+
+
+def _exact_norms(tensors: list[Tensor]) -> list[Tensor]:
+    """The same without a look at any: float64 holds the squares of all narrower numbers, and its own are scaled."""
+    norms = list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+    for at, tensor in enumerate(tensors):
+        if tensor.dtype == torch.float64 and tensor.numel():
+            largest = tensor.abs().amax()
+            scalable = (largest > 0) & largest.isfinite()
+            exact = torch.linalg.vector_norm(tensor / torch.where(scalable, largest, 1)) * largest
+            norms[at] = torch.where(scalable, exact, norms[at])
+    return norms
 
 
 def _over_ranks(norms: Tensor, device: torch.device) -> Tensor:

@@ -6,6 +6,8 @@ import re
 from math import prod
 from typing import Any
 
+import torch
+
 from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.ops import FUNCTIONS, NORMS, PICKS, REDUCTIONS, SAME_SHAPE, SPLITS, VIEWS, peek
 
@@ -139,11 +141,21 @@ def _split(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis 
 
 
 def _indexed(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
-    """`x[..., index, ...]` with one index tensor, which may have any number of dimensions, over another axis."""
-    indices = [place for place, index in enumerate(node._saved_indices or ()) if index is not None]
-    if len(indices) != 1 or indices[0] == at.axis:
+    """`x[..., index, index, ...]` over other axes: what the indices make stands in their place if they are neighbours,
+    before all that is left if not (NumPy's advanced indexing)."""
+    over: list[int] = []
+    axis = 0
+    for index in node._saved_indices or ():
+        wide = (
+            index.ndim if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        )  # a mask: all its axes
+        over += range(axis, axis + wide) if index is not None else ()
+        axis += wide
+    if not over or at.axis in over:
         return None
-    return _at(at, at.axis + (len(after) - len(before) if at.axis > indices[0] else 0))
+    made, neighbours = len(after) - len(before) + len(over), over == list(range(over[0], over[-1] + 1))
+    left = sum(axis not in over for axis in range(at.axis))
+    return _at(at, left + (made if not neighbours or over[0] < at.axis else 0))
 
 
 def _is_plain_view(node: Any, before: Shape, after: Shape) -> bool:

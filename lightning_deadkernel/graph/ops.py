@@ -16,9 +16,10 @@ _SUFFIX = re.compile(r"Backward\d*$")
 
 
 def canonical(node: Any) -> str:
-    """``ReluBackward0`` -> ``Relu``, ``torch::autograd::AccumulateGrad`` -> ``AccumulateGrad``."""
+    """``ReluBackward0`` -> ``Relu``, ``torch::autograd::AccumulateGrad`` -> ``AccumulateGrad``,
+    ``UnsafeViewBackward0`` -> ``View``."""
     name: str = node.name()
-    return _SUFFIX.sub("", name.rsplit("::", 1)[-1])
+    return _SUFFIX.sub("", name.rsplit("::", 1)[-1]).removeprefix("Unsafe")  # what is unsafe checks less, no more
 
 
 CONVOLUTIONS = frozenset(
@@ -97,8 +98,8 @@ NORMS = frozenset(
 REDUCTIONS = frozenset("Mean Sum Amax Amin Max Min Var Std VarMean StdMean Norm LinalgVectorNorm Prod".split())
 EXTREMES = frozenset("Amax Amin Max Min".split())
 """Those that take the largest or the smallest."""
-VIEWS = frozenset("View UnsafeView ReshapeAlias Reshape Unsqueeze Squeeze Flatten Unflatten".split())
-SPLITS = frozenset("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Chunk Unbind Select".split())
+VIEWS = frozenset("View ReshapeAlias Reshape Unsqueeze Squeeze Flatten Unflatten".split())
+SPLITS = frozenset("Split SplitWithSizes Chunk Unbind Select".split())
 PICKS = frozenset(
     "IndexSelect Gather IndexAdd IndexCopy IndexFill ScatterAdd Scatter ScatterReduce Cumsum Cumprod Sort".split()
 )
@@ -146,7 +147,8 @@ def hook_by_reading(node: Any, name: str) -> str | None:
         module = frame.f_globals.get("__name__", "")
         if event != "call" or module.startswith("torch._library"):  # how a dispatch mode is looked up
             return
-        if frame.f_code.co_name != "__torch_dispatch__":
+        called = frame.f_locals.get("fn") if module == "torch._compile" else frame.f_code  # which wraps it
+        if getattr(called, "co_name", getattr(called, "__name__", "")) != "__torch_dispatch__":
             raise _Stopped(module)
         sys.setprofile(profiler)  # the mode sees the view that reading makes: a hook would have come before
 

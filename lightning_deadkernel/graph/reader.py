@@ -77,7 +77,7 @@ class GraphMap:
     def _find_uses(self) -> list[LayerUse]:
         """All uses of the layers that are not excluded, in forward order."""
         kernels, rank = self.kernels, self.graph.rank
-        made = sorted(kernels.ops, key=lambda index: self.graph.nodes[index]._sequence_nr())  # as the step ran
+        made = sorted(kernels.ops, key=self.graph.times.__getitem__)
         own = sorted((index for index in made if self._is_own(index)), key=rank.__getitem__)
         uses = []
         for index in reversed(own):  # so that the paths after are known
@@ -439,6 +439,8 @@ class GraphReader:
             facts.remark = f"the op that consumes its weight was not recognised ({', '.join(ops)})"
         elif "Bilinear" in ops or "Trilinear" in ops:
             facts.remark = "a bilinear op consumes it: it is read by its gradient"
+        elif ops <= RECURRENCES:
+            facts.remark = "a recurrence in one op consumes it: it is read by its gradient"
         elif is_factor(graph, facts.layer):
             facts.remark = "a factor of another weight: it is read by its gradient"
         else:

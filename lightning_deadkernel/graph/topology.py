@@ -103,6 +103,8 @@ class Topology:
         """Place of each node in that order."""
         for rank, index in enumerate(self.order):
             self.rank[index] = rank
+        self.times = self._times()
+        """When each node was made, as the step ran."""
         self.parameters = self._parameters_below()
         """The few parameters that alone make a node's output; None where data or many parameters do."""
         self.compiled = any(name in COMPILED for name in self.names)
@@ -138,6 +140,16 @@ class Topology:
             else:
                 order.append(node)
         return order
+
+    def _times(self) -> list[int]:
+        """By the numbers that autograd gives its nodes; these begin anew in each thread, as in that of a CUDA device's
+        backward, so what reads a value counts as later than it in any case."""
+        times = [0] * len(self.nodes)
+        for index in self.order:
+            before = [times[value[0]] + 1 for value in self.inputs[index] if value is not None]
+            own = 0 if self.is_leaf(index) else self.nodes[index]._sequence_nr()  # a leaf's is beyond all others
+            times[index] = max(own, *before, 0)
+        return times
 
     def _parameters_below(self) -> list[frozenset[int] | None]:
         below: list[frozenset[int] | None] = [None] * len(self.nodes)

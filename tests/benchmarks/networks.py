@@ -62,10 +62,28 @@ def deep(layers: int, width: int) -> nn.Module:
     return nn.Sequential(*parts, nn.Linear(width, 10))
 
 
+class Transformer(nn.Module):
+    """An encoder of GPT-2's smallest width and depth with ReLUs, 100 million parameters, and a class for the text."""
+
+    VOCABULARY = 20_000
+
+    def __init__(self, depth: int = 12, width: int = 768):
+        super().__init__()
+        self.embedding = nn.Embedding(self.VOCABULARY, width)
+        layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embedding(tokens)).mean(1))
+
+
 @torch.no_grad()
 def kill_first_channels(network: nn.Module) -> None:
-    """Shifts the first channel of every norm so far down that the activation behind it never fires."""
+    """Shifts the first channel before every activation so far down that it never fires."""
     for module in network.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.linear1.bias[0] = -1e4
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.bias[0] = -1e4
 
@@ -80,6 +98,8 @@ class Workload:
     batch: int
     steps: int
     devices: tuple[str, ...] = ("cpu", "cuda")
+    tokens: int | None = None
+    """The input is numbers below this one."""
 
     def with_batch(self, batch: int) -> Workload:
         return replace(self, batch=batch)
@@ -107,5 +127,6 @@ WORKLOADS = {
         Workload("resnet18-112", resnet18, (3, 112, 112), 16, 15),
         Workload("resnet50-112", resnet50, (3, 112, 112), 16, 12),
         Workload("resnet50-224", resnet50, (3, 224, 224), 256, 30, devices=("cuda",)),
+        Workload("transformer-100m", Transformer, (512,), 32, 30, ("cuda",), Transformer.VOCABULARY),
     )
 }

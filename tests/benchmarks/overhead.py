@@ -16,7 +16,7 @@ nothing.
 Examples:
     python tests/benchmarks/overhead.py --quick
     python tests/benchmarks/overhead.py --workloads resnet18-112 resnet50-112 --json overhead.json
-    python tests/benchmarks/overhead.py --device cuda --precision bf16-mixed --workloads resnet50-224 --batch-size 256
+    python tests/benchmarks/overhead.py --device cuda --precision bf16-mixed --compile --rounds 3
     python tests/benchmarks/overhead.py --scaling depth width window
     python tests/benchmarks/overhead.py --fits --rounds 3
     python tests/benchmarks/overhead.py --fits GNN --rounds 1
@@ -223,6 +223,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--nominal", type=int, default=50, help="steps per sampled step that the share assumes (default: 50)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--precision", default="32-true", help="as Lightning's Trainer takes it, e.g. bf16-mixed")
+    add("--compile", action="store_true", help="train torch.compile of the networks")
     add("--threads", type=int, help="torch.set_num_threads; default: PyTorch's own")
     add("--json", type=Path, metavar="FILE", help="write all figures there too")
     add("--quick", action="store_true", help="one small network, one round: within a minute")

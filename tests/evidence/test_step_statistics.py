@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -127,3 +129,26 @@ def test_what_was_measured_follows_layers_to_other_names_and_places() -> None:
         assert len(other) == 3
     assert after.lost[0].isnan()
     assert after.lost[1:].equal(before.lost)
+
+
+@given(
+    st.lists(st.floats(-4, 4).filter(lambda x: x == 0 or abs(x) > 1e-3), min_size=1, max_size=5),
+    st.sampled_from([(torch.float32, e) for e in (-36, -30, 0, 37)] + [(torch.float64, e) for e in (-300, 0, 307)]),
+)
+def test_norms_of_numbers_whose_squares_cannot_be_held_are_exact_without_a_look(
+    values: list[float], kind: tuple[torch.dtype, int]
+) -> None:
+    dtype, exponent = kind
+    tensor = (torch.tensor(values, dtype=torch.float64) * 10.0**exponent).to(dtype)
+    (norm,) = step_statistics._exact_norms([tensor])
+    true = math.hypot(*tensor.double().tolist())
+    assert float(norm) == pytest.approx(true, rel=1e-6, abs=0)
+    looked = step_statistics._norms([tensor], torch.device("cpu"))
+    assert float(looked) == pytest.approx(min(true, torch.finfo(dtype).max), rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_norm_of_what_is_not_finite_is_not(value: float) -> None:
+    for dtype in (torch.float32, torch.float64):
+        (norm,) = step_statistics._exact_norms([torch.tensor([1.0, value], dtype=dtype)])
+        assert not norm.isfinite()

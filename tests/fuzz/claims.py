@@ -16,6 +16,7 @@ import torch
 from fuzz.network import Loader, Network, batches, build
 from fuzz.oracle import Oracle
 from fuzz.programs import Program
+from helpers.training import ACCELERATOR
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.report.records import LayerReport
@@ -52,7 +53,7 @@ def fit(program: Program, watched: bool) -> Outcome:
     monitor = DeadKernelMonitor(log_figures=False, log_histograms=False, save_report=False, on_finding="ignore")
     options: dict[str, Any] = {
         "max_epochs": 1,
-        "accelerator": "cpu",
+        "accelerator": ACCELERATOR,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

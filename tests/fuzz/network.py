@@ -106,7 +106,7 @@ class Network(L.LightningModule):
                     if parameter.ndim == 1 and bool((parameter == parameter[0]).all()):  # scales and shifts of norms
                         with torch.no_grad():
                             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-            made = made.to(self.dtype_of_data)
+            made = made.to(self.device, self.dtype_of_data)
             if self.program.channels_last:
                 made = made.to(memory_format=torch.channels_last)
             self.add_module(name, made)
@@ -116,7 +116,7 @@ class Network(L.LightningModule):
         """A Gaussian constant of this name and shape."""
         if name not in self.constants:
             self.constants[name] = torch.randn(shape, generator=self.generator(name)).to(self.dtype_of_data)
-        return self.constants[name]
+        return self.constants[name].to(self.device)
 
     def layer(self, name: str, make: Callable[[], nn.Module], x: Tensor, axis: int, weight: str = "weight") -> Tensor:
         """The output of a layer that has one kernel a channel."""

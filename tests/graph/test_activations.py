@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._decomp import decompositions  # what CUDA runs where it must be deterministic
 from torch.nn.utils import prune
 
 from helpers.tiny_nets import DEAD, Net, between, conv, images, kill, reader_of, rows, watch
@@ -272,6 +273,8 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "mean over positions": lambda x: F.relu(x.mean((2, 3)))[..., None, None],
     "upsampling": lambda x: F.relu(F.interpolate(x, scale_factor=2)),
     "bilinear upsampling": lambda x: F.relu(F.interpolate(x, scale_factor=2, mode="bilinear")),
+    "bilinear upsampling by indices": lambda x: F.relu(decompositions.upsample_bilinear2d(x, [16, 16], False)),
+    "bicubic upsampling by indices": lambda x: F.relu(decompositions.upsample_bicubic2d_default(x, [16, 16], False)),
     "padding": lambda x: F.relu(F.pad(x - 1e-3, (1, 1, 1, 1))),
     "reflection padding": lambda x: F.relu(F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "channels last": lambda x: F.relu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),

@@ -65,6 +65,37 @@ def test_a_reshape_is_followed_exactly_where_the_channels_still_lie_along_one_di
     assert found is None or found in fitting
 
 
+@given(placed(), st.data())
+def test_channels_are_where_indices_over_other_axes_put_them(
+    start: tuple[Shape, ChannelAxis], data: st.DataObject
+) -> None:
+    before, at = start
+    indices: list[Any] = []
+    axis, masked = 0, False
+    while axis < len(before):  # numbers, masks over one axis or two, all of an axis
+        kind = data.draw(st.sampled_from(["all", "numbers", "mask"]))
+        wide = data.draw(st.integers(1, 2)) if kind == "mask" else 1
+        if axis <= at.axis < axis + wide or (kind == "mask" and masked) or axis + wide > len(before):
+            kind, wide = "all", 1
+        elif kind == "mask":
+            masked = True
+            indices.append(torch.arange(prod(before[axis : axis + wide])).reshape(before[axis : axis + wide]) == 0)
+        elif kind == "numbers":
+            indices.append(torch.zeros(data.draw(st.sampled_from([(1,), (3,), (2, 1), (2, 3)])), dtype=torch.int64))
+        if kind == "all":
+            indices.append(slice(None))
+        axis += wide
+    x = tags(before, at).requires_grad_()
+    assume(any(isinstance(index, Tensor) for index in indices))
+    try:
+        y = x[tuple(indices)]
+    except IndexError:  # shapes that cannot be broadcast to one another
+        assume(False)
+    found = carried(y.grad_fn, canonical(y.grad_fn), at, before)
+    assert found is not None
+    assert torch.equal(tags(tuple(y.shape), found), y.detach())
+
+
 def _factorizations(n: int) -> list[Shape]:
     return [
         s for k in (1, 2, 3, 4) for s in product([d for d in range(1, n + 1) if n % d == 0], repeat=k) if prod(s) == n

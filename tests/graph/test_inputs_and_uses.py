@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -125,6 +126,30 @@ def test_a_gradient_penalty_reads_the_forward_uses_and_takes_no_input_for_a_kern
         ("body.4", 1, None),
     ]
     assert [la.dead for la in report.layers] == [[1, 4], [2], []]
+
+
+class InputsFirst(nn.Module):
+    """x W with a weight of (inputs, outputs): only its first use tells which axis holds the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_the_first_use_is_found_where_backward_numbers_its_nodes_anew_in_a_thread_of_its_own() -> None:
+    class Penalised(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            x = batch[0].clone().requires_grad_()
+            y = self.body(x).square().sum()
+            with ThreadPoolExecutor(1) as device:  # as the engine does for the nodes of a CUDA device
+                (slope,) = device.submit(torch.autograd.grad, y, x, create_graph=True).result()
+            return slope.square().mean()
+
+    report = watch(Penalised(lambda net, x: net.body(x), body=InputsFirst()), rows(8, 6))
+    assert report["body"].channels == 4
 
 
 def test_a_gradient_penalty_through_convolutions_is_read_too() -> None:

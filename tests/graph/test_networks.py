@@ -204,6 +204,36 @@ def test_recurrent_weights_are_read_and_hide_nothing_behind_them(kind: Any) -> N
     assert all(layer.rows == "gate" or layer.activation == "tanh" for layer in weights)
 
 
+class CudnnRnn(torch.autograd.Function):
+    """Stands for the op that a GPU runs a whole recurrence as, by the name of its node."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        return grads[0] @ weight, grads[0].flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+class Recurrence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_ih_l0 = nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return CudnnRnn.apply(x, self.weight_ih_l0)
+
+
+def test_the_weight_of_a_recurrence_in_one_op_is_read_by_its_gradient() -> None:
+    net = Net(lambda net, x: net.head(F.relu(net.body(x))), body=Recurrence(), head=nn.Linear(6, 2))
+    layer = watch(net, rows(8, 3, 5))["body.weight_ih_l0"]
+    assert (layer.excluded, layer.evidence, layer.dead) == (None, "gradient", [])
+    assert "a recurrence in one op" in (layer.note or "")
+
+
 # -- what is not watched -----------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers.tiny_nets import Net, rows, watch
-from helpers.training import fit, quiet
+from helpers.training import fit, looked_at, quiet
 from lightning_deadkernel import Report
 from lightning_deadkernel.graph.layers import LayerTable
 
@@ -69,6 +69,7 @@ def test_a_gate_that_stands_still_is_frozen_and_the_others_are_not() -> None:
     assert report["body.weight_ih_l0.forget"].zero_gradient == []
 
 
+@looked_at
 def test_a_gate_that_is_always_open_is_saturated_in_its_row_where_the_graph_shows_it() -> None:
     net = recurrent(nn.GRU)
     with torch.no_grad():
@@ -125,7 +126,7 @@ class Heads(Net):
             kept = torch.ones(len(parameter)).index_fill(0, torch.tensor(where, dtype=torch.int64), 0.0)
             kept = kept.view(-1, *[1] * (parameter.ndim - 1))
             parameter.data *= kept
-            parameter.register_hook(lambda gradient, kept=kept: gradient * kept)
+            parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))
 
     def said(self, kind: str) -> dict[str, tuple[tuple[int, ...], str | None]]:
         """q, k or v -> the channels and the heads that findings of a kind name."""

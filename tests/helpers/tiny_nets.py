@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.training import fit
+from helpers.training import fit, made_on
 from lightning_deadkernel import Report
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.reader import GraphReader
@@ -28,7 +28,8 @@ class Net(lightning.LightningModule):
         self._forward = forward
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Any:
-        output = self._forward(self, batch[0])
+        with made_on(self.device):
+            output = self._forward(self, batch[0])
         return output.float().square().mean() if output is not None else None
 
     def configure_optimizers(self) -> Any:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
 import lightning as L
+import pytest
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_deadkernel import DeadKernelMonitor
 
+ACCELERATOR = os.environ.get("DEADKERNEL_ACCELERATOR", "cpu")
+"""What tests train on, as Lightning's Trainer takes it: with "cuda" the same tests are tests of a GPU."""
 SHORT: dict[str, Any] = {
-    "accelerator": "cpu",
+    "accelerator": ACCELERATOR,
     "devices": 1,
     "max_epochs": 1,
     "logger": False,
@@ -21,8 +27,16 @@ SHORT: dict[str, Any] = {
     "enable_model_summary": False,
 }
 """Options of a Trainer that trains one epoch and writes and prints nothing."""
+looked_at = pytest.mark.skipif(
+    ACCELERATOR != "cpu", reason="is seen on the CPU only: a GPU would have to be waited for"
+)
 SAFELY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(L.Trainer.fit).parameters else {}
 """For what resumes or loads: only plain data is read from the checkpoint. Lightning before 2.6 cannot be asked."""
+
+
+def made_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Where a GPU trains, constants that a step makes are made there."""
+    return nullcontext() if ACCELERATOR == "cpu" else device
 
 
 def quiet(**options: Any) -> DeadKernelMonitor:

@@ -53,6 +53,7 @@ def left_behind(trainer: Any, model: Any) -> dict[str, Any]:
             for name, module in model.named_modules()
             for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         ],
+        "random on GPUs": torch.cuda.get_rng_state_all(),
         "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002,
         "progress": (trainer.global_step, trainer.current_epoch, trainer.should_stop),
         "grad mode": torch.is_grad_enabled(),

@@ -71,6 +71,7 @@ class At(Callback):
         with torch.random.fork_rng():
             torch.manual_seed(7)
             self.change(module)
+        module.to(module.device)
         (group,) = trainer.optimizers[0].param_groups
         group["params"] = [p for p in module.parameters() if p.requires_grad]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.models import DEAD, Guarded, Tiny, dead, images
-from helpers.training import SAFELY, quiet
+from helpers.training import ACCELERATOR, SAFELY, looked_at, quiet
 from helpers.twins import train, train_twice
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.evidence.open_window import OpenWindow
@@ -101,7 +101,7 @@ def finding_of(report):
     return finding
 
 
-@pytest.mark.parametrize("log_every", [1, 1000])
+@pytest.mark.parametrize("log_every", [1, pytest.param(1000, marks=looked_at)])
 @pytest.mark.parametrize("make", [Exploding, NotANumberFromTheStart])
 def test_the_first_step_and_layer_with_values_that_are_not_finite_are_named(make, log_every):
     run = train_twice(make, data=spoilt, max_epochs=3, log_every_n_steps=log_every)
@@ -123,6 +123,7 @@ def test_nan_in_the_inputs_is_told_of_the_layer_that_reads_them():
     assert "7 of 12 batches were finite" in run.report.to_markdown()
 
 
+@looked_at
 def test_a_loss_that_is_not_finite_after_finite_activations_is_told_as_that():
     run = train_twice(LogOfZero, data=spoilt, max_epochs=1, log_every_n_steps=1000)
     assert LogOfZero.noted[0] == (9, "loss")
@@ -184,8 +185,8 @@ class ScaledAndBroken(Scaled):
 
 
 def scaler() -> list[MixedPrecision]:
-    scale = torch.amp.GradScaler("cpu", init_scale=2.0**20, backoff_factor=2.0**-8)
-    return [MixedPrecision("16-mixed", "cpu", scale)]
+    scale = torch.amp.GradScaler(ACCELERATOR, init_scale=2.0**20, backoff_factor=2.0**-8)
+    return [MixedPrecision("16-mixed", ACCELERATOR, scale)]
 
 
 def test_steps_that_a_scaler_skips_are_no_faults_and_a_loss_that_is_nan_is_one():
@@ -210,6 +211,7 @@ def test_a_run_that_becomes_nan_has_its_report_pictures_and_console_to_the_end(t
     assert run.report.verdict.startswith(f"{Exploding.noted[0][1]}: gradients are NaN or infinite")
 
 
+@looked_at
 def test_a_half_open_window_keeps_where_it_began(tmp_path):
     def keep():
         return [ModelCheckpoint(tmp_path, "middle", every_n_train_steps=7, save_top_k=-1)]

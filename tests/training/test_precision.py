@@ -7,13 +7,14 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from helpers.models import DEAD, Tiny, dead, loader
-from helpers.training import quiet
+from helpers.training import ACCELERATOR, quiet
 from helpers.twins import train_twice
 
 
 def half(scale: float = 2.0**12) -> list[MixedPrecision]:
-    """float16 with a scaler that scales for real, on the CPU."""
-    return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000))]
+    """float16 with a scaler that scales for real, on the CPU too."""
+    scaler = torch.amp.GradScaler(ACCELERATOR, init_scale=scale, growth_interval=1000)
+    return [MixedPrecision("16-mixed", ACCELERATOR, scaler)]
 
 
 def batch_of_all():

@@ -88,12 +88,13 @@ class Removal:
     def _hook(self, dead: list[int]) -> Any:
         def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
             if isinstance(output, Tensor):
-                return output.index_fill(channel_axis(module), torch.tensor(dead), 0.0)
+                return output.index_fill(channel_axis(module), torch.tensor(dead, device=output.device), 0.0)
             parts, first = [], 0  # the kernels of an octave convolution, in two outputs
             for part in output:
                 last = first if part is None else first + part.shape[channel_axis(module)]
-                mine = torch.tensor([channel - first for channel in dead if first <= channel < last], dtype=torch.long)
-                parts.append(None if part is None else part.index_fill(channel_axis(module), mine, 0.0))
+                mine = [channel - first for channel in dead if first <= channel < last]
+                at = torch.tensor(mine, dtype=torch.long, device=None if part is None else part.device)
+                parts.append(None if part is None else part.index_fill(channel_axis(module), at, 0.0))
                 first = last
             return tuple(parts)
 

@@ -27,7 +27,7 @@ def mse(net: Network, me: Op, x: Tensor) -> Tensor:
 @op("loss", "flat", weight=4)
 def cross_entropy(net: Network, me: Op, x: Tensor) -> Tensor:
     (x,) = _given(net, x)
-    return F.cross_entropy(x, torch.arange(len(x)) % x.shape[1])
+    return F.cross_entropy(x, torch.arange(len(x), device=x.device) % x.shape[1])
 
 
 @op("loss", ALL, weight=1)
@@ -77,7 +77,7 @@ def cosine_between(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
 @op("loss", "flat", values=2, weight=0.7)
 def contrastive(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
     x, y = _given(net, x, y)
-    return F.cross_entropy(x @ y.t(), torch.arange(len(x)))
+    return F.cross_entropy(x @ y.t(), torch.arange(len(x), device=x.device))
 
 
 @op("penalty", "", draw=used_before)

@@ -157,27 +157,27 @@ def halt(net: Network, me: Op, x: Tensor) -> Tensor:
 
 @op("messages", "flat rows", weight=0.5)
 def index_select(net: Network, me: Op, x: Tensor) -> Tensor:
-    return x.index_select(0, torch.arange(len(x)).flip(0))
+    return x.index_select(0, torch.arange(len(x), device=x.device).flip(0))
 
 
 @op("messages", "flat rows", weight=0.5)
 def indexing(net: Network, me: Op, x: Tensor) -> Tensor:
-    return x[torch.arange(len(x)).roll(1)]
+    return x[torch.arange(len(x), device=x.device).roll(1)]
 
 
 @op("messages", "flat rows", weight=0.5)
 def index_add(net: Network, me: Op, x: Tensor) -> Tensor:
-    return torch.zeros_like(x).index_add(0, torch.arange(len(x)) // 2, x)
+    return torch.zeros_like(x).index_add(0, torch.arange(len(x), device=x.device) // 2, x)
 
 
 @op("messages", "flat", weight=0.5)
 def scatter_add(net: Network, me: Op, x: Tensor) -> Tensor:
-    return torch.zeros_like(x).scatter_add(0, (torch.arange(len(x)) // 2)[:, None].expand_as(x), x)
+    return torch.zeros_like(x).scatter_add(0, (torch.arange(len(x), device=x.device) // 2)[:, None].expand_as(x), x)
 
 
 @op("messages", "flat", draw=lambda r, x: {"reduce": r.choice(("amax", "mean", "sum"))}, weight=0.5)
 def scatter_reduce(net: Network, me: Op, x: Tensor) -> Tensor:
-    to = (torch.arange(len(x)) // 2)[:, None].expand_as(x)
+    to = (torch.arange(len(x), device=x.device) // 2)[:, None].expand_as(x)
     return torch.zeros_like(x).scatter_reduce(0, to, x, me.options["reduce"], include_self=False)
 
 
