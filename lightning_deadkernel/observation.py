@@ -256,10 +256,11 @@ class NonFinite:
     """Optimizer steps taken when that step had ended."""
     layer: str
     """In which layer it began, as far as is known."""
-    place: Literal["activation", "loss", "backward", "unknown"]
+    place: Literal["activation", "loss", "unread loss", "backward", "unknown"]
     """Where: its activation is the first in forward order that was not finite; what follows it, as all activations were
-    finite and the loss was not; in the backward pass behind it, as what lies nearer to the loss had finite gradients;
-    unknown, as gradients of all layers were not finite, and no activation was read on that step."""
+    finite and the loss was not; the loss of a step on which no activation was read; in the backward pass behind it, as
+    what lies nearer to the loss had finite gradients; unknown, as gradients of all layers were not finite, and no
+    activation was read on that step."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, Segments
+from lightning_deadkernel.evidence.late_losses import LateLosses
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.functional.kernels import checksums
 from lightning_deadkernel.graph.facts import ActivationKey, Source
@@ -20,6 +21,9 @@ VERSION = 3
 """Of the state that a checkpoint holds."""
 
 INFINITY = float("inf")
+
+AT_HAND = {"cpu"}
+"""Devices whose values are known without waiting for them."""
 
 Checksums = dict[str, Tensor]
 """Layer -> (parameters, C) checksums of its kernels."""
@@ -38,7 +42,9 @@ class Counts:
     unread: int = 0
     """Backwards whose pending activations were not read (compiled steps)."""
     bad_loss: int | None = None
-    """Place among the backwards of the first whose loss was NaN or infinite, where that is asked (on the CPU)."""
+    """Place among the backwards of the first whose loss was NaN or infinite."""
+    bad_loss_read: bool = True
+    """Whether activations were read on that backward: where the loss is looked at before it (on the CPU)."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class OpenWindow:
             checksums: of the weights now; None: those that are known are still right.
         """
         self.counts = Counts()
+        self._losses = LateLosses()
         self.samples_before: dict[str, int] = {}
         """Layers that came in the middle of the window -> the samples of it that they have not seen."""
         self.reached: set[str] = set()
@@ -133,8 +140,12 @@ class OpenWindow:
         self.samples_before = unseen | {layer.name: self.counts.samples or 0 for layer in came if self.counts.batches}
 
     def is_first_bad_loss(self, loss: Tensor) -> bool:
-        """Whether this backward's loss is the window's first that is NaN or infinite; asked on the CPU alone."""
-        if self.counts.bad_loss is not None or not loss.is_cpu or loss.ndim:
+        """Whether this backward's loss is the window's first that is NaN or infinite, so far as it need not be waited
+        for: what comes from another device is looked at when the window ends."""
+        if self.counts.bad_loss is not None or loss.ndim:
+            return False
+        if loss.device.type not in AT_HAND:
+            self._losses.append(self.counts.backwards, loss)
             return False
         value: Any = loss.tolist()  # reads the number in place, where `item` runs an operator
         if abs(value) < INFINITY:
@@ -174,7 +185,14 @@ class OpenWindow:
         sampled = now.sampled_steps + sampled_steps
         # at once: an interrupt finds the batch counted, or not
         self.counts = Counts(
-            now.batches + 1, optimizer_steps, sampled, samples, now.backwards, now.unread, now.bad_loss
+            now.batches + 1,
+            optimizer_steps,
+            sampled,
+            samples,
+            now.backwards,
+            now.unread,
+            now.bad_loss,
+            now.bad_loss_read,
         )
 
     # -- window ends ---------------------------------------------------------------------------------------------
@@ -200,6 +218,9 @@ class OpenWindow:
 
     def to_share(self) -> dict[str, Any]:
         """What the ranks tell one another before they `merge`: plain data."""
+        late = self._losses.first_bad()
+        if late is not None and self.counts.bad_loss is None:
+            self.counts = replace(self.counts, bad_loss=late, bad_loss_read=False)
         return {
             "activations": self.channels.activations,
             "reached": self.reached,
@@ -228,12 +249,15 @@ class OpenWindow:
             shared: `to_share` of every rank.
         """
         samples = [other["counts"].samples for other in shared]
+        bad = [other["counts"] for other in shared if other["counts"].bad_loss is not None]
+        first = min(bad, key=lambda one: (one.bad_loss, not one.bad_loss_read), default=self.counts)
         counts = replace(
             self.counts,
+            bad_loss=first.bad_loss,
+            bad_loss_read=first.bad_loss_read,
             samples=None if None in samples else sum(samples),
             unread=max(other["counts"].unread for other in shared),
             backwards=max(other["counts"].backwards for other in shared),
-            bad_loss=min((bad for other in shared if (bad := other["counts"].bad_loss) is not None), default=None),
         )
         passed: dict[ActivationKey, list[int]] = {}
         for other in shared:

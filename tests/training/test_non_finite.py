@@ -23,7 +23,7 @@ from helpers.models import DEAD, Guarded, Tiny, dead, images
 from helpers.training import ACCELERATOR, SAFELY, looked_at, quiet
 from helpers.twins import train, train_twice
 from lightning_deadkernel import DeadKernelMonitor, Report
-from lightning_deadkernel.evidence.open_window import OpenWindow
+from lightning_deadkernel.evidence import open_window
 
 HIDDEN = 4
 
@@ -163,8 +163,14 @@ def test_infinite_activations_and_gradients_make_nothing_active():
     assert {state for layer in report.layers for state in layer.states} == {"unknown"}
 
 
-def test_on_a_device_that_is_not_waited_for_the_step_is_known_and_the_place_said_not_to_be(monkeypatch):
-    monkeypatch.setattr(OpenWindow, "is_first_bad_loss", lambda window, loss: False)
+@pytest.fixture
+def _not_waited_for(monkeypatch):
+    """As on a GPU: losses are not at hand before the backward."""
+    monkeypatch.setattr(open_window, "AT_HAND", set())
+
+
+@pytest.mark.usefixtures("_not_waited_for")
+def test_on_a_device_that_is_not_waited_for_the_step_is_known_and_the_place_said_not_to_be():
     run = train_twice(Exploding, data=spoilt, max_epochs=1, log_every_n_steps=1000)
     finding = finding_of(run.report)
     assert finding.evidence["step"] == Exploding.noted[0][0]
@@ -196,6 +202,14 @@ def test_steps_that_a_scaler_skips_are_no_faults_and_a_loss_that_is_nan_is_one()
     assert not [finding for finding in skipped.report.findings if finding.kind == "non_finite_gradient"]
     broken = train_twice(ScaledAndBroken, plugins=scaler, data=spoilt, max_epochs=1)
     assert finding_of(broken.report).evidence["step"] == 1
+
+
+@pytest.mark.usefixtures("_not_waited_for")
+def test_a_loss_that_is_nan_is_told_where_the_scaler_skips_its_steps_and_none_is_waited_for():
+    broken = train_twice(ScaledAndBroken, plugins=scaler, data=spoilt, max_epochs=1, log_every_n_steps=1000)
+    finding = finding_of(broken.report)
+    assert finding.evidence["step"] == 1
+    assert "the loss was; where it began is not known" in finding.cause
 
 
 @pytest.mark.slow

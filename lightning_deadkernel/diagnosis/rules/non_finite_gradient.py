@@ -62,6 +62,7 @@ PLACES = {
     "activation": "the activation of {layer} was the first in forward order",
     "loss": "the loss was, while all activations that could be read were finite: it came of what follows {layer} (log"
     " of 0, 0/0)",
+    "unread loss": "the loss was; where it began is not known, as activations are read on sampled steps",
     "backward": "the gradients of {layer} and of layers before it were, while those nearer to the loss were finite: it"
     " came of the backward pass right behind {layer} (the root or the norm of 0)",
     "unknown": "the gradients of all layers were, of which {layer} is the first in forward order; where it began is not"
