@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_deadkernel.thresholds import Thresholds
 from lightning_deadkernel.training import options
+from lightning_deadkernel.training.checkpoint import parted
 from lightning_deadkernel.training.never_raise import warn_internal
 from lightning_deadkernel.training.trainer import log_every
 
@@ -248,6 +249,6 @@ class DeadKernelMonitor(Callback):
             return
         try:
             self._record.load_state_dict(state_dict)
-            self._resumed, self._half_open = True, state_dict.get("open")
+            self._resumed, self._half_open = True, parted(state_dict.get("open"))
         except Exception as error:  # a damaged state must not keep the training from resuming
             warn_internal(f"could not read its state from the checkpoint and begins anew: {error}.")

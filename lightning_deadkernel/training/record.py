@@ -18,6 +18,7 @@ from lightning_deadkernel.report.codec import pack, unpack
 from lightning_deadkernel.report.records import Finding
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.thresholds import Thresholds
+from lightning_deadkernel.training.checkpoint import joined, parted
 
 VERSION = 1
 MOST_WINDOWS = 512
@@ -123,7 +124,7 @@ class Record:
             "version": VERSION,
             "reports": list(self._packed.values()),
             "summaries": {"names": list(self._names), "rows": torch.from_numpy(rows)},
-            "history": self._closed.history.state_dict(),
+            "history": joined(self._closed.history.state_dict()),
             "since": dict(self.since),
             "gone": list(self.gone),
             "said": [list(pair) for pair in sorted(self.warned, key=str)],
@@ -138,7 +139,7 @@ class Record:
         if state.get("version", 0) > VERSION:
             raise ValueError(f"its version is {state['version']}, and this one reads up to {VERSION}")
         history = History()
-        history.load_state_dict(state["history"])
+        history.load_state_dict(parted(state["history"]))
         warned = {(str(kind), layer) for kind, layer in state["said"]}
         reports = [unpack(Report, packed) for packed in state["reports"]]
         names, rows = _rows(reports, state.get("summaries"))

@@ -17,6 +17,7 @@ from lightning_deadkernel.evidence.open_window import Checksums
 from lightning_deadkernel.graph.layers import LayerTable, check_patterns
 from lightning_deadkernel.report.records import RunDescription
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.training.checkpoint import joined
 from lightning_deadkernel.training.compile import Stance
 from lightning_deadkernel.training.description import describe_run
 from lightning_deadkernel.training.distributed import exchange, world_size
@@ -361,7 +362,7 @@ class Run:
                 state["open"] = None
                 if everyone and is_open:
                     first_epoch = {"first_epoch": self._schedule.first_epoch}
-                    state["open"] = self._observer.window.state_dict(everyone) | first_epoch
+                    state["open"] = joined(self._observer.window.state_dict(everyone) | first_epoch)
             return self.record.state_dict() | state
         except Exception as error:  # a checkpoint without the monitor's part is better than none
             self.fail("state_dict", error)

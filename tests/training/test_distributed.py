@@ -18,6 +18,7 @@ from helpers.models import DEAD, Layers, Resumable, Tiny, dead
 from helpers.training import SAFELY, quiet
 from helpers.twins import train, train_twice
 from lightning_deadkernel import Report
+from lightning_deadkernel.training.checkpoint import parted
 
 
 def same_everywhere(seen: list[dict], name: str) -> Report:
@@ -82,7 +83,7 @@ def test_a_window_half_open_on_two_ranks_is_taken_up_by_two_by_three_and_by_one(
     assert whole.samples == 2 * 48, "each rank saw all"
     assert by_two == whole, "as if it had not been interrupted"
 
-    state = torch.load(tmp_path / "at.ckpt", weights_only=True)["callbacks"]["DeadKernelMonitor"]["open"]
+    state = parted(torch.load(tmp_path / "at.ckpt", weights_only=True)["callbacks"]["DeadKernelMonitor"]["open"])
     assert state["counts"]["samples"] == 2 * 2 * 8, "two batches of eight on two ranks"
     by_three = same_everywhere(launch(3, "helpers.ddp_jobs:resumed", tmp_path), "resumed")
     by_one = train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from helpers.training import quiet
 from helpers.twins import train
 from lightning_deadkernel.report.codec import pack
 from lightning_deadkernel.training import record as record_module
+from lightning_deadkernel.training.checkpoint import joined, parted
 from lightning_deadkernel.training.record import Record
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -70,7 +72,7 @@ def test_a_long_record_goes_on_from_a_checkpoint_as_if_there_had_been_none(long:
     assert fresh.reports == other.reports
     assert fresh.summaries()[-1]["global_step"] == 1201 * 20
     assert torch.equal(
-        fresh.state_dict()["history"]["layers"]["conv0"]["since"], torch.tensor([3, 0, 0, 0], dtype=torch.int32)
+        parted(fresh.state_dict()["history"])["layers"]["conv0"]["since"], torch.tensor([3, 0, 0, 0], dtype=torch.int32)
     )
 
 
@@ -91,7 +93,8 @@ def test_a_checkpoint_of_an_earlier_release_has_its_rows_from_its_reports(long: 
         close(record, index, layers=2, channels=4)
     state = record.state_dict()
     del state["summaries"]
-    state["history"]["clock"] = state["history"]["clock"].tolist()
+    history = parted(state["history"])  # it was not in one piece
+    state["history"] = history | {"clock": history["clock"].tolist()}
     fresh = Record()
     fresh.load_state_dict(state)
     assert str(fresh.summaries()) == str(record.summaries())
@@ -124,3 +127,28 @@ def test_packing_again_packs_the_new_reports_alone(long: Record) -> None:
     sizes = sum(len(packed) for packed in long.state_dict()["reports"])
     assert sizes == sum(len(pack(report)) for report in long.reports)
     assert set(long._packed) == {report.window for report in long.reports}
+
+
+def test_what_is_joined_comes_apart_as_it_was() -> None:
+    state = {
+        "numbers": [1, -2.5, math.inf, None, True, "é", 2**60 + 1, 0.1],
+        "layer": {"<tensor>": torch.arange(6).view(2, 3), "none": torch.zeros(0, 3), "one": torch.tensor(3.0)},
+        "more": [torch.tensor([True, False]), torch.tensor([0.1, math.nan], dtype=torch.float64), [[], {}]],
+    }
+    whole = parted(joined(state))
+    assert str(whole) == str(state)
+    assert parted(state) is state, "of an earlier release"
+
+
+def test_a_deep_network_has_no_more_tensors_in_a_checkpoint_than_a_shallow_one() -> None:
+    def pieces(state: Any) -> int:
+        values = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+        return isinstance(state, torch.Tensor) + sum(map(pieces, values))
+
+    counts = []
+    for layers in (2, 40):
+        record = Record()
+        for index in range(3):
+            close(record, index, layers=layers, channels=4)
+        counts.append(pieces(record.state_dict()))
+    assert counts[0] == counts[1]

@@ -15,6 +15,7 @@ from helpers.models import DEAD, Layers, Resumable, Save, Tiny, dead, images
 from helpers.training import SAFELY, quiet
 from helpers.twins import assert_identical, train
 from lightning_deadkernel.errors import DeadKernelInternalWarning, DeadKernelWarning
+from lightning_deadkernel.training.checkpoint import parted
 
 
 def resume(path, **options):
@@ -146,7 +147,8 @@ def test_a_damaged_state_is_one_warning_and_training_resumes(tmp_path):
 def test_a_damaged_half_open_window_is_one_warning_and_training_resumes(tmp_path):
     saved(tmp_path / "at.ckpt", 8)
     checkpoint = torch.load(tmp_path / "at.ckpt", weights_only=True)
-    checkpoint["callbacks"]["DeadKernelMonitor"]["open"]["segments"] = 3
+    state = checkpoint["callbacks"]["DeadKernelMonitor"]
+    state["open"] = parted(state["open"]) | {"segments": 3}
     torch.save(checkpoint, tmp_path / "damaged.ckpt")
     with pytest.warns(DeadKernelInternalWarning, match="stops watching"):
         run = resume(tmp_path / "damaged.ckpt")
