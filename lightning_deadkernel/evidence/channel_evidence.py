@@ -5,7 +5,7 @@ Past 300 lines because activations and gradients share one layout of the two ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.evidence.buffers import PendingChannels, StepBuffer, marks
-from lightning_deadkernel.functional.firing import count_outside, firing, samples_on
+from lightning_deadkernel.evidence.sampled import SUMS, Sample, sums_of
 from lightning_deadkernel.functional.kernels import row_max
-from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.paths import ActivationRead
@@ -26,9 +25,6 @@ Segments = dict[tuple[str, Any], Tensor]
 
 OF_SOURCES = ("gradient", "nonfinite", "first", "kernel")
 OF_ACTIVATIONS = ("fired", "blown")
-ACTIVATION_SUMS = ("positives", "magnitudes", "zeros", "flat", "entries", "on", "samples")
-"""Per-channel sums of an activation over the sampled steps: of its entries, their number, the samples on some position
-of which it was > 0, and their number, 0 where samples cannot be told from positions."""
 
 
 class ChannelEvidence:
@@ -38,7 +34,7 @@ class ChannelEvidence:
     (``gradient``); on how many it was NaN or infinite (``nonfinite``), and the mark of the first (``first``); and the
     largest at the ``kernel`` itself, read on sampled steps while that at the source is 0. Then for each activation
     which channels ``fired``, and the mark of the first sampled step on which they were NaN or infinite (``blown``).
-    `totals` holds each activation's ``sums`` over the sampled steps.
+    `totals` holds each activation's ``sums`` over the sampled steps: (7, C), see `SUMS`.
 
     Args:
         device: where everything is kept.
@@ -74,11 +70,11 @@ class ChannelEvidence:
                 self._places[kind, key] = (maxima, maxima + channels)
                 maxima += channels
         for key, channels in self.activations.items():
-            size = len(ACTIVATION_SUMS) * channels
-            self._places["sums", key] = (totals, totals + size)
-            totals += size
+            self._places["sums", key] = (totals, totals + channels)
+            totals += channels
         self.maxima = torch.zeros(maxima, dtype=dtype, device=device)
-        self.totals = torch.zeros(totals, dtype=torch.float64, device=device)
+        self.totals = torch.zeros(len(SUMS), totals, dtype=torch.float64, device=device)
+        self._found_columns: dict[tuple[ActivationKey, ...], Tensor] = {}
         sizes = {source.layer.channels for source in self.sources.values()} | set(self.activations.values())
         self._zeros = {size: torch.zeros(size, dtype=dtype, device=device) for size in sizes}
         self._flat = {name: source.parameter for name, source in self.sources.items() if source.parameter is not None}
@@ -130,9 +126,9 @@ class ChannelEvidence:
         return new
 
     def _put(self, key: tuple[str, Any], values: Tensor) -> None:
-        if key in self._places and self.segment(*key).shape == values.shape:
+        if key in self._places and self.segment(*key).numel() == values.numel():
             seen = self.segment(*key)  # a layer that shared an activation with one that is gone may have two
-            values = values.to(seen)
+            values = values.to(seen).view_as(seen)
             seen.copy_(seen + values if key[0] == "sums" else torch.maximum(seen, values))
 
     def _restart_counts(self) -> None:
@@ -143,7 +139,7 @@ class ChannelEvidence:
     def segment(self, kind: str, key: Any) -> Tensor:
         """The part of `maxima` or `totals` that belongs to one source or activation: a view."""
         start, stop = self._places[kind, key]
-        return (self.totals if kind == "sums" else self.maxima)[start:stop]
+        return (self.totals if kind == "sums" else self.maxima)[..., start:stop]
 
     def reset(self) -> None:
         """Begins a new window."""
@@ -166,9 +162,7 @@ class ChannelEvidence:
         self._gradients.flush(largest, (count, first), self._reads)
 
     def _flush_firings(self) -> None:
-        channels = sum(source.layer.channels for source in self.sources.values())
-        start = len(OF_SOURCES) * channels
-        self._firings.flush(self.maxima[start : start + sum(self.activations.values())])
+        self._firings.flush(self._of_all("fired"))
 
     # -- activations ---------------------------------------------------------------------------------------------
 
@@ -214,47 +208,38 @@ class ChannelEvidence:
         samples += 0 if along is None else own.shape[along]
         self.passed[key] = [samples, positions, unknown + (along is None)]
 
-    def sample_activation(
-        self,
-        key: ActivationKey,
-        read: ActivationRead,
-        activation: Activation,
-        saved: Tensor,
-        along: int | None,
-    ) -> Tensor:
-        """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of one activation; of a
-        channel that holds NaN or infinity, only that it does.
+    def add_samples(self, group: Sequence[Sample]) -> list[Tensor]:
+        """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of activations that are
+        alike; of a channel that holds NaN or infinity, only that it does.
 
         Args:
-            key: the activation.
-            read: where the channels are.
-            activation: how to read it.
-            saved: what it saved for the backward pass.
-            along: dimension of the samples; None: unknown.
+            group: one activation, or several that are `alike`.
 
         Returns:
-            (C,) float64 counts of entries > 0.
+            (C,) of each, > 0 where a channel fired.
         """
-        channels = self.activations[key]
-        values, at = read.laid_out(activation.output(saved))
-        positives, magnitudes, zeros = firing(values, at, activation.rectifies)
-        flat = torch.zeros_like(zeros)
-        if activation.has_flat_ends:
-            inputs, at = read.laid_out(saved)
-            flat = count_outside(inputs, at, activation.low, activation.high, inclusive=True)
-        entries = torch.full_like(zeros, values.numel() / at.size)
-        on, samples = torch.zeros_like(zeros), torch.zeros_like(zeros)
-        if along is not None:
-            shown, at = read.laid_out(activation.positive(saved) if activation.positive else saved)
-            on, samples = samples_on(shown, along, at.axis), samples + shown.shape[along]
-        finite = magnitudes.isfinite()
-        counts = torch.where(finite, torch.stack([positives, magnitudes, zeros, flat, entries, on, samples]), 0)
-        counts = torch.stack([read.spread(count, channels) for count in counts]).to(self.device)
-        self.segment("sums", key).view_as(counts).add_(counts)
-        blown = read.spread((~finite).to(self.dtype), channels).clamp(max=1).to(self.device)
-        first = self.segment("blown", key)
-        torch.maximum(first, blown * marks(self._reads), out=first)
-        return counts[0]
+        keys = tuple(one.key for one in group)
+        channels = [self.activations[key] for key in keys]
+        sums, finite, largest = sums_of(group, channels)
+        columns = self._columns(keys)
+        self.totals.index_add_(1, columns, sums.to(self.device))
+        blown = (~finite).to(self.device, self.dtype) * marks(self._reads)
+        self._of_all("blown").scatter_reduce_(0, columns, blown, "amax")
+        return list(torch.split(largest, channels))
+
+    def _columns(self, keys: tuple[ActivationKey, ...]) -> Tensor:
+        """Places of the channels of these activations among those of all."""
+        if keys not in self._found_columns:
+            places = [range(*self._places["sums", key]) for key in keys]
+            index = torch.tensor([place for some in places for place in some])
+            self._found_columns[keys] = index.to(self.device, non_blocking=True)
+        return self._found_columns[keys]
+
+    def _of_all(self, kind: str) -> Tensor:
+        """What `maxima` has of one kind of all activations: a view."""
+        count = self.totals.shape[1]
+        start = len(self.maxima) + (OF_ACTIVATIONS.index(kind) - len(OF_ACTIVATIONS)) * count
+        return self.maxima[start : start + count]
 
     # -- gradients -----------------------------------------------------------------------------------------------
 
@@ -356,13 +341,13 @@ class ChannelEvidence:
             if not keys:
                 continue
             parts = [self.segment(*key) for key in keys]
-            values = torch.cat(parts)
+            values = torch.cat(parts, -1)
             if several_ranks:
                 # the larger of a number and NaN is each backend's own matter
                 values = values if summed else values.nan_to_num(torch.inf, torch.inf)
                 operator = torch.distributed.ReduceOp.SUM if summed else torch.distributed.ReduceOp.MAX
                 torch.distributed.all_reduce(values, operator)
-            segments.update(zip(keys, torch.split(values.cpu(), [len(part) for part in parts]), strict=True))
+            segments.update(zip(keys, torch.split(values.cpu(), [part.shape[-1] for part in parts], -1), strict=True))
         return segments
 
 

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, renamed
 from lightning_deadkernel.evidence.open_window import Checksums, OpenWindow
+from lightning_deadkernel.evidence.sampled import Sample
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.functional.firing import channel_max
-from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical, peek
-from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.reader import GraphReader, StepMap
 from lightning_deadkernel.graph.sharding import local, unsharded
 
@@ -155,6 +154,7 @@ class Observer:
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
         pending = self.window.channels.not_fired.parts
         seen: dict[ActivationKey, Tensor] = {}
+        alike: dict[Any, list[Sample]] = {}
         for (key, read), counted in zip(found.reads, found.counted, strict=True):
             if not sampled and key not in pending:
                 continue
@@ -171,12 +171,35 @@ class Observer:
                 along = read.samples_along(saved.shape, self.window.rows)
                 if counted:
                     self.window.channels.count(key, read, saved, along)
-                largest = self._look(key, read, activation, saved, sampled, along if counted else None)
-                seen[key] = torch.fmax(seen[key], largest) if key in seen else largest
+                if sampled:
+                    sample = Sample(key, read, activation, saved, along if counted else None)
+                    kind = sample.alike
+                    if kind is not None:
+                        alike.setdefault(kind, []).append(sample)
+                    else:
+                        self._sample([sample], seen)
+                    continue
+                largest = channel_max(*read.laid_out(activation.positive(saved) if activation.positive else saved))
+                _add(seen, key, read.spread(largest, self.window.channels.activations[key]))
             except Exception as error:  # a surprise at one activation ends the watch over its layers alone
                 self._give_up(key, error)
+        for group in alike.values():
+            self._sample(group, seen)
         if seen:
             self.window.channels.read_activations(seen)
+
+    def _sample(self, group: list[Sample], seen: dict[ActivationKey, Tensor]) -> None:
+        try:
+            fired = self.window.channels.add_samples(group)
+        except Exception as error:
+            if len(group) == 1:
+                self._give_up(group[0].key, error)
+            else:  # which of them it was
+                for sample in group:
+                    self._sample([sample], seen)
+            return
+        for sample, largest in zip(group, fired, strict=True):
+            _add(seen, sample.key, largest)
 
     def _read_lookups(self, nodes: list[Any], found: StepMap) -> None:
         pending = self.window.channels.without_gradient
@@ -185,23 +208,6 @@ class Observer:
             rows = [part.detach().flatten() for part in indices if isinstance(part, Tensor)]
             if rows and len(rows) == len(places):
                 self._looked_up[name] = torch.cat(rows)
-
-    def _look(
-        self,
-        key: ActivationKey,
-        read: ActivationRead,
-        activation: Activation,
-        saved: Tensor,
-        sampled: bool,
-        along: int | None,
-    ) -> Tensor:
-        """(C,) that is > 0 where a channel fired; samples run along a dimension, or are not counted."""
-        if sampled:
-            firings = self.window.channels.sample_activation(key, read, activation, saved, along)
-            if activation.rectifies:
-                return firings
-        largest = channel_max(*read.laid_out(activation.positive(saved) if activation.positive else saved))
-        return read.spread(largest, self.window.channels.activations[key])
 
     def _give_up(self, key: ActivationKey, error: Exception) -> None:
         for name in key:
@@ -228,3 +234,8 @@ class Observer:
             window.channels.read_gradients(self._taking_part, self._looked_up)
         if sampled:
             window.channels.read_kernels()
+
+
+def _add(seen: dict[ActivationKey, Tensor], key: ActivationKey, largest: Tensor) -> None:
+    """Beside what another part of the same activation has shown."""
+    seen[key] = torch.fmax(seen[key], largest) if key in seen else largest

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.evidence.channel_evidence import ACTIVATION_SUMS, Segments
+from lightning_deadkernel.evidence.channel_evidence import Segments
 from lightning_deadkernel.evidence.first_non_finite import first_non_finite
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
+from lightning_deadkernel.evidence.sampled import SUMS
 from lightning_deadkernel.evidence.step_values import StepValues
 from lightning_deadkernel.functional.histograms import bit_histogram
 from lightning_deadkernel.functional.kernels import row_max, row_norms
@@ -243,9 +244,8 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
     if passed:
         samples, positions, unknown = (max(column) for column in zip(*passed, strict=True))
         entry["passed_samples"], entry["passed_positions"] = None if unknown else samples, positions
-    channels = entry["channels"]
     sums = torch.stack([seen.segments["sums", key] for key in keys]).sum(0)
-    totals = dict(zip(ACTIVATION_SUMS, sums.view(len(ACTIVATION_SUMS), channels), strict=True))
+    totals = dict(zip(SUMS, sums, strict=True))
     seen_entries = totals["entries"] > 0
     if bool(seen_entries.any()):
         # channels without an activation of their own (the half of a gated linear unit that passes) get the others' mean

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -43,24 +44,28 @@ class Activation:
     restored: Callable[[Tensor], Tensor] = lambda saved: saved
     """What the node saved -> the saved tensor that all others are given."""
 
-    @property
+    @cached_property
     def rectifies(self) -> bool:
         """h is never negative, and is > 0 exactly where the saved tensor is."""
         return self.kind == "rectifier" and self.positive is None
 
-    @property
+    @cached_property
     def has_flat_ends(self) -> bool:
         """Whether some finite input lies on a flat end that is counted."""
         return self.low > -float("inf") or self.high < float("inf")
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The saved tensors that are read."""
         return self.saved.replace("/", "*").split("*")
 
+    @cached_property
+    def _attributes(self) -> list[str]:
+        return [f"_saved_{name}" for name in self.names]
+
     def saved_tensor(self, node: Any) -> Tensor:
         """What the node keeps for backward; the caller has made sure that no unpack hook is set on it."""
-        tensors: list[Tensor] = [getattr(node, f"_saved_{name}").detach() for name in self.names]
+        tensors: list[Tensor] = [getattr(node, name).detach() for name in self._attributes]
         if len(tensors) == 1:
             return self.restored(tensors[0].float() if tensors[0].dtype is torch.bool else tensors[0])
         return tensors[0] / tensors[1] if "/" in self.saved else tensors[0] * tensors[1]
@@ -76,6 +81,7 @@ class Activation:
 
 
 Reader = Callable[[Any], Activation | None]
+"""For the same constants it gives the same activation, where it can: one that is not made anew at each step."""
 
 ACTIVATIONS: dict[str, Reader] = {}
 """Node name -> its reader. A reader gives None where this use of the op is not an activation that can be read."""
@@ -117,14 +123,21 @@ def _number(value: Any) -> float | None:
 # -- rectifiers --------------------------------------------------------------------------------------------------
 
 
+RELU = Activation("relu", "rectifier", "result", _same)
+
+
 @activation("Relu")
 def _relu(node: Any) -> Activation:
-    return Activation("relu", "rectifier", "result", _same)
+    return RELU
 
 
 @activation("Threshold")
 def _threshold(node: Any) -> Activation:
-    threshold = float(node._saved_threshold)
+    return _on_above(float(node._saved_threshold))
+
+
+@lru_cache
+def _on_above(threshold: float) -> Activation:
     if threshold == 0:
         return Activation("threshold", "rectifier", "self", F.relu)
     return Activation(
@@ -147,6 +160,7 @@ def _clamp_min(node: Any) -> Activation | None:
     return _clipped(_number(node._saved_min), None)
 
 
+@lru_cache
 def _clipped(low: float | None, high: float | None, passes_at_zero: bool = True) -> Activation | None:
     if low is None:
         return None
@@ -251,17 +265,18 @@ def consumed(saved: str, label: str) -> Reader:
 
 @activation("LeakyRelu")
 def _leaky_relu(node: Any) -> Activation:
-    return _leaky("leaky_relu", node, float(node._saved_negative_slope))
+    return _leaky("leaky_relu", hasattr(node, "_saved_result"), float(node._saved_negative_slope))
 
 
 @activation("RreluWithNoise")
 def _rrelu(node: Any) -> Activation:
-    return _leaky("rrelu", node, 0.01)
+    return _leaky("rrelu", hasattr(node, "_saved_result"), 0.01)
 
 
-def _leaky(label: str, node: Any, slope: float) -> Activation:
+@lru_cache
+def _leaky(label: str, in_place: bool, slope: float) -> Activation:
     kind: Gating = "rectifier" if slope == 0 else "leaky"
-    if hasattr(node, "_saved_result"):
+    if in_place:
         return Activation(label, kind, "result", _same)
     return Activation(label, kind, "self", lambda x: F.leaky_relu(x, slope))
 

@@ -91,21 +91,30 @@ class ActivationRead:
         return values.reshape(sizes).permute(order + rest).flatten(0, len(digits) - 1), ChannelAxis(0, size)
 
     def spread(self, values: Tensor, channels: int) -> Tensor:
-        """(places,) values of the axis that was read as (C,) of the kernel's channels; 0 for those that are not there.
+        """(*, places) values of the axis that was read as (*, C) of the kernel's channels; 0 where there is none.
 
         Args:
             values: one for each place of the axis.
             channels: of the kernel.
         """
+        if self.is_whole(channels):
+            return values
         mine, places = self.part.channels, self.part.places
+        padded = values.new_zeros(*values.shape[:-1], channels)
         if isinstance(mine, range) and isinstance(places, range):
-            if len(mine) == channels == len(values):
-                return values
-            padded = values.new_zeros(channels)
-            padded[mine.start : mine.stop] = values[places.start : places.stop]
+            padded[..., mine.start : mine.stop] = values[..., places.start : places.stop]
             return padded
-        return values.new_zeros(channels).index_put(
-            (_index(mine, values.device),), values[_index(places, values.device)]
+        return padded.index_copy_(
+            -1, _index(mine, values.device), values.index_select(-1, _index(places, values.device))
+        )
+
+    def is_whole(self, channels: int) -> bool:
+        """Whether the axis has the kernel's channels, all of them in their order, and nothing else."""
+        part = self.part
+        return (
+            isinstance(part.channels, range)
+            and isinstance(part.places, range)
+            and len(part.channels) == channels == prod(digit.size for digit in part.digits)
         )
 
 

@@ -176,14 +176,14 @@ def test_an_output_that_fails_as_a_whole_is_one_warning_and_the_watch_goes_on(mo
 
 
 def test_an_activation_that_cannot_be_read_costs_its_own_layer_alone(monkeypatch):
-    original = ChannelEvidence.sample_activation
+    original = ChannelEvidence.add_samples
 
-    def broken(self, site, *args):
-        if site == ("net.conv2",):
+    def broken(self, group):
+        if any(sample.key == ("net.conv2",) for sample in group):
             raise RuntimeError("cannot read this")
-        return original(self, site, *args)
+        return original(self, group)
 
-    monkeypatch.setattr(ChannelEvidence, "sample_activation", broken)
+    monkeypatch.setattr(ChannelEvidence, "add_samples", broken)
     with pytest.warns(DeadKernelInternalWarning, match=r"no longer watches net\.conv2: .*cannot read this") as caught:
         run = train_twice(Tiny)
     assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
