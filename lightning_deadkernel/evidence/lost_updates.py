@@ -29,8 +29,14 @@ class Asked(NamedTuple):
     def entries(self, values: Tensor, most: int) -> Tensor:
         """(n,) what is looked at of the parameter, or of its gradient: a view where the layout allows."""
         values = local(values)
-        flat = (values if self.rows is None else values[self.rows]).reshape(-1)
-        return flat if flat.numel() < most else flat[:: (flat.numel() // most + 1) | 1]
+        values = values if self.rows is None else values[self.rows]
+        size = values.numel()
+        if size < most:
+            return values.reshape(-1)
+        every = (size // most + 1) | 1
+        if values.is_contiguous():  # at once, where `reshape` and a slice are two operators
+            return values.as_strided(((size - 1) // every + 1,), (every,))
+        return values.reshape(-1)[::every]
 
 
 class LostUpdates:

@@ -195,6 +195,8 @@ class StepStatistics:
         """Layer -> weight decay, and whether it is applied apart from the gradient."""
         self.optimizers: dict[str, tuple[str, float]] = {}
         """Layer -> class name of its optimizer, and SGD's momentum."""
+        self._noted: dict[int, Any] = {}
+        """id of an optimizer -> its settings and what it steps, as they have been noted in this window."""
         self.turns: dict[str, int] = {}
         """Layer -> how often its update was measured in this window."""
         self._before: dict[str, tuple[Layer, Tensor, Tensor | None]] = {}
@@ -217,38 +219,38 @@ class StepStatistics:
             half: gradients are computed in float16, where small ones become exact zeros.
             last: it is the last step of the window, as far as that is foreseen.
         """
-        parameters = [
-            p
+        gradients: dict[int, tuple[Tensor, Tensor]] = {
+            id(p): (p, grad)
             for group in optimizer.param_groups
             for p in group["params"]
-            if p.grad is not None and not p.grad.is_sparse and id(p) in self._column
-        ]
+            if id(p) in self._column and (grad := p.grad) is not None and not grad.is_sparse
+        }
         self._note_groups(optimizer)
         self.scaled = loss_scale is not None
-        if not parameters:
+        if not gradients:
             return
-        mine = {id(p) for p in parameters}
-        parts = [layer for layer in self._parts if id(layer.main) in mine]
-        grads = [local(p.grad) for p in parameters] + [layer.own(layer.main.grad) for layer in parts]  # type: ignore[arg-type]
+        parts = [layer for layer in self._parts if id(layer.main) in gradients]
+        grads = [local(grad) for _, grad in gradients.values()]
+        grads += [layer.own(gradients[id(layer.main)][1]) for layer in parts]
         norms = _norms(grads, self.device)
         norms = torch.where(norms.isnan(), torch.inf, norms)  # NaN is kept for "not observed"
         if scale_left is not None:
             norms = norms / scale_left.to(self.device)
         finite = torch.isfinite(norms).all() if self.scaled else None
         if self.sharded:
-            whole = [*parameters, *(layer.main for layer in parts)]
+            whole = [*(p for p, _ in gradients.values()), *(layer.main for layer in parts)]
             norms = norms * torch.tensor([share(p) for p in whole], device=self.device).sqrt()
-        columns = [self._column[id(p)] for p in parameters] + [self._part_column[layer.name] for layer in parts]
+        columns = [self._column[key] for key in gradients] + [self._part_column[layer.name] for layer in parts]
         asks = self.norms.offered * GOLDEN % 1 < ASKS  # as evenly of several optimizers as of one
         self.norms.append(self._spread(norms, columns, len(self.names)))
         # of a table a step changes the few rows that were looked up
-        layers = [layer for layer in self.layers if id(layer.main) in mine and not layer.is_looked_up]
+        layers = [layer for layer in self.layers if id(layer.main) in gradients and not layer.is_looked_up]
         if half and not self.sharded:  # a shard's share says little of the whole
             self._note_underflow(layers, 1.0 if loss_scale is None or scale_left is not None else loss_scale)
         searches = isinstance(optimizer, torch.optim.LBFGS)
         if asks:
             rates = {id(p): group.get("lr", 0.0) for group in optimizer.param_groups for p in group["params"]}
-            pieces: list[tuple[Tensor, slice | None]] = [(p, None) for p in parameters]
+            pieces: list[tuple[Tensor, slice | None]] = [(p, None) for p, _ in gradients.values()]
             pieces += [(layer.main, slice(layer.span.start, layer.span.stop)) for layer in parts]
             asked = [Asked(at, p, rows, rates[id(p)]) for at, (p, rows) in zip(columns, pieces, strict=True)]
             self._lost.before_step(asked, finite, searches)
@@ -290,18 +292,28 @@ class StepStatistics:
         return [layer for layer, size in zip(waiting, sizes, strict=True) if size <= TURN] or waiting[:1]
 
     def _note_groups(self, optimizer: Any) -> None:
-        held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        for layer in self.layers:
-            group = held.get(id(layer.main))
-            if group is None:
-                continue
+        kind, groups = type(optimizer).__name__, optimizer.param_groups
+        settings = []
+        for group in groups:
             rate = group.get("lr", 0.0)
-            if not isinstance(rate, Tensor):
-                self.learning_rates[layer.name] = max(float(rate), self.learning_rates.get(layer.name, 0.0))
-                self.first_rates.setdefault(layer.name, float(rate))
-            decoupled = bool(group.get("decoupled_weight_decay")) or "AdamW" in type(optimizer).__name__
-            self.decays[layer.name] = (float(group.get("weight_decay", 0.0) or 0.0), decoupled)
-            self.optimizers[layer.name] = (type(optimizer).__name__, float(group.get("momentum", 0.0) or 0.0))
+            decoupled = bool(group.get("decoupled_weight_decay")) or "AdamW" in kind
+            decay = float(group.get("weight_decay", 0.0) or 0.0), decoupled
+            momentum = float(group.get("momentum", 0.0) or 0.0)
+            settings.append((None if isinstance(rate, Tensor) else float(rate), decay, momentum))
+        held = {id(p): place for place, group in enumerate(groups) for p in group["params"]}
+        if self._noted.get(id(optimizer)) == (settings, held):
+            return
+        self._noted[id(optimizer)] = settings, held
+        for layer in self.layers:
+            place = held.get(id(layer.main))
+            if place is None:
+                continue
+            rate, decay, momentum = settings[place]
+            if rate is not None:
+                self.learning_rates[layer.name] = max(rate, self.learning_rates.get(layer.name, 0.0))
+                self.first_rates.setdefault(layer.name, rate)
+            self.decays[layer.name] = decay
+            self.optimizers[layer.name] = kind, momentum
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -313,14 +325,17 @@ class StepStatistics:
     def _measure(self, names: list[str]) -> None:
         copies = {name: self._before.pop(name) for name in names}
         # a parameter that has another shape now has no update
-        taken = {name: copy for name, copy in copies.items() if copy[0].own(local(copy[0].main)).shape == copy[1].shape}
+        news = {name: layer.own(local(layer.main)).detach() for name, (layer, _, _) in copies.items()}
+        taken = {name: copy for name, copy in copies.items() if news[name].shape == copy[1].shape}
         if not taken:
             return
         olds = [old for _, old, _ in taken.values()]
         sizes = _norms(olds, self.device)
-        # not `_foreach_sub_`, which refuses weights that live on several devices
-        for old, (layer, _, _) in zip(olds, taken.values(), strict=True):
-            old.sub_(layer.own(local(layer.main)).detach())
+        if all(old.device == self.device for old in olds):
+            torch._foreach_sub_(olds, [news[name] for name in taken])
+        else:  # which it refuses
+            for name, old in zip(taken, olds, strict=True):
+                old.sub_(news[name])
         changes = _norms(olds, self.device)
         if self.scaled:  # AMP skips a step whose gradients overflowed
             valid = torch.stack([torch.ones_like(sizes[0]) if v is None else v for _, _, v in taken.values()]).bool()

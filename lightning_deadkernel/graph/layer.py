@@ -48,7 +48,7 @@ class Layer:
     @property
     def main(self) -> nn.Parameter:
         """The leaf with the most elements, the one whose gradient and update speak for the weight."""
-        return max(self.leaves, key=lambda leaf: leaf.numel())
+        return self.leaves[0] if len(self.leaves) == 1 else max(self.leaves, key=lambda leaf: leaf.numel())
 
     @property
     def reparametrized(self) -> bool:

@@ -7,22 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+PLAIN = (Tensor, nn.Parameter)
+"""To ask one of these types for what it does not have takes longer than to look at its type."""
+
 
 def whole(tensor: Tensor) -> Tensor:
     """All rows of a sharded tensor (a DTensor), which every rank must ask for; any other tensor as it is."""
+    if type(tensor) in PLAIN:
+        return tensor
     full_tensor = getattr(tensor, "full_tensor", None)
     return tensor if full_tensor is None else full_tensor()
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's whole rows of a DTensor sharded over dim 0 (FSDP2); any other tensor as it is."""
+    if type(tensor) in PLAIN:
+        return tensor
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 
 
 def is_sharded(tensor: Any) -> bool:
     """Whether this rank holds a part of the tensor alone (a DTensor)."""
-    return hasattr(tensor, "to_local")
+    return type(tensor) not in PLAIN and hasattr(tensor, "to_local")
 
 
 def shard_offset(tensor: Any) -> int:
