@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, Segments
 from lightning_deadkernel.evidence.late_losses import LateLosses
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
-from lightning_deadkernel.functional.kernels import checksums
+from lightning_deadkernel.functional.kernels import SMALL, by_rows, checksums
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
@@ -204,16 +204,27 @@ class OpenWindow:
             (C,) bool per layer: whether a bit of the kernel, in any of its parameters, has changed since the window
             began; and the checksums for the next one.
         """
-        changed, now = {}, {}
-        for layer in layers:
-            rows = [layer.rows_of(whole(leaf.detach())) for leaf in layer.leaves if leaf.requires_grad]
-            sums = [checksums(kernels) for kernels in rows if kernels is not None]
-            if not sums:
-                continue
-            now[layer.name] = torch.stack(sums)
-            before = self.checksums.get(layer.name)
-            if before is not None and before.shape == now[layer.name].shape:
-                changed[layer.name] = (now[layer.name] != before.to(now[layer.name].device)).any(0)
+        names: list[str] = []
+        sums: dict[int, Tensor] = {}
+        small: dict[int, Tensor] = {}
+        for layer, leaf in [(one, leaf) for one in layers for leaf in one.leaves if leaf.requires_grad]:
+            rows = layer.rows_of(whole(leaf.detach()))
+            if rows is not None:
+                names.append(layer.name)
+                if rows.numel() <= SMALL:
+                    small[len(names) - 1] = rows
+                else:  # at once: it may have been gathered from all ranks
+                    sums[len(names) - 1] = checksums(rows)
+        sums.update(zip(small, by_rows(checksums, list(small.values())), strict=True))
+        parts: dict[str, list[Tensor]] = {}
+        for place, name in enumerate(names):
+            parts.setdefault(name, []).append(sums[place])
+        now = {name: torch.stack(of) for name, of in parts.items()}
+        changed: dict[str, Tensor] = {}
+        for name, after in now.items():
+            before = self.checksums.get(name)
+            if before is not None and before.shape == after.shape:
+                changed[name] = (after != before.to(after.device)).any(0)
         return changed, self.checksums | now
 
     def to_share(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +15,10 @@ from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
 from lightning_deadkernel.evidence.sampled import SUMS
 from lightning_deadkernel.evidence.step_values import StepValues
-from lightning_deadkernel.functional.histograms import bit_histogram
-from lightning_deadkernel.functional.kernels import row_max, row_norms
-from lightning_deadkernel.functional.sparsity import weight_summary
+from lightning_deadkernel.functional.histograms import bit_histogram, bit_histograms
+from lightning_deadkernel.functional.kernels import SMALL, by_rows, row_max, row_norms
+from lightning_deadkernel.functional.sparsity import weight_summaries
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts
-from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
 from lightning_deadkernel.observation import LayerWindow, Window, WindowTensors
 from lightning_deadkernel.thresholds import Thresholds
@@ -58,19 +57,21 @@ def summarize(
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     changed, weights_now = observer.window.compare_weights(observer.reader.watched)
     steps = StepValues(observer.window.steps, thresholds)
-    drafts: list[Draft] = []
+    described: list[tuple[Draft, LayerFacts]] = []
     listed = [facts for facts in observer.reader.facts.values() if not facts.holds_no_kernels]
     for facts in sorted(listed, key=lambda facts: (facts.excluded is not None, facts.order)):
         layer = facts.layer
         entry = _describe(facts)
-        drafts.append(entry)
+        described.append((entry, facts))
         entry["samples_before"] = seen.samples_before.get(layer.name, 0)
         entry["excluded"] = facts.excluded or _not_used(facts, observer, index, seen)
         if entry["excluded"] is not None:
             entry["missed"] = _missed(facts, entry["excluded"])
             entry["parameters"] = 0 if facts.layer.channels == 0 else layer.main.numel()
-            continue
-        _read_weights(entry, facts, tensors if with_tensors else None)
+    watched = [(entry, facts) for entry, facts in described if entry["excluded"] is None]
+    _read_weights(watched, tensors if with_tensors else None)
+    for entry, facts in watched:
+        layer = facts.layer
         entry["in_optimizer"] = not optimizers or id(layer.main) in held
         if layer.name in changed and counts.optimizer_steps:
             entry["unchanged"] = ~changed[layer.name].cpu()
@@ -84,9 +85,9 @@ def summarize(
         if not layer.is_looked_up:  # of a table, a step has a gradient for few rows, and none for the others
             steps.fill(entry)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
-        if with_tensors:
-            _add_histograms(entry, layer, tensors)
-    drafts.sort(key=lambda entry: entry["excluded"] is not None)
+    if with_tensors and index:
+        _add_histograms(watched, tensors)
+    drafts = sorted((entry for entry, _ in described), key=lambda entry: entry["excluded"] is not None)
     window = Window(
         index,
         epoch,
@@ -149,11 +150,12 @@ def first_sight(observer: Observer, names: Collection[str], index: int, epoch: i
         global_step: at which they came.
     """
     window = Window(index, epoch, global_step, batches=0, optimizer_steps=0, sampled_steps=0, samples=0)
+    described: list[tuple[Draft, LayerFacts]] = []
     for facts in observer.reader.facts.values():
         if facts.layer.name in names and not facts.holds_no_kernels:
-            entry = _describe(facts)
-            _read_weights(entry, facts, None)
-            window.layers.append(LayerWindow(**entry))
+            described.append((_describe(facts), facts))
+    _read_weights(described, None)
+    window.layers = [LayerWindow(**entry) for entry, _ in described]
     return window
 
 
@@ -163,39 +165,60 @@ def _missed(facts: LayerFacts, excluded: str) -> Literal["cut off", "unreadable"
     return "cut off" if excluded == CUT_OFF else "unreadable" if facts.exclusion is not None else None
 
 
-def _read_weights(entry: Draft, facts: LayerFacts, tensors: WindowTensors | None) -> None:
-    layer = facts.layer
-    entry["bytes_per_parameter"] = layer.main.element_size()
-    extras = [facts.scale, facts.source.parameter if facts.source else None]
-    owned = {id(p): p.numel() for p in (layer.bias, *extras) if p is not None}
-    entry["parameters"] = layer.own(layer.main).numel() + sum(owned.values())
-    if layer.is_looked_up:
-        padding = getattr(layer.module, "padding_idx", None)
-        if padding is not None:
-            entry["masked"] = torch.arange(layer.channels) == padding
-        return
-    weight = whole(layer.weight())
-    rows = layer.rows(weight)
-    entry["norms"], entry["largest"] = row_norms(rows).cpu(), row_max(rows).cpu()
-    if facts.scale is not None:
-        entry["norm_scale"] = _on_host(whole(facts.scale.detach()).abs())
-    # where the kernel itself is the source (its norm has no shift, there are several), its bias is still added
-    shift = facts.source.parameter if facts.source is not None and facts.source.parameter is not None else layer.bias
-    if shift is not None:
-        entry["shift"] = _on_host(whole(shift.detach()))
-    summary = weight_summary(layer.own(weight))
-    entry["weight_sparsity"], entry["weight_near_zeros"] = float(summary.zeros), float(summary.near_zeros)
-    entry["gini"], entry["hoyer"] = float(summary.gini), float(summary.hoyer)
-    if layer.groups == 1 and layer.channel_dim == 0 and weight.ndim >= 2:
-        entry["input_largest"] = _on_host(weight.detach().abs().movedim(1, 0).flatten(1).amax(1))
-    # two rows tell almost always; only if they are equal the rest is compared
-    entry["identical"] = len(rows) > 1 and torch.equal(rows[0], rows[1]) and bool((rows == rows[:1]).all())
-    mask = layer.mask()
-    if mask is not None:
-        entry["masked"] = (layer.rows(mask) == 0).all(1).cpu()
-    if tensors is not None:
-        tensors.histograms.setdefault("weights", {})[layer.name] = summary.histogram.cpu()
-        tensors.histograms.setdefault("kernel_norms", {})[layer.name] = bit_histogram(entry["norms"])
+def _read_weights(described: Sequence[tuple[Draft, LayerFacts]], tensors: WindowTensors | None) -> None:
+    """Statistics of the weights; those of all small layers at once."""
+    kernels: list[tuple[Draft, LayerFacts]] = []
+    for entry, facts in described:
+        layer = facts.layer
+        entry["bytes_per_parameter"] = layer.main.element_size()
+        extras = [facts.scale, facts.source.parameter if facts.source else None]
+        owned = {id(p): p.numel() for p in (layer.bias, *extras) if p is not None}
+        entry["parameters"] = layer.own(layer.main).numel() + sum(owned.values())
+        if layer.is_looked_up:
+            padding = getattr(layer.module, "padding_idx", None)
+            if padding is not None:
+                entry["masked"] = torch.arange(layer.channels) == padding
+        elif layer.main.numel() > SMALL:  # one at a time, as a weight may have to be made
+            _read_kernels([(entry, facts)], tensors)
+        else:
+            kernels.append((entry, facts))
+    _read_kernels(kernels, tensors)
+
+
+def _read_kernels(described: Sequence[tuple[Draft, LayerFacts]], tensors: WindowTensors | None) -> None:
+    weights = [whole(facts.layer.weight()) for _, facts in described]
+    rows = [facts.layer.rows(weight) for (_, facts), weight in zip(described, weights, strict=True)]
+    norms = [found.cpu() for found in by_rows(row_norms, rows)]
+    largest = [found.cpu() for found in by_rows(row_max, rows)]
+    owned = [facts.layer.own(weight) for (_, facts), weight in zip(described, weights, strict=True)]
+    summaries = weight_summaries(owned)
+    for place, (entry, facts) in enumerate(described):
+        layer, weight, summary, source = facts.layer, weights[place], summaries[place], facts.source
+        entry["norms"], entry["largest"] = norms[place], largest[place]
+        if facts.scale is not None:
+            entry["norm_scale"] = _on_host(whole(facts.scale.detach()).abs())
+        # where the kernel itself is the source (its norm has no shift, there are several), its bias is still added
+        shift = source.parameter if source is not None and source.parameter is not None else layer.bias
+        if shift is not None:
+            entry["shift"] = _on_host(whole(shift.detach()))
+        entry["weight_sparsity"], entry["weight_near_zeros"] = summary.zeros, summary.near_zeros
+        entry["gini"], entry["hoyer"] = summary.gini, summary.hoyer
+        if layer.groups == 1 and layer.channel_dim == 0 and weight.ndim >= 2:
+            entry["input_largest"] = _on_host(row_max(weight.movedim(1, 0).flatten(1)))
+        entry["identical"] = _are_identical(rows[place])
+        mask = layer.mask()
+        if mask is not None:
+            entry["masked"] = (layer.rows(mask) == 0).all(1).cpu()
+    if tensors is not None and described:
+        names = [entry["name"] for entry, _ in described]
+        counts = [summary.histogram for summary in summaries]
+        tensors.histograms.setdefault("weights", {}).update(zip(names, counts, strict=True))
+        tensors.histograms.setdefault("kernel_norms", {}).update(zip(names, bit_histograms(norms), strict=True))
+
+
+def _are_identical(rows: Tensor) -> bool:
+    """Whether all kernels are equal; two rows tell almost always, and only if they are equal the rest is compared."""
+    return len(rows) > 1 and torch.equal(rows[0], rows[1]) and bool((rows == rows[:1]).all())
 
 
 def _on_host(values: Tensor) -> Tensor:
@@ -273,13 +296,16 @@ def _neighbours(facts: LayerFacts, observer: Observer) -> tuple[tuple[str, ...] 
     return producers, observer.reader.consumers(facts.layer.name)
 
 
-def _add_histograms(entry: Draft, layer: Layer, tensors: WindowTensors) -> None:
-    grad = layer.main.grad
-    if grad is not None and not grad.is_sparse:
-        tensors.histograms.setdefault("gradients", {})[layer.name] = bit_histogram(layer.own(whole(grad))).cpu()
-    rates = entry.get("channel_firing_rate")
-    if rates is not None:
-        tensors.histograms.setdefault("firing_rate", {})[layer.name] = bit_histogram(rates.float())
+def _add_histograms(watched: Sequence[tuple[Draft, LayerFacts]], tensors: WindowTensors) -> None:
+    for entry, facts in watched:
+        grad = facts.layer.main.grad
+        if grad is not None and not grad.is_sparse:
+            counts = bit_histogram(facts.layer.own(whole(grad))).cpu()
+            tensors.histograms.setdefault("gradients", {})[entry["name"]] = counts
+    rates = {entry["name"]: rate for entry, _ in watched if (rate := entry.get("channel_firing_rate")) is not None}
+    if rates:
+        counted = bit_histograms([rate.float() for rate in rates.values()])
+        tensors.histograms["firing_rate"] = dict(zip(rates, counted, strict=True))
 
 
 def _with_first_kernels(tensors: WindowTensors, observer: Observer, window: Window) -> WindowTensors:

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FEW, TOGETHER = 1 << 11, 256
+"""Entries of a tensor that is counted together with others, and how many of them at once."""
+
 
 def block_size(x: Tensor) -> int:
     """Entries per block: two buffers of 1 MiB fit a core's cache; at most 2**24, up to which float32 counts exactly."""
@@ -54,6 +57,24 @@ def bit_histogram(x: Tensor) -> Tensor:
     for part in blocks:
         tally(counts, part.to(torch.float32), 22, scratch)
     return counts
+
+
+def bit_histograms(parts: Sequence[Tensor]) -> list[Tensor]:
+    """`bit_histogram` of each of several tensors on one device; small ones are counted at once."""
+    small = [place for place, part in enumerate(parts) if part.numel() <= FEW]
+    found = {place: bit_histogram(part) for place, part in enumerate(parts) if part.numel() > FEW}
+    for start in range(0, len(small), TOGETHER):
+        places = small[start : start + TOGETHER]
+        some = [parts[place].detach().reshape(-1).to(torch.float32) for place in places]
+        sizes = torch.tensor([len(part) for part in some], dtype=torch.int32)
+        offsets = torch.arange(len(some), dtype=torch.int32) << 10
+        bins = torch.cat(some).view(torch.int32).bitwise_right_shift(22).bitwise_and_(0x3FF)
+        counts = torch.zeros(len(some) << 10, dtype=torch.int64, device=bins.device)
+        if bins.numel():
+            bins += offsets.repeat_interleave(sizes).to(bins.device)
+            counts += torch.bincount(bins, minlength=len(counts))
+        found.update(zip(places, counts.view(-1, 1 << 10).unbind(), strict=True))
+    return [found[place] for place in range(len(parts))]
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,9 @@ Large inputs are worked through in blocks that stay in the processor's cache, so
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +55,29 @@ def gradient_ratios(rms: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 # -- kernels --------------------------------------------------------------------------------------------------------
+
+
+SMALL = 1 << 16
+"""Entries of a tensor that is worth a copy beside others: an operator costs more than to read so few."""
+
+
+def by_rows(function: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """(C,) what a function makes of the rows of each matrix (C, K); small ones of one width at once.
+
+    Args:
+        function: (C, K) to (C,), each row apart from the others.
+        matrices: of any floating dtypes, on any devices.
+    """
+    groups: dict[Any, list[int]] = {}
+    for place, rows in enumerate(matrices):
+        key = (rows.shape[1], rows.dtype, rows.device) if rows.numel() <= SMALL else place
+        groups.setdefault(key, []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in groups.values():
+        parts = [matrices[place] for place in places]
+        values = function(torch.cat(parts) if len(parts) > 1 else parts[0])
+        found.update(zip(places, torch.split(values, [len(part) for part in parts]), strict=True))
+    return [found[place] for place in range(len(matrices))]
 
 
 def row_norms(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.functional.histograms import bit_histogram, flat_view, tables, tally
+from lightning_deadkernel.functional.histograms import bit_histogram, bit_histograms, flat_view, tables, tally
 
 NEAR_ZERO = 1e-2
 """A weight is near zero below this share of its layer's rms; a Gaussian has 2 Phi(0.01) - 1 = 0.0080 of them."""
@@ -42,12 +43,49 @@ def _magnitudes() -> Any:
     return middles
 
 
-def weight_summary(weights: Tensor) -> WeightSummary:
-    """All statistics of a layer's weights from two passes: squares, then float-bit counts and near zeros; they are read
-    from the device once.
+SORTED = 1 << 14
+"""Weights of a layer that are sorted, as long as that is faster than to look through the bins."""
 
-    Counts are taken by the high 15 bits of float32, so every weight is known to 2**-7 of itself. Zeros are exact but
-    for denormals below 1.9e-40, which count as zeros. The Gini index of weights at the middles of their bins is within
+
+def weight_summaries(weights: Sequence[Tensor]) -> list[WeightSummary]:
+    """`weight_summary` of several layers; small ones are read from the device at once."""
+    small = [w for w in weights if w.numel() <= SORTED and w.dtype != torch.float64]
+    if not small or len({w.device for w in small}) > 1:
+        return [weight_summary(w) for w in weights]
+    flat = [w.detach().reshape(-1).to(torch.float32) for w in small]
+    pieces = np.split(torch.cat(flat).cpu().numpy(), np.cumsum([len(w) for w in flat])[:-1])
+    read = iter(zip(pieces, [counts.cpu() for counts in bit_histograms(flat)], strict=True))
+    return [
+        _of_sorted(*next(read)) if w.numel() <= SORTED and w.dtype != torch.float64 else weight_summary(w)
+        for w in weights
+    ]
+
+
+def _of_sorted(weights: Any, histogram: Tensor) -> WeightSummary:
+    """Of (n,) float32 in NumPy, whose small operations take a fifth of the time of PyTorch's."""
+    sizes = np.sort(np.abs(weights))
+    finite = sizes[: sizes.searchsorted(np.inf)].astype(np.float64)
+    count, l1, squares = len(finite), finite.sum(), finite.dot(finite)
+    with np.errstate(all="ignore"):  # of no weights, and of zeros alone, some are not defined
+        rms, root = np.sqrt(squares / np.float64(count)), np.sqrt(np.float64(count))
+        zeros = finite.searchsorted(0.0, "right")
+        near = max(zeros, finite.searchsorted(rms * NEAR_ZERO))
+        return WeightSummary(
+            zeros=float(np.float64(zeros) / len(sizes)),
+            near_zeros=float(np.float64(near) / len(sizes)),
+            gini=float(2 * np.arange(0.5, count).dot(finite) / (l1 * count) - 1),
+            hoyer=float(np.clip((root - l1 / np.sqrt(squares)) / (root - 1), 0, 1)),
+            rms=float(rms),
+            histogram=histogram,
+        )
+
+
+def weight_summary(weights: Tensor) -> WeightSummary:
+    """All statistics of a layer's weights, which are read from the device once.
+
+    Few weights are sorted. More are passed over twice: squares, then float-bit counts and near zeros. Counts are taken
+    by the high 15 bits of float32, so every weight is known to 2**-7 of itself. Zeros are exact but for denormals below
+    1.9e-40, which count as zeros. The Gini index of weights at the middles of their bins is within
     2**-6 / (1 - 2**-7) of that of the sorted weights (measured on Gaussian weights: 1e-4), without the second that
     sorting ten million takes; Hoyer's takes its l1 from the bins too. Non-finite weights are left out of rms, Gini and
     Hoyer; with them, or with an rms outside [1e-17, 1e17], whose squares float32 cannot hold, rms and near zeros
@@ -56,7 +94,7 @@ def weight_summary(weights: Tensor) -> WeightSummary:
     if weights.dtype == torch.float64:
         summary = _summary(_scaled(weights))
         return replace(summary, rms=summary.rms / float(_scale(weights)), histogram=bit_histogram(weights).cpu())
-    return _summary(weights)
+    return weight_summaries([weights])[0] if weights.numel() <= SORTED else _summary(weights)
 
 
 def _scale(weights: Tensor) -> Tensor:

@@ -80,3 +80,12 @@ def test_quantiles_are_right_within_their_half_octave(seed, count):
     assert all(
         math.isnan(value) for value in histograms.histogram_quantiles(torch.zeros(1024, dtype=torch.int64), [0.5])
     )
+
+
+def test_histograms_of_several_tensors_are_those_of_each():
+    sizes = [3, 0, histograms.FEW, histograms.FEW + 1, 1, *[2] * (2 * histograms.TOGETHER)]
+    parts = [mixed((size, 2), torch.float32, seed)[:, 0] for seed, size in enumerate(sizes)]
+    parts[4] = torch.tensor(math.nan).bfloat16()
+    for part, counts in zip(parts, histograms.bit_histograms(parts), strict=True):
+        assert torch.equal(counts, histograms.bit_histogram(part))
+    assert histograms.bit_histograms([]) == []

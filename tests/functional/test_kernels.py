@@ -127,3 +127,19 @@ def test_nothing_global_is_touched():
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(output.requires_grad for output in outputs)
     assert torch.equal(weights, torch.ones(3, 17))
+
+
+def test_what_is_made_of_rows_is_the_same_for_matrices_together_and_alone():
+    g = generator(3)
+    shapes = [(5, 4), (2, 7), (3, 4), (0, 4), (kernels.SMALL // 4 + 1, 4)]
+    matrices = [torch.randn(shape, generator=g) for shape in shapes] + [torch.randn(6, 4, generator=g).double()]
+    calls = []
+
+    def counted(rows):
+        calls.append(rows.shape)
+        return kernels.checksums(rows)
+
+    for matrix, found in zip(matrices, kernels.by_rows(counted, matrices), strict=True):
+        assert torch.equal(found, kernels.checksums(matrix))
+    assert sorted(calls) == sorted([(8, 4), (2, 7), (6, 4), shapes[4]]), "small ones of a width at once"
+    assert kernels.by_rows(counted, []) == []

@@ -119,3 +119,17 @@ def test_nothing_global_is_touched():
     sparsity.weight_summary(weights)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(weights, torch.ones(3, 17))
+
+
+def test_few_weights_and_many_are_summed_up_alike_alone_and_together():
+    many = torch.randn(2 * sparsity.SORTED, generator=generator(11))
+    few = [many[: sparsity.SORTED - 1].view(-1, 3), many[:40].half(), many[:7].double(), torch.zeros(0, 3)]
+    together = sparsity.weight_summaries([few[0], many, *few[1:]])
+    for summary, weights in zip(together, [few[0], many, *few[1:]], strict=True):
+        alone = sparsity.weight_summary(weights)
+        assert torch.equal(summary.histogram, histograms.bit_histogram(weights))
+        for name in ("zeros", "near_zeros", "gini", "hoyer", "rms"):
+            assert getattr(summary, name) == pytest.approx(getattr(alone, name), nan_ok=True)
+    binned = sparsity._summary(few[0])
+    for name in ("zeros", "near_zeros", "gini", "hoyer", "rms"):
+        assert getattr(together[0], name) == pytest.approx(getattr(binned, name), abs=1e-3)
