@@ -302,6 +302,16 @@ class Window:
 
 
 @dataclass(frozen=True)
+class FeatureMaps:
+    """What a layer made of one training sample on a window's last step."""
+
+    maps: Tensor
+    """(1, C, *) float32 activations; (N, C) of several samples where there are no positions."""
+    image: Tensor | None = None
+    """(I, H, W) the same sample as the network's first convolution saw it; None where that is not known."""
+
+
+@dataclass(frozen=True)
 class WindowTensors:
     """What pictures and histograms need of the latest window. Never saved; only the latest live report has it."""
 
@@ -311,3 +321,5 @@ class WindowTensors:
     first_layer: str | None = None
     first_kernels: Tensor | None = None
     """(C, I, H, W) float32 weights of the first convolution with two spatial axes."""
+    feature_maps: dict[str, FeatureMaps] = field(default_factory=dict)
+    """Layer -> one sample's, of the first layer and of those with kernels that had not fired."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, renamed
+from lightning_deadkernel.evidence.one_sample import take_sample
 from lightning_deadkernel.evidence.open_window import Checksums, OpenWindow
 from lightning_deadkernel.evidence.sampled import Sample
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
@@ -126,8 +127,14 @@ class Observer:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def before_backward(self, loss: Tensor, sampled: bool) -> None:
-        """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step."""
+    def before_backward(self, loss: Tensor, sampled: bool, for_pictures: bool = False) -> None:
+        """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step.
+
+        Args:
+            loss: of this backward.
+            sampled: the costlier statistics are taken.
+            for_pictures: and what the network makes of one sample is kept.
+        """
         window = self.window
         sampled = window.is_first_bad_loss(loss) or sampled  # the graph shows where that began
         if window.settled and not sampled:
@@ -146,6 +153,10 @@ class Observer:
         if not found.compiled:
             self._read(nodes, found, sampled)
             self._read_lookups(nodes, found)
+            if for_pictures:
+                channels = window.channels
+                pending = channels.not_fired.parts
+                window.feature_maps |= take_sample(nodes, found, channels.activations, pending, window.rows)
 
     def wants_to_look(self) -> bool:
         """Of a compiled model: whether activations may be read, and none were in this window."""

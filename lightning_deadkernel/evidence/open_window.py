@@ -16,6 +16,7 @@ from lightning_deadkernel.functional.kernels import SMALL, by_rows, checksums
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
+from lightning_deadkernel.observation import FeatureMaps
 
 VERSION = 3
 """Of the state that a checkpoint holds."""
@@ -94,6 +95,8 @@ class OpenWindow:
         """Samples in the batch that is at hand; None: unknown."""
         self.looked: set[str] = set()
         """Layers whose activations were read in this window, or would have been if they had some."""
+        self.feature_maps: dict[ActivationKey, FeatureMaps] = {}
+        """Of one sample of the window's last step, for pictures."""
         self.settled = False
         """Every layer was in some graph of this window, and every channel is known to have fired."""
         self.channels.reset()

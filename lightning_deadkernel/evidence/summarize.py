@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from lightning_deadkernel.functional.kernels import SMALL, by_rows, row_max, row
 from lightning_deadkernel.functional.sparsity import weight_summaries
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts
 from lightning_deadkernel.graph.sharding import whole
-from lightning_deadkernel.observation import LayerWindow, Window, WindowTensors
+from lightning_deadkernel.observation import FeatureMaps, LayerWindow, Window, WindowTensors
 from lightning_deadkernel.thresholds import Thresholds
 
 Draft = dict[str, Any]
@@ -85,6 +86,8 @@ def summarize(
         if not layer.is_looked_up:  # of a table, a step has a gradient for few rows, and none for the others
             steps.fill(entry)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
+        if with_tensors:
+            _add_feature_maps(facts, observer.window.feature_maps, tensors)
     if with_tensors and index:
         _add_histograms(watched, tensors)
     drafts = sorted((entry for entry, _ in described), key=lambda entry: entry["excluded"] is not None)
@@ -314,5 +317,13 @@ def _with_first_kernels(tensors: WindowTensors, observer: Observer, window: Wind
         layer = layers[entry.name]
         if entry.excluded is None and layer.main.ndim == 4 and not layer.transposed:
             kernels = whole(layer.weight()).float().cpu().clone()
-            return WindowTensors(tensors.histograms, entry.name, kernels)
+            return replace(tensors, first_layer=entry.name, first_kernels=kernels)
     return tensors
+
+
+def _add_feature_maps(facts: LayerFacts, kept: Mapping[ActivationKey, FeatureMaps], tensors: WindowTensors) -> None:
+    key = min((key for key in facts.activations if key in kept), default=None)
+    if key is not None:
+        image = kept[key].image
+        on_host = FeatureMaps(kept[key].maps.float().cpu(), None if image is None else image.float().cpu())
+        tensors.feature_maps[facts.layer.name] = on_host

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lightning_deadkernel.errors import printable
@@ -172,14 +172,23 @@ def spaced(count: int, most: int) -> list[int]:
     return list(range(count - 1, -1, -step))[::-1]
 
 
-def state_legend(axes: Axes, words: Sequence[str], zero_kernels: bool, **place: Any) -> None:
-    """Patches for the words, in the palette's order, and the dot of zero kernels."""
+def state_legend(axes: Axes, words: Collection[str], zero_kernels: bool, **place: Any) -> None:
+    """Patches for the words, in the palette's order, and the dot of zero kernels.
+
+    Args:
+        axes: to put it on.
+        words: of states and flags; a mapping from any words to colours is taken as it is.
+        zero_kernels: whether the dot is shown.
+        place: options of matplotlib's legend.
+    """
     from matplotlib.artist import Artist
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    shown = [word for word in WORDS if word in words]
-    handles: list[Artist] = [Patch(facecolor=COLOURS[w], edgecolor=GREY, linewidth=0.4, label=w) for w in shown]
+    colours = words if isinstance(words, Mapping) else {word: COLOURS[word] for word in WORDS if word in words}
+    handles: list[Artist] = [
+        Patch(facecolor=colour, edgecolor=GREY, linewidth=0.4, label=word) for word, colour in colours.items()
+    ]
     if zero_kernels:
         handles.append(Line2D([], [], marker="o", color="black", markersize=3, linestyle="none", label="zero kernel"))
     axes.legend(handles=handles, fontsize=SMALL, frameon=False, handlelength=1.2, columnspacing=1.2, **place)

@@ -1,8 +1,9 @@
-"""What a layer makes of one sample, map by map: which are dark on this sample only, and which on all."""
+"""What a layer makes of one sample, map by map: which do not fire on this sample only, and which on none."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,20 +21,60 @@ from lightning_deadkernel.figures.canvas import (
     state_legend,
 )
 from lightning_deadkernel.figures.cells import colour_table, places_of
-from lightning_deadkernel.figures.tiles import MARGIN, MOST_TILES, Grid, Tile, draw_tiles
+from lightning_deadkernel.figures.tiles import MARGIN, Grid, Tile, draw_tiles
 from lightning_deadkernel.figures.titles import HARMLESS, words_of
 from lightning_deadkernel.graph.layers import LayerTable
-from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.reader import GraphReader
+from lightning_deadkernel.observation import FeatureMaps
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.states import COLOURS, WORDS
+from lightning_deadkernel.report.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_MAPS, _MOST_COLUMNS, _LEAST_COLUMNS = 60, 10, 8
+_ELSEWHERE = "#9AA5AC"
+"""Frame of a map that does not fire on this sample, and does on others."""
 _MOST_UNITS = 128
 _HIGHEST = 7.0
 """Inches."""
+_LONGEST_LABEL = 12
+_NEVER = "never"
+_NEVER_FIRE, _FIRE = {"dead", "silent"}, {"active", "starved"}
+"""States of kernels that fired on no sample of the window, and of those that did on some."""
+
+FiresOn = Callable[[int], str]
+"""Channel -> on how many samples it fires, as far as that is known."""
+
+
+def kept_layers(report: Report) -> list[str]:
+    """The layers, in forward order, of which a live report has one sample's maps."""
+    kept = report.tensors.feature_maps if report.tensors is not None else {}
+    return [la.name for la in report.watched if la.name in kept and kept[la.name].maps.shape[1] == la.channels]
+
+
+def draw_kept(report: Report, name: str) -> Figure:
+    """A layer's maps of the sample that the window's last step saw."""
+    assert report.tensors is not None
+    layer = report[name]
+    states, rates = layer.states, layer.sample_rate
+
+    def fires_on(channel: int) -> str:
+        rate = rates[channel]
+        if layer.evidence == "activation" and states[channel] in _NEVER_FIRE:
+            return _NEVER
+        return _of_all(rate, layer.rated_samples) if rate is not None and layer.rated_samples else ""
+
+    looked = f"the {layer.rated_samples:,} samples" if layer.rated_samples else "the samples"
+    note = f"on how many of {looked} that were looked at they do"
+    return _draw(report.tensors.feature_maps[name], layer, report, fires_on, note)
+
+
+def _of_all(rate: float, samples: int) -> str:
+    text = f"{round(rate * samples):,} of {samples:,}"
+    return text if len(text) <= _LONGEST_LABEL else percent(rate)
 
 
 def plot_feature_maps(module: nn.Module, batch: Any, layer: str, report: Report, sample: int = 0) -> Figure:
@@ -41,7 +82,7 @@ def plot_feature_maps(module: nn.Module, batch: Any, layer: str, report: Report,
 
     A convolution's maps are shown for one sample beside its input; units of a sequence over its positions, and units
     of a vector over the samples of the batch. Maps that are dead in the report are framed in that colour; of one that
-    is dark here, it is said on how many samples of the batch it fires.
+    does not fire here, it is said on how many samples of the batch it does.
 
     The module runs once, in evaluation mode and with autograd, whose graph is read as in training: nothing is
     registered on it, and its weights, buffers, gradients and mode stay as they are.
@@ -65,9 +106,10 @@ def plot_feature_maps(module: nn.Module, batch: Any, layer: str, report: Report,
     maps = activations_of(module, inputs, layer)
     if maps.shape[1] != shown.channels:
         raise ValueError(f"Expected {shown.channels} channels in {layer}, as in the report, but got {maps.shape[1]}.")
-    if maps.ndim == 4:
-        return _as_images(maps, inputs[sample], shown, report, sample)
-    return _as_heat(maps, shown, report, sample)
+    fires = (maps > 0).flatten(2).any(2) if maps.ndim > 2 else maps > 0
+    one = FeatureMaps(maps[sample : sample + 1] if maps.ndim > 2 else maps[:64], inputs[sample])
+    note = "on how many samples of the batch they do"
+    return _draw(one, shown, report, lambda c: f"{int(fires[:, c].sum()):,} of {len(maps):,}", note)
 
 
 def activations_of(module: nn.Module, inputs: Tensor, layer: str) -> Tensor:
@@ -91,7 +133,7 @@ def activations_of(module: nn.Module, inputs: Tensor, layer: str) -> Tensor:
                 if layer in names:
                     activation = read.live(nodes[read.node])
                     saved = activation.saved_tensor(nodes[read.node])
-                    return _by_channel(activation.output(saved), read).detach().float().cpu()
+                    return read.by_channel(activation.output(saved)).detach().float().cpu()
     finally:
         for part, training in mode.items():
             part.training = training
@@ -99,49 +141,61 @@ def activations_of(module: nn.Module, inputs: Tensor, layer: str) -> Tensor:
     raise ValueError(f"Expected a layer whose activation can be read ({', '.join(readable)}), but got {layer!r}.")
 
 
-def _by_channel(activation: Tensor, read: ActivationRead) -> Tensor:
-    """(N, C, *): the channels' own axis in second place."""
-    activation, at = read.laid_out(activation)
-    places = [place for _, place in sorted(zip(read.part.channels, read.part.places, strict=True))]
-    if read.part.is_cut:
-        return activation[places].movedim(0, 1)
-    shape = activation.shape
-    split = activation.reshape(*shape[: at.axis], at.outer, at.size, at.inner, *shape[at.axis + 1 :])
-    channels = split.movedim(at.axis + 1, 1)[:, places]
-    return channels if at.outer * at.inner > 1 else channels.squeeze(at.axis + 2).squeeze(at.axis + 1)
+# -- drawing -----------------------------------------------------------------------------------------------------------
+
+
+def _draw(one: FeatureMaps, layer: LayerReport, report: Report, fires_on: FiresOn, note: str) -> Figure:
+    maps = one.maps.amax(2) if one.maps.ndim == 5 else one.maps  # a volume as it is seen from above
+    if maps.ndim == 4:
+        return _as_images(maps[0], one.image, layer, report, fires_on, note)
+    return _as_heat(maps, layer, report)
 
 
 def _headline(layer: LayerReport, dark: Sequence[bool], things: str, where: str) -> str:
-    """How many are dark here, and how many of these on all samples of the window."""
-    dead = set(layer.dead)
+    """How many do not fire here, and how many of these on no sample of the window."""
     here = [channel for channel, is_dark in enumerate(dark) if is_dark]
     if not here:
-        return f"{layer.name}: none of {layer.channels:,} {things} is zero on {where}"
-    always = sum(channel in dead for channel in here)
-    zero = f"{layer.name}: {len(here):,} of {layer.channels:,} {things} are zero on {where}"
-    return f"{zero}, {always:,} of them on all samples of the window"
+        return f"{layer.name}: all {layer.channels:,} {things} fire on {where.replace('any of', 'some of')}"
+    states = [state for state, is_dark in zip(layer.states, dark, strict=True) if is_dark]
+    always = sum(state in _NEVER_FIRE for state in states)
+    text = f"{layer.name}: {len(here):,} of {layer.channels:,} {things} do not fire on {where}"
+    if layer.evidence != "activation":  # not every step was looked at
+        return text
+    if always == len(here):
+        return f"{text}, nor on any other of the window"
+    if always:
+        return f"{text}, {always:,} of them on no sample of the window"
+    return f"{text}, but each on others" if set(states) <= _FIRE else text
 
 
-def _as_images(maps: Tensor, image: Tensor, layer: LayerReport, report: Report, sample: int) -> Figure:
+def _as_images(
+    maps: Tensor, image: Tensor | None, layer: LayerReport, report: Report, fires_on: FiresOn, note: str
+) -> Figure:
     """The input, then a map a channel; bright is the layer's largest activation on this sample."""
-    fires = (maps > 0).flatten(2).any(2)
-    words, dark = words_of(layer), (~fires[sample]).tolist()
+    words, dark = words_of(layer), (~(maps > 0).flatten(1).any(1)).tolist()
     order = sorted(range(len(words)), key=lambda c: (words[c] in HARMLESS, not dark[c]))
-    chosen = sorted(order[: MOST_TILES - 1])
-    largest = float(maps[sample].nan_to_num(posinf=0).max()) or 1.0
-    tiles = [Tile(_as_picture(image), "input", marked=True)]
-    for channel in chosen:
-        picture = (maps[sample, channel].nan_to_num() / largest).clamp(0, 1).numpy()
-        label = f"{channel}\non {int(fires[:, channel].sum())} of {len(maps)}" if dark[channel] else f"{channel}\n"
-        tiles.append(Tile(picture, label, words[channel]))
-    grid = Grid.of(len(tiles), 10, 2)
-    note = f"{basis([report])}; under maps that are zero: on how many samples of the batch they fire"
+    chosen = sorted(order[:_MOST_MAPS])
+    largest = float(maps.nan_to_num(posinf=0).max()) or 1.0
+    tiles = [] if image is None else [Tile(_as_picture(image), "input\n", frame="black")]
+    labels = {channel: fires_on(channel) if dark[channel] else "" for channel in chosen}
+    for channel, label in labels.items():
+        bright = (maps[channel].nan_to_num() / largest).clamp(0, 1).numpy()
+        frame = _ELSEWHERE if dark[channel] else ""
+        tiles.append(Tile(bright, f"{channel}\n{label}", words[channel], frame=frame))
+    rows = math.ceil(len(tiles) / _MOST_COLUMNS)
+    grid = Grid(len(tiles), max(_LEAST_COLUMNS, math.ceil(len(tiles) / rows)), 1 + any(dark))
+    below = basis([report])
+    if {*labels.values()} - {_NEVER, ""}:
+        below += f"; under maps that do not fire here: {note}"
     if len(chosen) < len(words):
-        note += f"; {len(chosen):,} of {len(words):,} shown"
-    axes = one_axes(grid.height, _headline(layer, dark, "maps", "this sample"), note, MARGIN, MARGIN, 0.4)
+        below += f"; {len(chosen):,} of {len(words):,} shown"
+    axes = one_axes(grid.height, _headline(layer, dark, "maps", "this sample"), below, MARGIN, MARGIN, 0.4)
     framed = draw_tiles(axes, tiles, grid)
-    if framed:
-        state_legend(axes, sorted(framed), False, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
+    shown = {word: COLOURS[word] for word in WORDS if word in framed}
+    if any(tile.frame == _ELSEWHERE and tile.word not in framed for tile in tiles):
+        shown["fires on other samples"] = _ELSEWHERE
+    if shown:
+        state_legend(axes, shown, False, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
     return figure_of(axes)
 
 
@@ -155,15 +209,15 @@ def _as_picture(image: Tensor) -> np.ndarray[Any, Any]:
     return np.asarray(pixels if pixels.ndim == 2 else pixels.reshape(1, -1))
 
 
-def _as_heat(maps: Tensor, layer: LayerReport, report: Report, sample: int) -> Figure:
+def _as_heat(maps: Tensor, layer: LayerReport, report: Report) -> Figure:
     """Units as rows, over the positions of one sample or over the samples, with each unit's state at the left."""
     sequence = maps.ndim > 2
-    values = maps[sample].flatten(1) if sequence else maps[:64].T
+    values = maps[0].flatten(1) if sequence else maps.T
     words = words_of(layer)
     order = sorted(range(len(words)), key=lambda unit: words[unit] in HARMLESS)
     chosen = sorted(order[:_MOST_UNITS])
     dark = (~(values > 0).any(1)).tolist()
-    where = "this sample" if sequence else f"all {values.shape[1]} samples of this batch"
+    where = "this sample" if sequence else f"any of {values.shape[1]} samples of this batch"
     note = basis([report]) + (f"; {len(chosen):,} of {len(words):,} units shown" if len(chosen) < len(words) else "")
     height = min(max(1.2, 0.13 * len(chosen)), _HIGHEST)
     axes = one_axes(height, _headline(layer, dark, "units", where), note, 0.75, 0.25, 0.85)

@@ -64,7 +64,7 @@ def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
             as_image(kernels[channel], largest),
             f"{channel} zero" if channel in zeros else str(channel),
             words[channel],
-            marked=channel in zeros,
+            frame="black" if channel in zeros else "",
         )
         for channel in shown
     ]

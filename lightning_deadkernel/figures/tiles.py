@@ -33,8 +33,8 @@ class Tile:
     """Under it; each line as short as the tile is wide."""
     word: str = "active"
     """What its kernel is shown as, which colours its frame."""
-    marked: bool = False
-    """Worth a black frame though its kernel is harmless."""
+    frame: str = ""
+    """Colour of a frame that it is worth though its kernel is harmless."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def draw_tiles(axes: Axes, tiles: Sequence[Tile], grid: Grid) -> set[str]:
         extent = (left, left + size, top + size, top)
         axes.imshow(tile.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect="auto")
         fault = tile.word not in HARMLESS
-        colour = COLOURS[tile.word] if fault else "black" if tile.marked else "#C9D1D6"
-        width = 3.5 if fault or tile.marked else 0.6
+        colour = COLOURS[tile.word] if fault else tile.frame or "#C9D1D6"
+        width = 3.5 if fault or tile.frame else 0.6
         axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=colour, linewidth=width))
-        weight = "bold" if fault or tile.marked else "normal"
+        weight = "bold" if fault or tile.frame else "normal"
         middle, below = left + size / 2, top + size + 0.03
         axes.text(middle, below, tile.label, fontsize=SMALL - 1, ha="center", va="top", weight=weight)
     # the unit of both axes is an inch, so that tiles are square

@@ -74,15 +74,21 @@ def since(reports: Sequence[Report], name: str, word: str, channels: Sequence[in
     return f"one by one from {start} on"
 
 
-def worst_layer(report: Report) -> LayerReport | None:
-    """The layer with the worst word, and of those the one with the largest share; None if all is well."""
-    found = {layer.name: unhealthy(layer) for layer in report.watched}
+def worst_layer(report: Report, among: Collection[str] | None = None) -> LayerReport | None:
+    """The layer with the worst word, and of those the one with the largest share; None if all is well.
+
+    Args:
+        report: what to look through.
+        among: names of the layers to look at; None: all.
+    """
+    layers = [layer for layer in report.watched if among is None or layer.name in among]
+    found = {layer.name: unhealthy(layer) for layer in layers}
 
     def badness(layer: LayerReport) -> tuple[int, float]:
         word, channels = found[layer.name]
         return BY_NAME[word].gravity, len(channels) / layer.channels
 
-    return max((layer for layer in report.watched if found[layer.name][1]), key=badness, default=None)
+    return max((layer for layer in layers if found[layer.name][1]), key=badness, default=None)
 
 
 def layer_headline(reports: Sequence[Report], name: str) -> str:

@@ -90,6 +90,26 @@ class ActivationRead:
         size = prod(digit.size for digit in digits)
         return values.reshape(sizes).permute(order + rest).flatten(0, len(digits) - 1), ChannelAxis(0, size)
 
+    def by_channel(self, values: Tensor, along: int = 0, most: int | None = None) -> Tensor:
+        """(N, C, *) of a tensor like the one that was read: the kernel's channels that are here, in their order.
+
+        Args:
+            values: what was read, or as large.
+            along: dimension of the samples in what is the kernel's own.
+            most: of the samples the first so many; None: all.
+        """
+        values, at = self.laid_out(values)
+        places = [place for _, place in sorted(zip(self.part.channels, self.part.places, strict=True))]
+        if self.part.is_cut:
+            return values[places].movedim(0, 1)[:most]
+        if most is not None:
+            values = values.narrow(along, 0, min(most, values.shape[along]))
+        values, axis = values.movedim(along, 0), at.axis + (at.axis < along)
+        shape = values.shape
+        values = values.reshape(*shape[:axis], at.outer, at.size, at.inner, *shape[axis + 1 :]).movedim(axis + 1, 1)
+        values = values if places == list(range(at.size)) else values[:, _index(tuple(places), values.device)]
+        return values if at.outer * at.inner > 1 else values.squeeze(axis + 2).squeeze(axis + 1)
+
     def spread(self, values: Tensor, channels: int) -> Tensor:
         """(*, places) values of the axis that was read as (*, C) of the kernel's channels; 0 where there is none.
 

@@ -196,6 +196,8 @@ class StepMap:
     """Tables all of whose uses are lookups -> the nodes of these, which hold the indices."""
     counted: tuple[bool, ...] = ()
     """Of each read, whether what it reads has not been counted by another: a use of a layer has several activations."""
+    image: int | None = None
+    """The convolution that comes first and once: what it saved is the input as the network sees it."""
     selections: dict[int, Tensor] = field(default_factory=dict)
     """Nodes that channels pass in another order -> the index that says which, kept so that nothing else lies there."""
 
@@ -369,7 +371,7 @@ class GraphReader:
         tables = {layer.name: lookups_of(graph, layer) for layer in present if layer.is_looked_up}
         names = frozenset(layer.name for layer in present)
         looked_up = {name: nodes for name, nodes in tables.items() if nodes}
-        return StepMap(reads, names, graph.compiled, looked_up, counted, graph.selections or {})
+        return StepMap(reads, names, graph.compiled, looked_up, counted, _sees_input(found), graph.selections or {})
 
     def _reads(
         self, nodes: list[Any], found: GraphMap
@@ -453,3 +455,11 @@ class GraphReader:
         if not consumers:
             return None
         return tuple(Consumer(layer, weights) for layer, weights in consumers.items())
+
+
+def _sees_input(found: GraphMap) -> int | None:
+    first = next(iter(found.uses), None)
+    if first is None or sum(use.layer.name == first.layer.name for use in found.uses) > 1:
+        return None
+    node = found.graph.order[first.order]
+    return node if found.graph.names[node] == "Convolution" else None

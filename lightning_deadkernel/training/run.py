@@ -179,7 +179,8 @@ class Run:
     @never_raise
     def before_backward(self, loss: Tensor) -> None:
         """Reads the graph, and the activations it holds."""
-        self._observer.before_backward(loss, self.sampled)
+        for_pictures = self.sampled and self._schedule.last and self.options.log_figures
+        self._observer.before_backward(loss, self.sampled, for_pictures)
 
     @never_raise
     def after_backward(self) -> None:

@@ -382,7 +382,7 @@ def test_update_ratios_say_what_is_wrong(unwell: list[Report], ratio: float, sai
 
 
 def test_one_window_alone_can_be_drawn() -> None:
-    reports = history(SMALL, 1, dies={"conv1": {0: 1}})[1:]
+    reports = history(SMALL, 1, dies={"conv2": {0: 1}})[1:]
     assert list(figures.draw_all(reports).pictures) == list(figures.PICTURES)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_deadkernel.functional.histograms import bit_histogram
-from lightning_deadkernel.observation import WindowTensors
+from lightning_deadkernel.observation import FeatureMaps, WindowTensors
 from lightning_deadkernel.report.records import ChannelValues, Finding, LayerReport, Savings
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.states import FLAGS, STATES
@@ -185,4 +185,10 @@ def fake_tensors(layers: Sequence[tuple[str, str, int, str | None]], generator: 
     y, x = torch.meshgrid(torch.linspace(-1, 1, 7), torch.linspace(-1, 1, 7), indexing="ij")
     kernels = torch.sin(5 * (x * angle.cos() + y * angle.sin())) * torch.exp(-2 * (x**2 + y**2))
     colours = 0.5 + torch.rand(channels, 3, 1, 1, generator=generator)
-    return WindowTensors(histograms, name, kernels * colours * 0.2)
+    image = torch.rand(3, 32, 32, generator=generator)
+    maps = {
+        name: FeatureMaps(torch.randn(1, channels, 16, 16, generator=generator).relu(), image)
+        for name, _, channels, activation in layers[:2]
+        if activation
+    }
+    return WindowTensors(histograms, name, kernels * colours * 0.2, maps)
