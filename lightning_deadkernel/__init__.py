@@ -34,7 +34,7 @@ _HOMES = {
     "Finding": "report.records",
     "LayerReport": "report.records",
     "Problem": "report.records",
-    "Report": "report.report",
+    "Report": "figures",  # which teaches it to draw itself
     "Thresholds": "thresholds",
     "plot_feature_maps": "figures.feature_maps",
 }

@@ -15,6 +15,7 @@ from lightning_deadkernel.training.never_raise import warn_internal
 from lightning_deadkernel.training.trainer import log_every
 
 if TYPE_CHECKING:
+    from lightning_deadkernel.report.plot import Plot
     from lightning_deadkernel.report.report import Report
     from lightning_deadkernel.training.run import Run
 
@@ -133,6 +134,12 @@ class DeadKernelMonitor(Callback):
     def report(self) -> Report | None:
         """The report of the last closed window; None before the first."""
         return self.reports[-1] if self.reports and self.reports[-1].window > 0 else None
+
+    def plot(self, kind: str = "overview") -> Plot:
+        """One picture of all windows so far; see `Report.plot` for the kinds and for what is raised."""
+        from lightning_deadkernel.report.plot import plot  # not at the top, as `Record`
+
+        return plot(self.reports, kind)
 
     def should_sample(self, step: int) -> bool:
         """Whether the costlier statistics are taken on this optimizer step.

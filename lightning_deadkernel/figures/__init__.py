@@ -12,15 +12,17 @@ from typing import NamedTuple
 
 from lightning_deadkernel.figures.canvas import png
 from lightning_deadkernel.figures.registry import Picture, picture, registered
+from lightning_deadkernel.report.plot import DRAW
 from lightning_deadkernel.report.report import Report
 
-__all__ = ["PICTURES", "Drawn", "Picture", "draw_all", "picture", "png", "why_none"]
+__all__ = ["PICTURES", "Drawn", "Picture", "Report", "draw_all", "picture", "png", "why_none"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 PICTURES: dict[str, Picture] = registered()
 """Every picture by name, in the order in which to look at them."""
+DRAW.update({name: kind.draw for name, kind in PICTURES.items()})
 
 
 def why_none() -> str | None:

@@ -53,7 +53,8 @@ def unhealthy(layer: LayerReport) -> tuple[str, list[int]]:
 def since(reports: Sequence[Report], name: str, word: str, channels: Sequence[int]) -> str:
     """Since when: ``"since epoch 3"``, or ``"one by one from epoch 1 on"``.
 
-    Of a long run not every window is there: ``"since epoch 2 to epoch 3"`` where it began between two that are.
+    Of a long run not every window is there: ``"since epoch 2 to epoch 3"`` where it began between two that are, and
+    ``"since epoch 3 or before"`` where there is none before.
     """
     number = WORDS.index(word)
     past = [layer.codes.translate(WORD_OF_CODE) if layer else b"" for layer in past_of(reports, name)]
@@ -69,6 +70,8 @@ def since(reports: Sequence[Report], name: str, word: str, channels: Sequence[in
     start = "the start" if from_start else moment(reports, first)
     if not from_start and first and reports[first].window - reports[first - 1].window > 1:
         start = f"{moment(reports, first - 1)} to {start}"
+    if first == 0 and reports[0].window > 1:
+        start += " or before"
     if first == last:
         return "from the start" if from_start else f"since {start}"
     return f"one by one from {start} on"

@@ -39,7 +39,7 @@ _TONES = {"plain": "", "strong": "bold", "good": "green"}
 def print_document(document: Document, file: TextIO | None = None) -> None:
     """Print to `file` (standard output), in colour only where that is a terminal, of whatever encoding."""
     file = sys.stdout if file is None else file
-    console = Console(file=file, highlight=False)
+    console = Console(file=file, highlight=False, force_jupyter=False)  # which would show it in a cell of its own
     with console.capture() as captured:
         console.print(renderable(document))
     write(captured.get(), file)

@@ -21,6 +21,7 @@ from lightning_deadkernel.report.console import renderable
 from lightning_deadkernel.report.describe import describe, describe_briefly
 from lightning_deadkernel.report.html import to_html, to_notebook
 from lightning_deadkernel.report.markdown import to_markdown
+from lightning_deadkernel.report.plot import Plot, plot
 from lightning_deadkernel.report.records import ChannelValues, ReportRecord
 from lightning_deadkernel.report.states import COUNTED, FLAGS
 
@@ -89,6 +90,22 @@ class Report(ReportRecord):
                     }
                 )
         return _frame(rows)
+
+    def plot(self, kind: str = "overview") -> Plot:
+        """One picture of this window: ``figure, axes = report.plot()``; a notebook's cell that ends in it shows it.
+
+        Feature maps, weights and the first layer's kernels are there in the latest report of a training only;
+        `DeadKernelMonitor.plot` draws all windows.
+
+        Args:
+            kind: ``"overview"``, ``"kernel_map"``, ``"life_lines"``, ``"gradient_flow"``, ``"update_ratios"``,
+                ``"weights"``, ``"first_layer_kernels"``, ``"first_feature_maps"`` or ``"worst_feature_maps"``.
+
+        Raises:
+            ValueError: if there is no such kind, or the report has nothing for it.
+            ImportError: where matplotlib is not installed.
+        """
+        return plot([self], kind)
 
     def save(self, path: str | os.PathLike[str], pictures: Mapping[str, bytes] | None = None) -> None:
         """Write the report to `path`, in the format its ending names: `.json`, `.md` or `.html`.

@@ -1,0 +1,54 @@
+"""`report.plot`: every kind of picture by its name, for a script and for a notebook's cell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.models import Tiny, loader
+from helpers.reports import SMALL, history
+from helpers.training import fit, quiet
+from lightning_deadkernel import Report, figures
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.parametrize("kind", list(figures.PICTURES))
+def test_every_picture_can_be_asked_for_by_its_name(kind: str) -> None:
+    report = history(SMALL, 2, dies={"conv2": {0: 1}})[-1]
+    figure, axes = report.plot(kind)
+    assert figure.get_suptitle()
+    assert axes in figure.axes or axes == figure.axes
+    assert report.plot(kind)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_overview_is_what_is_drawn_unless_another_is_asked_for() -> None:
+    report = history(SMALL, 2, dies={"conv2": {0: 1}})[-1]
+    assert report.plot().figure.get_suptitle() == report.plot("overview").figure.get_suptitle()
+    with pytest.raises(ValueError, match=r"to be one of 'overview', 'kernel_map', .*, but got 'overviews'\."):
+        report.plot("overviews")
+    with pytest.raises(ValueError, match="nothing for the picture 'weights'"):
+        report.compact().plot("weights")
+
+
+def test_the_monitor_draws_all_windows() -> None:
+    monitor = fit(Tiny(), loader(), monitor=quiet(), max_epochs=3)
+    assert monitor.report is not None
+    assert "from the start" in monitor.plot("kernel_map").figure.get_suptitle()
+    assert "since epoch 2 or before" in monitor.report.plot("kernel_map").figure.get_suptitle()
+
+
+def test_a_report_that_is_loaded_can_be_drawn_with_nothing_else_imported(tmp_path: Path) -> None:
+    history(SMALL, 2, dies={"conv2": {0: 1}})[-1].save(tmp_path / "report.json")
+    code = "from lightning_deadkernel import Report; Report.load('report.json').plot().figure.savefig('x.png')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_is_one_class_wherever_it_is_imported_from() -> None:
+    from lightning_deadkernel.report.report import Report as home
+
+    assert Report is home
