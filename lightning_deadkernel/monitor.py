@@ -205,7 +205,7 @@ class DeadKernelMonitor(Callback):
         self._run.end_epoch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes what is open; prints the table, and saves the last report with its pictures."""
+        """Closes what is open; saves the last report with its pictures."""
         self._run.finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -213,8 +213,8 @@ class DeadKernelMonitor(Callback):
         self._run.interrupt(trainer, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restores what was set for a step, whatever ended the run, and lets the model go."""
-        self._run.end()
+        """Restores what was set for a step, whatever ended the run, prints the table, and lets the model go."""
+        self._run.leave()
         self._run, self._evaluating = self._new_run(), False
 
     # -- checkpoints and copies ----------------------------------------------------------------------------------

@@ -79,13 +79,8 @@ def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None, 
     )
 
 
-def describe_briefly(report: ReportRecord, saved: str = "") -> Document:
-    """What one wants to see when a training ends: the layers with something to say, and the first problem.
-
-    Args:
-        report: what to describe.
-        saved: where all of it is, which is said last.
-    """
+def describe_briefly(report: ReportRecord) -> Document:
+    """What one wants to see when a training ends: the layers with something to say, and the first problem."""
     findings = sentences.by_severity(report.findings)
     stated = report.problems[0].findings if report.problems else findings[:1]
     further = [finding for finding in findings if finding not in stated]
@@ -100,7 +95,6 @@ def describe_briefly(report: ReportRecord, saved: str = "") -> Document:
         Paragraph(rest) if rest else None,
         _left_out(report),
         *_savings(report),
-        Paragraph(f"The whole report: {saved}", "strong") if saved else None,
     ]
     return Document(
         title=f"{PROGRAM}: {sentences.moment(report)}",

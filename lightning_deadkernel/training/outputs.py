@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_deadkernel import figures
 from lightning_deadkernel.loggers import RunLog, report_folder
-from lightning_deadkernel.report.console import print_document
+from lightning_deadkernel.report.console import print_document, write
 from lightning_deadkernel.report.describe import describe_briefly
 from lightning_deadkernel.report.report import Report, write_atomically
 from lightning_deadkernel.training.never_raise import warn_internal
 from lightning_deadkernel.training.options import Options
+from lightning_deadkernel.training.trainer import end_progress_bar
 
 DRAWING, WRITING = (0.05, 1.5), (0.01, 0.02)
 """Of pictures, and of files and words: the share of the run's time that they may take at window ends, so that short
@@ -119,17 +121,36 @@ class Outputs:
             self._try("the report in words", lambda: self._describe(report))
 
     def end(self, reports: list[Report]) -> None:
-        """Fit has ended: the report, the last pictures, both as one page, and the table on the console."""
+        """Training has ended: the report, the last pictures, and both as one page."""
         if not self._trainer.is_global_zero:
             return
         report = reports[-1]
         self.save(reports)
         if self._drawn_window < report.window and self._can_draw(report):
+            self._say("drawing the pictures ...")
             self._try("the last pictures", lambda: self._draw(reports))
         self._save("report.html", lambda path: report.save(path, self._pictures))
         if (folder := self._folder) is not None:
             self._to_loggers("files", lambda log: log.files(folder))
-        self._try("the table", lambda: print_document(describe_briefly(report, self._place())))
+
+    def last_word(self, reports: list[Report], in_full: bool) -> None:
+        """The last that is seen on the console: the table, and where all of it is.
+
+        Args:
+            reports: all, oldest first.
+            in_full: the training has come to its end; else where the report is, of what was seen until it broke off.
+        """
+        if not self._trainer.is_global_zero or not reports or not reports[-1].window:
+            return
+        end_progress_bar(self._trainer)
+        if in_full:
+            self._try("the table", lambda: print_document(describe_briefly(reports[-1])))
+        else:
+            self._save("report.html", lambda path: reports[-1].save(path, self._pictures))
+        if (place := self._place()) and in_full:  # in a line of its own, however long: it is there to be copied
+            write(f"The whole report: {place}\n", sys.stdout)
+        elif place:
+            self._say(f"the report of what was seen until then: {place}")
 
     def _turn_to(self, report: Report) -> None:
         if self._window != report.window:
@@ -212,8 +233,11 @@ class Outputs:
     def _say_once(self, part: str, text: str) -> None:
         if part not in self._named:
             self._named.add(part)
-            rank_zero_info(f"DeadKernelMonitor: {text}")
+            self._say(text)
 
     def _tell(self, what: str) -> None:
         if self._took > LONG:
-            rank_zero_info(f"DeadKernelMonitor: {what} ...")
+            self._say(f"{what} ...")
+
+    def _say(self, text: str) -> None:
+        rank_zero_info(f"DeadKernelMonitor: {text}")

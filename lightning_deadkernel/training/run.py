@@ -58,6 +58,8 @@ class Run:
         """The costlier statistics are taken on this step."""
         self.by_hand = False
         """The optimization is manual: hooks may be called from within `training_step`."""
+        self._finished = False
+        """The training has come to its end."""
         self._failed: str | None = None
         """Why this rank has given up."""
         self._world = 1
@@ -231,9 +233,10 @@ class Run:
                 self._tell(closed)
 
     def finish(self, trainer: Any) -> None:
-        """The training has ended: closes what is open, prints the table, saves the last report with its pictures."""
+        """The training has ended: closes what is open, saves the last report with its pictures."""
         self.end_window(trainer)
         if self.record.next_index > 1:
+            self._finished = True
             self._write(lambda outputs: outputs.end(self.record.reports))
         elif self.running:
             self._warn("no training step gave a loss: there is nothing to report.")
@@ -245,6 +248,7 @@ class Run:
         if self._world == 1 and self.watching and not isinstance(exception, DeadKernelError):
             self._close_interrupted(trainer)
         self.end()
+        self._write(lambda outputs: outputs.last_word(self.record.reports, in_full=False))
 
     @never_raise
     def _close_interrupted(self, trainer: Any) -> None:
@@ -263,6 +267,12 @@ class Run:
         self.stance.restore()
         self._write(lambda outputs: outputs.save(self.record.reports))
         self.running = self.watching = False
+
+    def leave(self) -> None:
+        """All has ended, and the progress bar with it: tells what was found and where the report is."""
+        self.end()
+        if self._finished:
+            self._write(lambda outputs: outputs.last_word(self.record.reports, in_full=True))
 
     def _close(self, trainer: Any) -> Report | None:
         """From the evidence to a report in every place that wants it; None where there is none."""

@@ -126,6 +126,14 @@ def is_compiled(trainer: Any, model: nn.Module) -> bool:
     return has_compiled_parts([model, *([strategy_model] if isinstance(strategy_model, nn.Module) else [])])
 
 
+def end_progress_bar(trainer: Any) -> None:
+    """Ends the bar of rich, which is drawn over whatever is printed last until its own teardown; that of tqdm ends with
+    the training."""
+    progress = getattr(trainer.progress_bar_callback, "progress", None)
+    if progress is not None:
+        progress.stop()
+
+
 def publish(trainer: Any, report: Report, prog_bar: bool) -> None:
     """Puts the summary where `EarlyStopping`, `ModelCheckpoint` and the progress bar look."""
     values = {f"deadkernel/{name}": torch.tensor(value) for name, value in report.summary().items()}
