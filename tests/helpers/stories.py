@@ -261,6 +261,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     "NaN began in the loss": lambda: not_finite("loss"),
     "NaN began in the backward pass": lambda: not_finite("backward"),
     "NaN began somewhere": lambda: not_finite("unknown"),
+    "NaN began with a loss that was looked at late": lambda: not_finite("unread loss"),
     "a layer saw NaN alone": lambda: two_windows(
         {}, dict.fromkeys(("gradient", "weight_gradient"), torch.full((4,), math.nan)), alive()
     ),
