@@ -24,6 +24,9 @@ _BITS = {
     torch.float64: torch.int64,
 }
 
+IN_BLOCKS = {"cpu"}
+"""Devices on which entries are read block by block, each small enough for a cache."""
+
 
 def why_unreadable(x: Tensor) -> str | None:
     """Why the numbers of a tensor cannot be read, in words that follow its name; None if they can."""
@@ -193,11 +196,14 @@ def firing(h: Tensor, at: ChannelAxis, nonnegative: bool = False) -> tuple[Tenso
 
     Returns:
         (C,) counts of entries > 0; (C,) sums of |h|, not finite where an entry is not; (C,) counts of exact zeros (+0
-        and -0). All float64.
+        and -0), which may be others where the sum is not finite. All float64.
     """
     h, fold, repeats = _by_channel(h.detach(), at)
-    sums = _firing_if_finite(h, nonnegative)
-    positive, total, zeros = _summed(h, 3, _compared) if sums is None else sums
+    if h.device.type not in IN_BLOCKS:
+        positive, total, zeros = _firing_in_few_launches(h, nonnegative)
+    else:
+        sums = _firing_if_finite(h, nonnegative)
+        positive, total, zeros = _summed(h, 3, _compared) if sums is None else sums
     if fold > 1 or repeats > 1:
         positive, total, zeros = torch.stack([positive, total, zeros]).view(3, fold, at.size).sum(1) * repeats
     return positive, total, zeros
@@ -220,9 +226,7 @@ def samples_on(x: Tensor, along: int, axis: int) -> Tensor:
 
 
 def _firing_if_finite(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`firing` of (outer, C, inner) from signs; None if it is not finite, or if to ask would wait for a device."""
-    if h.device.type != "cpu":
-        return None
+    """`firing` of (outer, C, inner) from signs; None if it is not finite."""
     sums = _summed(h, 2 if nonnegative else 3, _signs if nonnegative else _signs_and_sizes)
     if not sums[0].sum().isfinite():
         return None
@@ -232,6 +236,15 @@ def _firing_if_finite(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Ten
         return positive, total, entries - positive
     total, balance, filled = sums
     return (balance + filled) / 2, total, entries - filled
+
+
+def _firing_in_few_launches(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`firing` of (outer, C, inner) on a device with memory so fast that launches and temporaries are what costs."""
+    positive = (h > 0).sum((0, 2)).double()
+    sizes, dtype = h if nonnegative else h.abs(), torch.promote_types(h.dtype, torch.float32)
+    total = sizes.sum((0, 2), dtype=dtype).double()
+    zeros = h.shape[0] * h.shape[2] - positive if nonnegative else (h == 0).sum((0, 2)).double()
+    return positive, total, zeros
 
 
 def _signs(values: Tensor, scratch: Tensor) -> Iterator[Tensor]:
@@ -265,4 +278,8 @@ def count_outside(x: Tensor, at: ChannelAxis, low: float, high: float, inclusive
         yield above(values, high, out=scratch)
 
     x, fold, repeats = _by_channel(x.detach(), at)
-    return _summed(x, 2, outside).sum(0).view(fold, at.size).sum(0) * repeats
+    if x.device.type in IN_BLOCKS:
+        found = _summed(x, 2, outside).sum(0)
+    else:
+        found = (below(x, low) | above(x, high)).sum((0, 2)).double()
+    return found.view(fold, at.size).sum(0) * repeats
