@@ -106,6 +106,10 @@ class Buckets(NamedTuple):
     """NaN and infinite entries, which are in no bucket."""
 
 
+_NOT_FINITE = [510, 511, 1022, 1023]
+"""The bins of infinity and NaN."""
+
+
 @lru_cache(maxsize=1)
 def _ascending() -> Any:
     """The finite bins in order of value, (1017,) int64: the negative ones, that of +0, the positive ones."""
@@ -125,7 +129,7 @@ def filled_bins(counts: Tensor) -> tuple[Any, Any, int]:
     by_value[508] += by_bits[1] + by_bits[512] + by_bits[513]  # denormals and -0, to which +0 belongs
     filled = by_value.nonzero()[0]
     first, end = (filled[0], filled[-1] + 1) if len(filled) else (508, 508)
-    return _edges()[first : end + 1], by_value[first:end], int(by_bits.sum() - by_value.sum())
+    return _edges()[first : end + 1], by_value[first:end], int(by_bits[_NOT_FINITE].sum())
 
 
 def to_edges(counts: Tensor) -> Buckets:

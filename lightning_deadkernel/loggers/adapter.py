@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,9 +34,10 @@ class CompactBuckets(NamedTuple):
     """Ascending; one more than counts."""
     counts: list[int]
 
-    def middles(self) -> list[float]:
-        """The middle of each bucket."""
-        return [(low + high) / 2 for low, high in pairwise(self.edges)]
+    def middles(self) -> Any:
+        """The middle of each bucket: an array of float64."""
+        edges = np.array(self.edges)
+        return (edges[:-1] + edges[1:]) / 2
 
 
 def compact(counts: Tensor) -> CompactBuckets | None:
@@ -45,10 +45,10 @@ def compact(counts: Tensor) -> CompactBuckets | None:
     edges, found, _ = filled_bins(counts)
     if not len(found):
         return None
-    kept = np.append((found[:-1] > 0) | (found[1:] > 0), True)  # of a run of empty buckets the last, up to its end
-    ends = np.append(edges[0], edges[1:][kept])
-    ends[np.abs(ends) <= _SMALLEST_EDGE] = 0.0
-    return CompactBuckets(ends.tolist(), found[kept].tolist())
+    kept = found > 0  # as the first and the last are
+    kept[:-1] |= kept[1:]  # of a run of empty buckets the last, up to its end
+    ends = [float(edges[0]), *edges[1:][kept].tolist()]
+    return CompactBuckets([0.0 if abs(end) <= _SMALLEST_EDGE else end for end in ends], found[kept].tolist())
 
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
@@ -80,10 +80,13 @@ class Adapter:
         self.logger = logger
         separator = getattr(logger, "group_separator", "/")
         self.separator: str = separator if isinstance(separator, str) else "/"
+        self._tags: dict[Key, str] = {}
 
     def tag(self, key: Key) -> str:
         """The key with the logger's own separator, and without what files and terminals cannot take."""
-        return printable(self.separator.join(key))
+        if key not in self._tags:
+            self._tags[key] = printable(self.separator.join(key))
+        return self._tags[key]
 
     def tagged_with_prefix(self, key: Key) -> str:
         """`tag`, behind the logger's own prefix: for what does not go through `log_metrics`, which adds it."""

@@ -28,7 +28,7 @@ class CometAdapter(Adapter, serves="CometLogger"):
             if buckets is None:
                 continue
             histogram = structures.Histogram()
-            histogram.add(buckets.middles(), counts=buckets.counts)
+            histogram.add(buckets.middles().tolist(), counts=buckets.counts)
             self.logger.experiment.log_histogram_3d(histogram, name=self.tagged_with_prefix(key), step=step)
 
     def text(self, key: Key, markdown: str, step: int) -> None:

@@ -137,8 +137,9 @@ def worst_layers(report: Report, k: int) -> list[str]:
 def within_share(counts: Tensor) -> Tensor:
     """Counts of shares, (1024,) int64, with the bin of [1, 1.5) joined to the one below: no share is beyond 1."""
     joined = counts.clone()
-    joined[_BIN_OF_ONE - 1] += joined[_BIN_OF_ONE]
-    joined[_BIN_OF_ONE] = 0
+    of_one = joined.numpy()  # whose small operations take a third of the time
+    of_one[_BIN_OF_ONE - 1] += of_one[_BIN_OF_ONE]
+    of_one[_BIN_OF_ONE] = 0
     return joined
 
 

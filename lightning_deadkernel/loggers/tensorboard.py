@@ -75,15 +75,15 @@ class TensorBoardAdapter(Adapter, serves="TensorBoardLogger"):
             buckets = compact(counted)
             if buckets is None:
                 continue
-            edges, counts, middles = buckets.edges, buckets.counts, np.array(buckets.middles())
+            edges, counts, middles = buckets.edges, np.array(buckets.counts), buckets.middles()
             histogram = self._records.HistogramProto(
                 min=edges[0],
                 max=edges[-1],
-                num=sum(counts),
+                num=sum(buckets.counts),
                 sum=float(middles @ counts),
                 sum_squares=float(middles**2 @ counts),
                 bucket_limit=edges[1:],
-                bucket=counts,
+                bucket=buckets.counts,
             )
             values.append(self._records.Summary.Value(tag=self.tagged_with_prefix(key), histo=histogram))
         self._write(values, step)
