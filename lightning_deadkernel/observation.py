@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Gating = Literal["rectifier", "leaky", "smooth", "bounded"]
@@ -246,6 +248,22 @@ class LayerWindow(LayerStatistics):
     missed: Literal["cut off", "unreadable"] | None = None
     """Why a layer that is trained, or meant to be, is not watched: the loss does not depend on it, or its weight cannot
     be read. None where it is watched, or left out on purpose."""
+
+    @cached_property
+    def gradient_seen(self) -> tuple[Tensor, Tensor]:
+        """Which channels surely had a gradient in the window, and which surely had none: two (C,) bool tensors, not to
+        be written to.
+
+        Both are False for a channel whose gradient is NaN or was never looked at. Both sources must be exactly zero for
+        "none": a shift may listen where the kernel does not, and the other way round.
+        """
+        if self.gradient is None:
+            nothing = torch.zeros(self.channels, dtype=torch.bool)
+            return nothing, nothing
+        some, none = self.gradient > 0, self.gradient == 0
+        if self.weight_gradient is not None:
+            some, none = some | (self.weight_gradient > 0), none & (self.weight_gradient == 0)
+        return some, none
 
 
 @dataclass(frozen=True)

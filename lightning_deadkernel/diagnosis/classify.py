@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.history import History, gradient_seen
+from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.diagnosis.layer_past import LayerPast
 from lightning_deadkernel.functional.kernels import dormant_scores
 from lightning_deadkernel.observation import Gating, LayerWindow, Window
@@ -18,8 +18,17 @@ SHRUNK = 0.1
 """A kernel has shrunk once its norm has fallen to a tenth; where that came first, it is the likelier cause."""
 
 
-def classify(layer: LayerWindow, window: Window, history: History, thresholds: Thresholds) -> Tensor:
+def classify(
+    layer: LayerWindow, window: Window, history: History, thresholds: Thresholds, scores: Tensor | None
+) -> Tensor:
     """One code per channel: the first state that matches, and the flags.
+
+    Args:
+        layer: what was observed of it.
+        window: of the whole network.
+        history: the windows before.
+        thresholds: where the lines are drawn.
+        scores: the layer's `activity`.
 
     Returns:
         (C,) uint8; see `report.STATES` and the flags beside it.
@@ -39,7 +48,7 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
             codes.masked_fill_((codes == STATES.index("dead")) & woken, STATES.index("silent"))
         for flag, channels in (
             (FROZEN, frozen),
-            (DORMANT, _dormant(layer, thresholds)),
+            (DORMANT, _dormant(layer, scores, thresholds)),
             (RARE, _rare(layer, thresholds)),
         ):
             codes |= channels * flag
@@ -49,7 +58,7 @@ def classify(layer: LayerWindow, window: Window, history: History, thresholds: T
 
 def _states(layer: LayerWindow, frozen: Tensor, thresholds: Thresholds) -> Tensor:
     """The table of states: the first that matches; what no row fits was not seen well enough, and is unknown."""
-    some, none = gradient_seen(layer)
+    some, none = layer.gradient_seen
     nowhere = torch.zeros(layer.channels, dtype=torch.bool)
     rules: list[tuple[State, Tensor]]
     if layer.gating is None or layer.fired is None:
@@ -140,7 +149,7 @@ def _unchanged(layer: LayerWindow, window: Window) -> Tensor:
     asked = not layer.in_optimizer or (layer.learning_rate or 0.0) > 0
     if layer.unchanged is None or not (stepped and asked):
         return torch.zeros(layer.channels, dtype=torch.bool)
-    some, _ = gradient_seen(layer)
+    some, _ = layer.gradient_seen
     if layer.weight_gradient is not None:  # the shift may listen while the kernel's own gradient is zero
         some = layer.weight_gradient > 0
     if layer.norm_scale is not None:  # nothing passes a norm of scale zero
@@ -159,8 +168,7 @@ def activity(layer: LayerWindow) -> Tensor | None:
     return dormant_scores(means.float() if bool((means < torch.finfo(torch.float32).max).all()) else means)
 
 
-def _dormant(layer: LayerWindow, thresholds: Thresholds) -> Tensor:
-    scores = activity(layer)
+def _dormant(layer: LayerWindow, scores: Tensor | None, thresholds: Thresholds) -> Tensor:
     if scores is None or layer.depth == 0:
         return torch.zeros(layer.channels, dtype=torch.bool)
     return scores <= thresholds.dormant

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.history import History, gradient_seen
+from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.diagnosis.layer_past import LayerPast
 from lightning_deadkernel.observation import LayerWindow, Window
 from lightning_deadkernel.report.records import LayerReport
@@ -86,19 +86,15 @@ class LayerContext:
         """Where the lines are drawn."""
         return self.network.thresholds
 
-    @cached_property
-    def _gradient(self) -> tuple[Tensor, Tensor]:
-        return gradient_seen(self.observed)
-
     @property
     def with_gradient(self) -> Tensor:
         """(C,) bool: a gradient was surely seen."""
-        return self._gradient[0]
+        return self.observed.gradient_seen[0]
 
     @property
     def without_gradient(self) -> Tensor:
         """(C,) bool: it was looked for a gradient, and there surely was none."""
-        return self._gradient[1]
+        return self.observed.gradient_seen[1]
 
     @cached_property
     def is_lost(self) -> bool:

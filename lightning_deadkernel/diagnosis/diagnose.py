@@ -44,7 +44,12 @@ def first_sight(window: Window, history: History, thresholds: Thresholds) -> Non
 
 
 def _layer_reports(window: Window, history: History, thresholds: Thresholds) -> tuple[LayerReport, ...]:
-    return tuple(_layer_report(layer, window, classify(layer, window, history, thresholds)) for layer in window.layers)
+    reports = []
+    for layer in window.layers:
+        scores = activity(layer)
+        codes = classify(layer, window, history, thresholds, scores)
+        reports.append(_layer_report(layer, window, codes, scores))
+    return tuple(reports)
 
 
 def _findings(
@@ -62,8 +67,7 @@ def _findings(
     return tuple(finding for _, finding in sorted(found, key=lambda pair: rank(pair[0])))
 
 
-def _layer_report(layer: LayerWindow, window: Window, codes: Tensor) -> LayerReport:
-    scores = activity(layer)
+def _layer_report(layer: LayerWindow, window: Window, codes: Tensor, scores: Tensor | None) -> LayerReport:
     watched = layer.excluded is None
     return LayerReport(
         **{**layer.statistics(), "note": _note(layer, window, codes)},

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lightning_deadkernel.diagnosis.layer_past import TENSORS, LayerPast, begun, codes_of, values_of
 from lightning_deadkernel.observation import ENOUGH_STEPS, LayerWindow, NonFinite, Window
@@ -23,22 +22,6 @@ from lightning_deadkernel.report.states import STATE_BITS, STATES
 VERSION = 1
 BASELINE_WINDOWS = 16
 """Windows whose gradient norms make the running baseline: enough for a median, few enough to follow a schedule."""
-
-
-def gradient_seen(layer: LayerWindow) -> tuple[Tensor, Tensor]:
-    """Which channels surely had a gradient in the window, and which surely had none.
-
-    Returns:
-        Two (C,) bool tensors. Both are False for a channel whose gradient is NaN or was never looked at. Both sources
-        must be exactly zero for "none": a shift may listen where the kernel does not, and the other way round.
-    """
-    if layer.gradient is None:
-        nothing = torch.zeros(layer.channels, dtype=torch.bool)
-        return nothing, nothing.clone()
-    some, none = layer.gradient > 0, layer.gradient == 0
-    if layer.weight_gradient is not None:
-        some, none = some | (layer.weight_gradient > 0), none & (layer.weight_gradient == 0)
-    return some, none
 
 
 class History:
@@ -76,12 +59,9 @@ class History:
         return self._layers.get(name)
 
     def copy(self) -> History:
-        """One that can be updated while this one stays as it is."""
+        """One that can be updated while this one stays as it is: what is updated gets new tensors."""
         copy = History()
-        copy._layers = {
-            name: replace(past, **{field: getattr(past, field).clone() for field in TENSORS})
-            for name, past in self._layers.items()
-        }
+        copy._layers = {name: replace(past) for name, past in self._layers.items()}
         copy._clock, copy.gradient_norms, copy.non_finite = self._clock, self.gradient_norms, self.non_finite
         return copy
 
@@ -154,14 +134,14 @@ class History:
 
     @staticmethod
     def _evidence(past: LayerPast, window: Window, layer: LayerWindow) -> None:
-        some, _ = gradient_seen(layer)
+        some, _ = layer.gradient_seen
         if layer.penalised:  # the penalty's own gradient goes on after the network's has stopped
-            some &= (past.codes & STATE_BITS) != STATES.index("dead")
-        past.last_gradient.masked_fill_(some, window.index)
+            some = some & ((past.codes & STATE_BITS) != STATES.index("dead"))
+        past.last_gradient = past.last_gradient.masked_fill(some, window.index)
         if layer.norms is not None:
             past.stop_norm = torch.where(some, layer.norms.float(), past.stop_norm)
         if layer.fired is not None:
-            past.last_fired.masked_fill_(layer.fired, window.index)
+            past.last_fired = past.last_fired.masked_fill(layer.fired, window.index)
             enough = window.sampled_steps >= min(ENOUGH_STEPS, window.optimizer_steps)
             rates = values_of(layer.channel_firing_rate if enough else None, layer.channels)
             past.rate = torch.where(layer.fired, rates, past.rate)
@@ -184,13 +164,8 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """The whole history as plain data; `load_state_dict` takes it back."""
-        layers = {
-            name: {
-                field.name: value.clone() if isinstance(value := getattr(past, field.name), Tensor) else value
-                for field in fields(past)
-            }
-            for name, past in self._layers.items()
-        }
+        names = [field.name for field in fields(LayerPast)]
+        layers = {name: {of: getattr(past, of) for of in names} for name, past in self._layers.items()}
         clock = torch.from_numpy(np.array(self._clock))
         non_finite = {} if self.non_finite is None else {"non_finite": asdict(self.non_finite)}
         return {

@@ -119,8 +119,8 @@ def _story(
         sentences.append(f"The first since {when(since[0])}, the last since {when(since[-1])}")
     elif since:
         sentences.append(f"Since {when(since[0])}")
-    layers = [finding.layer for finding in all_ if finding not in roots and finding.layer is not None]
-    others = list(dict.fromkeys(layer for layer in layers if layer not in {finding.layer for finding in roots}))
+    named = {finding.layer for finding in roots}
+    others = [layer for layer in dict.fromkeys(finding.layer for finding in all_) if layer and layer not in named]
     if others:
         names = listed(others, SHOWN)
         sentences.append(f"It also holds up {names}")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.history import gradient_seen
 from lightning_deadkernel.observation import LayerWindow, Window
 from lightning_deadkernel.report.records import LayerReport, Savings
 
@@ -22,7 +21,8 @@ def _removable(layer: LayerWindow, report: LayerReport, seen: bool) -> Tensor:
     removable = torch.zeros(layer.channels, dtype=torch.bool)
     if layer.excluded is not None or (seen and layer.depth == 0 and not layer.consumers):
         return removable  # an output unit stands for something, whatever its value
-    removable[report.dead] = True
+    if report.dead:
+        removable[report.dead] = True
     nothing = torch.zeros(layer.channels, dtype=torch.bool)
     if layer.largest is not None and layer.norm_scale is None:
         nothing |= layer.largest == 0
@@ -32,7 +32,7 @@ def _removable(layer: LayerWindow, report: LayerReport, seen: bool) -> Tensor:
         nothing &= layer.shift == 0
     if layer.shared_statistics:  # what is zero there counts in the mean of the others
         return removable
-    some, none = gradient_seen(layer)
+    some, none = layer.gradient_seen
     return removable | (nothing & none & ~some)
 
 
@@ -45,13 +45,14 @@ def savings(window: Window, layers: Sequence[LayerReport]) -> Savings:
     reports = {report.name: report for report in layers}
     observed = {layer.name: layer for layer in window.layers}
     removable = {layer.name: _removable(layer, reports[layer.name], window.index > 0) for layer in window.layers}
-    parameters, bytes_, unknown = 0.0, 0.0, []
+    channels, parameters, bytes_, unknown = 0, 0.0, 0.0, []
     slices: dict[str, float] = {}
     for layer in window.layers:
         gone = removable[layer.name]
         count = int(gone.sum())
         if not count:
             continue
+        channels += count
         own = layer.parameters * count / layer.channels
         parameters, bytes_ = parameters + own, bytes_ + own * layer.bytes_per_parameter
         if layer.consumers is None:
@@ -65,7 +66,6 @@ def savings(window: Window, layers: Sequence[LayerReport]) -> Savings:
     for name, freed in slices.items():
         kept = 1.0 - float(removable[name].float().mean())
         parameters, bytes_ = parameters + freed * kept, bytes_ + freed * kept * observed[name].bytes_per_parameter
-    channels = sum(int(gone.sum()) for gone in removable.values())
     return Savings(channels, round(parameters), round(bytes_), tuple(dict.fromkeys(unknown)))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.windows import Run, each, layer, start, window
-from lightning_deadkernel.diagnosis.classify import classify
+from lightning_deadkernel.diagnosis.classify import activity, classify
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
 from lightning_deadkernel.diagnosis.pruning import savings
@@ -305,7 +305,7 @@ def test_whatever_is_observed_each_channel_has_one_state_and_nothing_is_claimed_
 def test_classify_changes_nothing_it_was_given() -> None:
     observed, history = layer(fired=torch.zeros(4, dtype=torch.bool)), History()
     before = {name: value.clone() for name, value in vars(observed).items() if isinstance(value, torch.Tensor)}
-    classify(observed, window(1, observed), history, Thresholds())
+    classify(observed, window(1, observed), history, Thresholds(), activity(observed))
     assert list(history) == []
     for name, value in before.items():
         torch.testing.assert_close(getattr(observed, name), value)

@@ -10,7 +10,7 @@ import torch
 
 from helpers.windows import Run, each, layer, start, window
 from lightning_deadkernel.diagnosis.diagnose import diagnose
-from lightning_deadkernel.diagnosis.history import BASELINE_WINDOWS, History, gradient_seen
+from lightning_deadkernel.diagnosis.history import BASELINE_WINDOWS, History
 from lightning_deadkernel.diagnosis.layer_past import NEVER
 from lightning_deadkernel.thresholds import Thresholds
 
@@ -168,8 +168,8 @@ def test_memory_is_bounded_by_the_channels_and_not_by_the_windows() -> None:
 def test_a_gradient_is_missing_only_where_all_sources_say_so() -> None:
     nan = float("nan")
     seen = layer(gradient=each(0.0, 1, 0, nan), weight_gradient=each(0.0, 0, 1, 0))
-    some, none = gradient_seen(seen)
+    some, none = seen.gradient_seen
     assert (some.tolist(), none.tolist()) == ([False, True, True, False], [True, False, False, False])
-    some, none = gradient_seen(layer(gradient=None))
+    some, none = layer(gradient=None).gradient_seen
     assert not some.any()
     assert not none.any()

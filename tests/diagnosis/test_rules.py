@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, start
-from lightning_deadkernel.diagnosis import context, references
+from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, start, window
+from lightning_deadkernel.diagnosis import references
+from lightning_deadkernel.diagnosis.pruning import savings
 from lightning_deadkernel.diagnosis.rule import Rule
 from lightning_deadkernel.diagnosis.rules import CAUSES, KINDS, RULES
+from lightning_deadkernel.observation import Consumer
 
 PARTS = ("What it finds", "Why it matters", "What to do", "Reference")
 REFERENCES = [text for name, text in vars(references).items() if name.isupper()]
@@ -152,16 +156,54 @@ def test_every_reference_has_a_link() -> None:
     assert all("https://" in text for text in REFERENCES)
 
 
-def test_no_rule_asks_the_whole_network_anew_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+SITUATIONS: dict[str, dict[str, Any]] = {
+    "healthy": {},
+    "dead": FIRST_OFF,
+    "a flat loss": NO_GRADIENT,
+    "vanishing": {**SMALL, "vanishing_share": 1.0, "gradient_ratio": 1e-9, "plain_ahead": 20, "optimizer": "SGD"},
+    "weak behind sigmoids": {**SMALL, "gradient_ratio": 1e-5, "bounded_ahead": 20, **TANH, "optimizer": "SGD"},
+    "weak for no known reason": {**SMALL, "gradient_ratio": 1e-5, "optimizer": "SGD", "norms": torch.ones(4)},
+    "starved": STARVING,
+    "frozen": HELD,
+    "zero": ZERO,
+    "NaN": {"gradient": torch.full((4,), math.nan), "non_finite_gradients": 4},
+    "reckless": {"update_ratio": 0.5, "update_ratio_max": 0.9},
+}
 
-    def counted(observed: Any) -> Any:
-        asked.append(observed.name)
-        return original(observed)
 
-    original = context.gradient_seen
-    names = [f"layer{place}" for place in range(12)]
+def _calls(layers: int, changes: dict[str, Any]) -> Counter[str]:
+    """Functions that are called, in Python or C, while a window of a chain of so many layers is judged."""
+    names = [f"layer{place}" for place in range(layers)]
     run = Run().next(*map(start, names)).next(*map(layer, names))
-    monkeypatch.setattr(context, "gradient_seen", counted)
-    run.next(*(layer(name, **NO_GRADIENT) for name in names[:6]), *map(layer, names[6:]))
-    assert sorted(asked) == sorted(set(asked))
+    observed = [
+        layer(
+            name,
+            **{"depth": layers - place, **changes},
+            producers=tuple(names[max(0, place - 1) : place]) or None,
+            consumers=tuple(Consumer(after, 4) for after in names[place + 1 : place + 2]) or None,
+        )
+        for place, name in enumerate(names)
+    ]
+    calls: Counter[str] = Counter()
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        if event == "call":
+            calls[f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_code.co_name}"] += 1
+        elif event == "c_call":
+            calls[getattr(arg, "__qualname__", str(arg))] += 1
+
+    sys.setprofile(count)
+    try:
+        run.next(*observed)
+        assert run.problems is not None
+        savings(window(run.index, *observed), list(run.layers.values()))
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_no_rule_asks_the_whole_network_anew_for_each_layer(situation: str) -> None:
+    few, many = (_calls(layers, SITUATIONS[situation]) for layers in (25, 100))
+    grown = {name: (few[name], calls) for name, calls in many.items() if calls > 5 * max(few[name], 20)}
+    assert not grown, "calls of a function, in a network of 25 layers and in one of 100"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from statistics import fmean
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence, Set
+from itertools import accumulate
 
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
@@ -93,24 +94,6 @@ def is_normalised(layer: LayerContext) -> bool:
     return layer.observed.optimizer is not None and layer.observed.optimizer not in PLAIN
 
 
-def does_harm(layer: LayerContext, clear: bool) -> bool:
-    """Whether the small gradient keeps the layer from learning: its steps are small, and behind those of others.
-
-    Steps alone prove nothing: what weight decay makes of them is not counted.
-
-    Args:
-        layer: whose gradient is small.
-        clear: what to say where no step was measured, under an optimizer whose steps are as large as its gradients.
-    """
-    if is_scale_growing(layer):
-        return False
-    step = _step(layer)
-    if step is None:
-        return clear and not is_normalised(layer)
-    largest = max(_step(other) or 0.0 for other in layer.network.layers)
-    return step < HEALTHY_STEP and step <= BEHIND * largest
-
-
 def _step(layer: LayerContext) -> float | None:
     """||dW|| / ||W|| of a step but for what decay makes of it; None where none was measured."""
     observed = layer.observed
@@ -126,12 +109,31 @@ def _step(layer: LayerContext) -> float | None:
     return ratio if (observed.gradient_rms or 0.0) > decay * weights else 0.0
 
 
+class Nearer:
+    """A number of each layer, those next to the loss first: how many layers, and their sum, up to any depth."""
+
+    def __init__(self, numbers: Iterable[tuple[LayerContext, float]]) -> None:
+        pairs = [(layer.observed.depth, number) for layer, number in numbers]
+        self._depths = [depth for depth, _ in pairs]
+        self._sums = list(accumulate((number for _, number in pairs), initial=0.0))
+
+    def until(self, depth: int) -> tuple[int, float]:
+        """Of the layers that are no farther from the loss."""
+        count = bisect_right(self._depths, depth)
+        return count, self._sums[count]
+
+
 class Explainer:
     """Tells why a gradient is small. What is asked of the whole network is worked out once."""
 
     def __init__(self, context: WindowContext) -> None:
-        self.bounded = [layer for layer in context.layers if layer.observed.gating == "bounded"]
         layers = sorted(context.layers, key=lambda layer: layer.observed.depth)
+        self._flat = Nearer((layer, _is_mostly_flat(layer)) for layer in layers if layer.observed.gating == "bounded")
+        self._norms = Nearer(
+            (layer, float(layer.observed.norms.mean()))
+            for layer in layers
+            if layer.observed.norms is not None and layer.observed.depth > 0
+        )
         self.blocking = _passed(layers, {layer.name for layer in layers if _is_wholly_flat(layer)})
         """Layer -> wholly saturated layers of which every path from it to the loss passes one."""
         outputs = [layer for layer in layers if layer.is_output]
@@ -141,6 +143,23 @@ class Explainer:
         """Outputs to which the loss sends next to nothing beside what it sends to another."""
         self.behind_faint = _passed(layers, self.faint)
         """Layer -> such outputs of which every path from it to the loss passes one."""
+        self._largest_step = max((_step(layer) or 0.0 for layer in layers), default=0.0)
+
+    def does_harm(self, layer: LayerContext, clear: bool) -> bool:
+        """Whether the small gradient keeps the layer from learning: its steps are small, and behind those of others.
+
+        Steps alone prove nothing: what weight decay makes of them is not counted.
+
+        Args:
+            layer: whose gradient is small.
+            clear: what to say where no step was measured, under an optimizer whose steps are as large as its gradients.
+        """
+        if is_scale_growing(layer):
+            return False
+        step = _step(layer)
+        if step is None:
+            return clear and not is_normalised(layer)
+        return step < HEALTHY_STEP and step <= BEHIND * self._largest_step
 
     def cause(self, layer: LayerContext) -> Cause:
         """The first cause whose premise holds."""
@@ -192,13 +211,12 @@ class Explainer:
                 {"consumers": names},
             )
         if bounded >= DEEP:
-            nearer = [other for other in self.bounded if other.observed.depth <= observed.depth]
-            flat = sum(map(_is_mostly_flat, nearer))
-            if 2 * flat > len(nearer):
+            nearer, flat = self._flat.until(observed.depth)
+            if 2 * flat > nearer:
                 return SATURATED.because(
-                    f"{text}: {bounded} sigmoid or tanh activations lie on every path from it to the loss, and {flat}"
-                    f" of the {len(nearer)} such layers that are no farther from it have most of their inputs on a flat"
-                    " end",
+                    f"{text}: {bounded} sigmoid or tanh activations lie on every path from it to the loss, and"
+                    f" {flat:.0f} of the {nearer} such layers that are no farther from it have most of their inputs on"
+                    " a flat end",
                     "Put a norm before each activation, scale the initial weights down (Xavier initialisation), or use"
                     " ReLU or GELU in hidden layers.",
                     references.GLOROT,
@@ -216,7 +234,7 @@ class Explainer:
                 references.GLOROT,
                 {"bounded_layers": bounded},
             )
-        norm = _norm_nearer(layer)
+        norm = self._norm_nearer(layer)
         if plain >= DEEP or (norm / KEEPS_SIZE) ** plain < SHRUNK:
             small = f"; kernels there have a norm of {norm:.2g}, where {KEEPS_SIZE:.2g} keeps the size under ReLU"
             return DEPTH.because(
@@ -241,22 +259,18 @@ class Explainer:
             references.GLOROT,
         )
 
+    def _norm_nearer(self, layer: LayerContext) -> float:
+        """Mean norm of the kernels between the layer and the output; that which keeps the size of gradients without
+        any."""
+        count, norms = self._norms.until(layer.observed.depth - 1)
+        return norms / count if count else KEEPS_SIZE
+
 
 def _advice(layer: LayerContext, first: str) -> str:
     """What to do, and what else helps under the user's own optimizer."""
     if is_normalised(layer) or layer.observed.optimizer is None:
         return first
     return f"{first} AdamW in place of {layer.observed.optimizer} makes up for small gradients."
-
-
-def _norm_nearer(layer: LayerContext) -> float:
-    """Mean norm of the kernels between the layer and the output; that which keeps the size of gradients without any."""
-    kernels = [
-        float(other.observed.norms.mean())
-        for other in layer.network.layers
-        if other.observed.norms is not None and 0 < other.observed.depth < layer.observed.depth
-    ]
-    return fmean(kernels) if kernels else KEEPS_SIZE
 
 
 def _passed(layers: Sequence[LayerContext], some: Set[str]) -> dict[str, frozenset[str]]:
@@ -266,6 +280,8 @@ def _passed(layers: Sequence[LayerContext], some: Set[str]) -> dict[str, frozens
         layers: of the network, those next to the loss first.
         some: names of layers.
     """
+    if not some:  # as almost always, and a layer of a residual network may have all later ones as consumers
+        return dict.fromkeys((layer.name for layer in layers), frozenset())
     passed: dict[str, frozenset[str]] = {}
     for layer in layers:
         read_by = [consumer.layer for consumer in layer.observed.consumers or ()]

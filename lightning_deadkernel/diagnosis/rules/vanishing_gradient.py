@@ -32,7 +32,6 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._small_gradient import (
     CAUSES,
     Explainer,
-    does_harm,
     evidence,
     is_vanishing,
     shares,
@@ -49,5 +48,5 @@ def vanishing_gradient(context: WindowContext) -> Iterator[Found]:
     many = len(concerned) >= MANY_LAYERS or 2 * len(concerned) >= len(context.layers)
     explain = Explainer(context)
     for layer in concerned:
-        severity: Severity = "info" if not does_harm(layer, clear=True) else "error" if many else "warning"
+        severity: Severity = "info" if not explain.does_harm(layer, clear=True) else "error" if many else "warning"
         yield Found(layer, severity, explain.cause(layer), evidence(layer, shares(layer)[1]))

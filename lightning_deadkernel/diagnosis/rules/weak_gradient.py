@@ -30,7 +30,6 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._small_gradient import (
     CAUSES,
     Explainer,
-    does_harm,
     evidence,
     is_weak,
     shares,
@@ -49,5 +48,5 @@ def weak_gradient(context: WindowContext) -> Iterator[Found]:
         if is_weak(layer):
             ratio = layer.observed.gradient_ratio or 0.0
             clear = ratio < MARGIN * layer.thresholds.weak_gradient
-            severity: Severity = "warning" if does_harm(layer, clear) else "info"
+            severity: Severity = "warning" if explain.does_harm(layer, clear) else "info"
             yield Found(layer, severity, explain.cause(layer), evidence(layer, shares(layer)[0]))
