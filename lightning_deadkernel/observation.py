@@ -164,6 +164,11 @@ class LayerWindow(LayerStatistics):
     """Activations were read on every batch until each channel had fired; False: on sampled steps only."""
     fired: Tensor | None = None
     """(C,) bool: some sample and position of the window had a strictly positive activation."""
+    certified_dead: Tensor | None = None
+    """(C,) bool: no input at all can make it fire, with the weights at the window's end; False: not known. None: not
+    asked."""
+    certified_batch: int | None = None
+    """Values of a channel that a norm may take together for which that holds; None: any number."""
     channel_firing_rate: Tensor | None = None
     """(C,) share of samples and positions with a positive activation, over the sampled steps."""
     sample_rate: Tensor | None = None

@@ -38,6 +38,8 @@ def classify(
         return codes + STATES.index("excluded")
     if window.audited:
         codes += STATES.index("unknown")
+        if layer.certified_dead is not None:  # all that can be told of states without a run
+            codes.masked_fill_(layer.certified_dead, STATES.index("dead"))
     if window.index > 0:
         frozen = _unchanged(layer, window)
         codes = _states(layer, frozen, thresholds)

@@ -69,6 +69,9 @@ def _findings(
 
 def _layer_report(layer: LayerWindow, window: Window, codes: Tensor, scores: Tensor | None) -> LayerReport:
     watched = layer.excluded is None
+    dead = (codes & STATE_BITS) == STATES.index("dead")
+    proven = layer.certified_dead
+    certified: list[int] = [] if proven is None else (proven & dead).nonzero().flatten().tolist()
     return LayerReport(
         **{**layer.statistics(), "note": _note(layer, window, codes)},
         codes=codes.numpy().tobytes(),
@@ -81,6 +84,8 @@ def _layer_report(layer: LayerWindow, window: Window, codes: Tensor, scores: Ten
             if layer.exact
             else "sampled activation"
         ),
+        certified_dead=certified,
+        certified_batch=layer.certified_batch if certified else None,
         rated_samples=layer.rated_samples,
         values=ChannelValues(
             firing_rate=_list(layer.channel_firing_rate),

@@ -8,7 +8,7 @@ from lightning_deadkernel.diagnosis.causes import UNKNOWN
 from lightning_deadkernel.diagnosis.rule import titled
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.report.records import SEVERITIES, Finding, Problem
-from lightning_deadkernel.report.sentences import listed
+from lightning_deadkernel.report.sentences import certified, listed
 
 SHOWN = 3
 _RULES = {rule.kind: rule for rule in RULES}
@@ -119,6 +119,8 @@ def _story(
         sentences.append(f"The first since {when(since[0])}, the last since {when(since[-1])}")
     elif since:
         sentences.append(f"Since {when(since[0])}")
+    if certainty := certified(roots):
+        sentences.append(certainty)
     named = {finding.layer for finding in roots}
     others = [layer for layer in dict.fromkeys(finding.layer for finding in all_) if layer and layer not in named]
     if others:

@@ -53,13 +53,15 @@ class Rule:
     """Whether it can be told from the weights alone, before the first step."""
     in_files: bool
     """Whether it can be told from the weights alone, however they came to be."""
+    with_model: bool
+    """Whether it can be told from a file and the model's code."""
     page: str
     """Markdown: what it finds, why it matters, what to do, reference."""
 
     def findings(self, context: WindowContext) -> Iterator[tuple[Found, Finding]]:
         """What there is to say of this kind, with what it was made from."""
         trained = context.window.index > 0
-        if self.in_files if context.window.audited else trained or self.at_initialisation:
+        if self.in_files or self.with_model if context.window.audited else trained or self.at_initialisation:
             for found in self.check(context):
                 yield found, self._finding(found, context)
 
@@ -113,6 +115,7 @@ def rule(
     causes: tuple[CauseKind, ...],
     at_initialisation: bool = False,
     in_files: bool = False,
+    with_model: bool = False,
     noun: str = "kernel",
 ) -> Callable[[Check], Rule]:
     """Make a check the rule of its own name, with its module's docstring as page.
@@ -122,12 +125,13 @@ def rule(
         causes: see `Rule.causes`.
         at_initialisation: see `Rule.at_initialisation`.
         in_files: see `Rule.in_files`.
+        with_model: see `Rule.with_model`.
         noun: see `Rule.noun`.
     """
 
     def made(check: Check) -> Rule:
         page = sys.modules[check.__module__].__doc__ or ""
-        return Rule(check.__name__, title, noun, causes, check, at_initialisation, in_files, page)
+        return Rule(check.__name__, title, noun, causes, check, at_initialisation, in_files, with_model, page)
 
     return made
 

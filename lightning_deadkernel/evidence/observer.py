@@ -148,6 +148,9 @@ class Observer:
         if new:
             self.arrange()
             self._hides = self._hides or any(canonical(node) in CHECKPOINTS for node in nodes)
+        elif sampled and found.says_otherwise(nodes):
+            self.reader.unbind(found)
+            self._outdated = True
         self._taking_part = found.names if self.several_optimizers else None
         window.add_graph(found.names, found.compiled)
         if not found.compiled:

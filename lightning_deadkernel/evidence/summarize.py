@@ -80,6 +80,8 @@ def summarize(
         if counts.backwards:
             _read_gradients(entry, facts, observer, seen.segments, counts.backwards)
             _read_activations(entry, facts, seen)
+            if not observer.window.steps.sharded:
+                _certify(entry, facts)
         else:
             entry["gating"] = None
         if not layer.is_looked_up:  # of a table, a step has a gradient for few rows, and none for the others
@@ -288,6 +290,16 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
         entry["flat_output"] = facts.flat_output
         if facts.reports_flat_ends:
             entry["saturated_share"] = saturated
+
+
+def _certify(entry: Draft, facts: LayerFacts) -> None:
+    """What the weights of now prove of the channels that were not seen to fire, where every step's graph was read."""
+    if entry["gating"] is None or not entry["exact"]:
+        return
+    silent = (~entry["fired"]).nonzero().flatten().tolist()
+    proven, entry["certified_batch"] = facts.never_open(silent)
+    entry["certified_dead"] = torch.zeros(entry["channels"], dtype=torch.bool)
+    entry["certified_dead"][sorted(proven)] = True
 
 
 def _of_mask(mask: int, channels: int) -> Tensor:

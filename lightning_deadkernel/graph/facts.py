@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.ahead import Ahead
+from lightning_deadkernel.graph.bounds import Gate, largest
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import FROZEN
@@ -20,6 +21,9 @@ ActivationKey = tuple[str, ...]
 """Names of the layers that reach an activation, sorted. Activations that the same layers reach share one key."""
 
 WEAKEST_FIRST: tuple[Gating, ...] = ("leaky", "smooth", "bounded", "rectifier")
+
+MOST_GATES = 64
+"""Rectifiers behind one layer, over all graphs; with more (a recurrence of many steps) it gets no certificate."""
 
 READ_AS: dict[Rows, str] = {
     "gate": "a gate acts within its op: it is read by its gradient",
@@ -56,6 +60,10 @@ class LayerUse:
     source_penalised: bool
     producers: set[int] | None
     """Activation nodes that are the only inputs; None where anything else enters."""
+    gates: tuple[Gate, ...] = ()
+    """The rectifiers of whose input something is known."""
+    unbounded: int = 0
+    """Channels that reach one of whose input nothing is; a bit mask."""
 
 
 def cheapest_source(layer: Layer, beside: Neighbourhood, paths: Paths) -> Source:
@@ -114,6 +122,9 @@ class LayerFacts:
     """A graph showed an op that consumes the weight."""
     producers: set[str] | None = field(default_factory=set)
     consumers: dict[str, int] | None = field(default_factory=dict)
+    gates: list[Gate] = field(default_factory=list)
+    unbounded: int = 0
+    """Channels of which no certificate is possible; a bit mask."""
     exclusion: str | None = None
     """Why it cannot be watched any more."""
     holds_no_kernels: bool = False
@@ -196,6 +207,26 @@ class LayerFacts:
             return f"its channels are mixed with others before the next activation ({self.lost})"
         return self.remark
 
+    def unbind(self) -> None:
+        """Drops all that certificates rest on."""
+        self.gates, self.unbounded = [], (1 << self.layer.channels) - 1
+
+    def never_open(self, channels: Collection[int]) -> tuple[set[int], int | None]:
+        """Which rectifiers no input can open, on any path, with the weights of now.
+
+        Args:
+            channels: that are asked about.
+
+        Returns:
+            Those of them, and up to how many values of a channel may be normalised together; None: any number.
+        """
+        sure = self.readable & ~self.unbounded
+        left = {channel for channel in channels if sure >> channel & 1}
+        for gate in self.gates:
+            left -= gate.opens_for(left)
+        limited = [gate for gate in self.gates if gate.bound.batch and gate.opens_for(left, unlimited=True)]
+        return left, largest(gate.bound.batch for gate in limited)
+
     def keep_only(self, names: Collection[str], trained: Mapping[int, bool]) -> None:
         """Drops what was learned of layers and parameters that are gone.
 
@@ -205,6 +236,7 @@ class LayerFacts:
         """
         self.activations = {tuple(name for name in key if name in names) for key in self.activations} - {()}
         self.together &= set(names)
+        self.unbind()  # what stands before and behind the layer may be others
         if self.producers is not None:
             self.producers &= set(names)
         if self.consumers is not None:
@@ -253,6 +285,10 @@ class LayerFacts:
         self.lost = self.lost or paths.lost
         self.penalised = self.penalised or use.penalised
         self.source_penalised = self.source_penalised or use.source_penalised
+        self.gates += use.gates
+        self.unbounded |= use.unbounded
+        if len(self.gates) > MOST_GATES:
+            self.unbind()
         for read, activation in zip(paths.reads, use.activations, strict=True):
             self.read |= read.part.mask
             self.learn_activation(activation, read.part.mask)

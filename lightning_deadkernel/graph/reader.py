@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.ahead import Ahead, look_ahead
+from lightning_deadkernel.graph.bounding import Bounding, constant
 from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse, Source, cheapest_source
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
@@ -57,6 +58,7 @@ class GraphMap:
     ) -> None:
         self.graph = Topology(nodes, table, gathered, reorders)
         self.kernels = KernelOps(self.graph)
+        self.bounding = Bounding(self.kernels)
         self.facts = facts
         self.paths_after: dict[Cut, Paths] = {}
         self.axes: dict[str, int] = {}
@@ -143,6 +145,7 @@ class GraphMap:
             if producers is None:
                 self.fed_otherwise.add(layer.name)
         source = cheapest_source(layer, beside, paths)
+        gates, unbounded = self.bounding.gates(paths.reads)
         return LayerUse(
             layer,
             depth,
@@ -154,6 +157,8 @@ class GraphMap:
             penalised=kernels.is_penalised(layer),
             source_penalised=source.parameter is None or kernels.is_used_beside(source.parameter),
             producers=producers,
+            gates=tuple(gates),
+            unbounded=unbounded,
         )
 
     def _look_ahead(self) -> list[Ahead]:
@@ -198,6 +203,8 @@ class StepMap:
     """Of each read, whether what it reads has not been counted by another: a use of a layer has several activations."""
     image: int | None = None
     """The convolution that comes first and once: what it saved is the input as the network sees it."""
+    constants: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Nodes -> what they said of themselves, between two numbers, that certificates rest on."""
     selections: dict[int, Tensor] = field(default_factory=dict)
     """Nodes that channels pass in another order -> the index that says which, kept so that nothing else lies there."""
 
@@ -210,6 +217,14 @@ class StepMap:
             now = found[1]
             same = now.data_ptr() == learned.data_ptr() and now._version == learned._version
             if not same and (now.device.type != "cpu" or not torch.equal(now, learned)):
+                return True
+        return False
+
+    def says_otherwise(self, nodes: list[Any]) -> bool:
+        """Whether what certificates rest on is no longer as it was: a dropout that scales by more, other limits."""
+        for place, (low, high) in self.constants.items():
+            now = constant(nodes[place], canonical(nodes[place]))
+            if now is None or now[0] < low or now[1] > high:
                 return True
         return False
 
@@ -338,6 +353,11 @@ class GraphReader:
             if not self.facts[name].knows(activation, channels):
                 self.facts[name].learn_activation(activation, channels)
 
+    def unbind(self, found: StepMap) -> None:
+        """Drops what certificates rest on for the layers of a graph, until graphs teach anew."""
+        for name in found.names:
+            self.facts[name].unbind()
+
     def drop(self, found: StepMap) -> None:
         """Drops a map that no longer fits (feature maps of another size), so that the next read learns anew."""
         self.maps = {key: value for key, value in self.maps.items() if value is not found}
@@ -371,7 +391,16 @@ class GraphReader:
         tables = {layer.name: lookups_of(graph, layer) for layer in present if layer.is_looked_up}
         names = frozenset(layer.name for layer in present)
         looked_up = {name: nodes for name, nodes in tables.items() if nodes}
-        return StepMap(reads, names, graph.compiled, looked_up, counted, _sees_input(found), graph.selections or {})
+        return StepMap(
+            reads,
+            names,
+            graph.compiled,
+            looked_up,
+            counted,
+            _sees_input(found),
+            found.bounding.constants,
+            graph.selections or {},
+        )
 
     def _reads(
         self, nodes: list[Any], found: GraphMap

@@ -31,6 +31,8 @@ VERSION = 2
 MAX_CHANNELS = 1 << 24
 """No layer is as wide: a damaged channel count must not ask for gigabytes."""
 
+MASKS = (("findings", "channels"), ("layers", "certified_dead"))
+"""Lists of channels that are packed as bits."""
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _UNSAVED = "tensors"
 _CONTROL = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -109,12 +111,13 @@ def pack(report: ReportRecord) -> Tensor:
     """
     report = report.compact()
     codes = [layer.codes for layer in report.layers]
-    masks = [_mask(finding.channels) for finding in report.findings]
     record = {"schema": SCHEMA, "version": VERSION, **_plain(report, readable=False)}
+    lists = [(item, key) for items, key in MASKS for item in record[items]]
+    masks = [_mask(item[key]) for item, key in lists]
     for layer, code in zip(record["layers"], codes, strict=True):
         layer["codes"] = len(code)
-    for finding, mask in zip(record["findings"], masks, strict=True):
-        finding["channels"] = len(mask)
+    for (item, key), mask in zip(lists, masks, strict=True):
+        item[key] = len(mask)
     head = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
     body = b"".join([len(head).to_bytes(4, "little"), head, *codes, *masks])
     return torch.frombuffer(bytearray(zlib.compress(body, 9)), dtype=torch.uint8)
@@ -134,13 +137,10 @@ def unpack(kind: type[R], packed: Tensor) -> R:
     end = 4 + int.from_bytes(body[:4], "little")
     record = _opened(body[4:end], source)
     try:
-        for item, key in [(layer, "codes") for layer in record["layers"]] + [
-            (finding, "channels") for finding in record["findings"]
-        ]:
-            start, end = end, end + item[key]
-            item[key] = body[start:end]
-        for finding in record["findings"]:
-            finding["channels"] = _unmasked(finding["channels"])
+        for items, key in (("layers", "codes"), *MASKS):
+            for item in record[items]:
+                start, end = end, end + item.get(key, 0)  # older ones have no certificates
+                item[key] = body[start:end] if key == "codes" else _unmasked(body[start:end])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{source}: damaged: {error!r}") from None
     if end != len(body):

@@ -207,6 +207,9 @@ def layer_table(
         if any(counts) and not (audited and word.name == "unknown"):
             cells = [_counted(n, layer, word) for n, layer in zip(counts, layers, strict=True)]
             columns.append((word.heading, cells, True))
+        if not brief and word.name == "dead" and any(layer.certified_dead for layer in layers):
+            proven = [f"{len(layer.certified_dead):,}" if layer.dead else NOT_OBSERVED for layer in layers]
+            columns.append(("certified", proven, True))
     for shown in STATISTICS:
         values = [getattr(layer, shown.name) for layer in layers]
         if shown.shown in (("brief",) if brief else ("brief", "full")) and any(
@@ -318,13 +321,19 @@ def _measures(layer: LayerReport) -> tuple[tuple[str, tuple[str, ...]], ...]:
         ("norm", values.norms, number),
         ("gradient", values.gradient, number),
     )
-    return tuple((title, tuple(map(form, numbers))) for title, numbers, form in known if numbers)
+    certified, dead = set(layer.certified_dead), set(layer.dead)
+    proof = [("yes" if c in certified else "no") if c in dead else NOT_OBSERVED for c in range(layer.channels)]
+    return (
+        *((title, tuple(map(form, numbers))) for title, numbers, form in known if numbers),
+        *([("certified", tuple(proof))] if certified else []),
+    )
 
 
 def kernels_in_words(layer: LayerReport) -> str:
     """``"16 kernels: 2 dead (3, 11), 1 rare (7)"``; ``"16 kernels, all active"`` where there is nothing to say."""
     groups = [(word.heading, getattr(layer, word.attribute)) for word in COUNTED]
-    said = [f"{len(where):,} {word} ({ranges(where)})" for word, where in groups if where]
+    proof = f"; certified: {ranges(layer.certified_dead)}" if layer.certified_dead else ""
+    said = [f"{len(where):,} {word} ({ranges(where)}{proof * (word == 'dead')})" for word, where in groups if where]
     return f"{count(layer.channels, 'kernel')}{': ' + ', '.join(said) if said else ', all active'}"
 
 

@@ -138,6 +138,12 @@ class LayerReport(LayerStatistics):
     """One byte per channel: the state's place in `STATES`, and the flags."""
     evidence: Literal["activation", "sampled activation", "gradient", "weight"] = "activation"
     """What the states rest on."""
+    certified_dead: list[int] = field(default_factory=list)
+    """Dead channels that no input at all can make fire, with the weights at the window's end: proven from the weights
+    and from what stands before the layer. Of other dead channels it is known that they did not fire in the window."""
+    certified_batch: int | None = None
+    """Values of a channel that a norm may take together (of a batch in training, of a map) up to which that holds;
+    null: any number."""
     rated_samples: int | None = None
     """Samples of the sampled steps, on which sample rates rest; None where there are none."""
     values: ChannelValues | None = None

@@ -63,6 +63,7 @@ class Report(ReportRecord):
                     "evidence": layer.evidence,
                     "excluded": layer.excluded,
                     **{word.attribute: len(getattr(layer, word.attribute)) for word in COUNTED},
+                    "certified_dead": len(layer.certified_dead),
                     **{shown.name: getattr(layer, shown.name) for shown in STATISTICS},
                 }
                 for layer in self.layers
@@ -79,12 +80,14 @@ class Report(ReportRecord):
         rows: list[dict[str, object]] = []
         for layer in self.layers:
             values = {name: getattr(layer.values, name, None) for name in measures}
+            certified = set(layer.certified_dead)
             for channel, (state, code) in enumerate(zip(layer.states, layer.codes, strict=True)):
                 rows.append(
                     {
                         "layer": layer.name,
                         "channel": channel,
                         "state": state,
+                        "certified_dead": channel in certified,
                         **{flag: bool(code & bit) for flag, bit in FLAGS.items()},
                         **{name: known[channel] if known is not None else None for name, known in values.items()},
                     }

@@ -37,6 +37,21 @@ def _rests_on(finding: Finding, audited: bool) -> str:
     return f"seen in window {finding.window:,}{over}"
 
 
+def certified(findings: Sequence[Finding]) -> str:
+    """What is proven of the channels of some findings, and what was only seen; empty where nothing is."""
+    asked = [finding for finding in findings if "certified" in finding.evidence]
+    proven = sum(int(finding.evidence["certified"]) for finding in asked)
+    total = sum(len(finding.channels) for finding in asked)
+    if not proven:
+        return ""
+    limits = [int(finding.evidence.get("certified_up_to_values_of_a_channel", 0)) for finding in asked]
+    what = "no input at all" + (f", of up to {max(limits):,} values a channel," if any(limits) else "")
+    which = "It is" if total == 1 else "All of them are" if proven == total else f"{proven:,} of them are"
+    which = which if proven > 1 or total == 1 else "1 of them is"
+    rest = f"; the other{'s were' if total - proven > 1 else ' was'} not seen to fire" * (proven < total)
+    return f"{which} certified: {what} can make {'it' if proven == 1 else 'them'} fire with these weights{rest}"
+
+
 def listed(names: Sequence[str], limit: int = 8) -> str:
     """``"conv1, conv2 and 3 more"``."""
     rest = len(names) - limit
@@ -136,6 +151,12 @@ def watched_and_not(report: ReportRecord) -> str:
             "weight": "by their weights only",
         }
         parts += [f"{n:,} of these layers {words[kind]}" for kind, n in weaker.items()]
+    certified_dead = sum(len(layer.certified_dead) for layer in report.watched)
+    if certified_dead:
+        dead = sum(len(layer.dead) for layer in report.watched)
+        parts.append(
+            f"{certified_dead:,} of {count(dead, 'dead kernel')} certified: no input at all can make them fire"
+        )
     for state, meaning in (
         ("zero_gradient", "without any gradient"),
         ("silent", "silent (never fired, but a gradient passes and may revive them)"),

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 
 from fuzz.network import Loader, Network, batches, build
-from fuzz.oracle import Oracle
+from fuzz.oracle import Oracle, probed
 from fuzz.programs import Program
 from helpers.training import ACCELERATOR
 from lightning_deadkernel import DeadKernelMonitor, Report
@@ -89,7 +89,28 @@ def disagreements(program: Program) -> list[Disagreement]:
         known = layer.name in oracle.truths and not (layer.name in oracle.turned and layer.name not in program.live())
         if known and layer.excluded is None:
             found += _states(layer, oracle)
-    return [*found, *_savings(seen.report, oracle)]
+    return [*found, *_certificates(program, seen), *_savings(seen.report, oracle)]
+
+
+FAR = (1.0, -1.0, 1e3, -1e3)
+"""Times the inputs of the training, which certificates hold for as well as for these."""
+
+
+def _certificates(program: Program, seen: Outcome) -> Iterator[Disagreement]:
+    """No channel that is certified fires on any other input, with the weights at the end."""
+    assert seen.report is not None
+    certified = {layer.name: layer.certified_dead for layer in seen.report.layers if layer.certified_dead}
+    if not certified:
+        return
+    torch.manual_seed(1)
+    for index, batch in enumerate(batches(program)):
+        for far in FAR:
+            other = {name: far * value if value.is_floating_point() else value for name, value in batch.items()}
+            probes = probed(seen.net, other, index)
+            for layer, fires in probes.found["fires"]:
+                wrong = [channel for channel in certified.get(layer, ()) if float(fires[channel]) != 0]
+                if wrong:
+                    yield Disagreement("certified though it fires", layer, f"channels {wrong} at {far} times the input")
 
 
 def _training(program: Program, seen: Outcome) -> list[Disagreement]:

@@ -60,6 +60,7 @@ def sick_window(index: int) -> list[LayerWindow]:
     worn = 1e-4**index
     decayed = {
         **off(16, (3, 11)),
+        "certified_dead": at(16, (11,), 1, 0).bool(),
         "norms": at(16, (3, 11), worn, 1.0),
         "largest": at(16, (3, 11), 0.5 * worn, 0.5),
         "weight_decay": 0.01,

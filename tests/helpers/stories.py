@@ -142,6 +142,15 @@ STORIES: dict[str, Callable[[], Run]] = {
     ),
     "a zero kernel that no decay explains stopped": lambda: two_windows({}, ZERO | FIRST_OFF),
     "a run was joined late": lambda: Run().next(layer(**FIRST_OFF), global_step=500).next(layer(**FIRST_OFF)),
+    "no input can make kernels fire": lambda: two_windows(
+        {"update_ratio_max": 0.8, **SGD}, off(0, 1) | SGD | {"certified_dead": each(True, True, False, False)}
+    ),
+    "no batch can make most of a layer fire": lambda: two_windows(
+        {}, off(0, 1, 2) | {"certified_dead": each(True, True, False, False), "certified_batch": 6272}
+    ),
+    "a file and its model prove a kernel dead": lambda: file(
+        activation="relu", certified_dead=each(True, False, False, False)
+    ),
     "an output is dead behind a rectifier": lambda: two_windows(
         {"depth": 0, "consumers": ()}, {"depth": 0, "consumers": (), **FIRST_OFF}
     ),

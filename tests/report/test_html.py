@@ -178,7 +178,7 @@ def test_zero_kernels_have_a_dot_at_their_cell() -> None:
 
 def test_a_strip_is_also_said_in_words() -> None:
     words = kernels_in_words(sick_report().layers[0])
-    assert words == "16 kernels: 2 dead (3, 11), 2 zero kernels (3, 11), 2 dormant (3, 11), 1 rare (7)"
+    assert words == "16 kernels: 2 dead (3, 11; certified: 11), 2 zero kernels (3, 11), 2 dormant (3, 11), 1 rare (7)"
     assert kernels_in_words(healthy_report().layers[0]) == "32 kernels, all active"
     assert kernels_in_words(layer(3, {"frozen": (1,)})) == "3 kernels: 1 frozen (1)"
 
@@ -270,7 +270,7 @@ def test_a_click_sorts_the_layers_and_the_pointer_tells_of_a_kernel(tmp_path: Pa
         place = round(-svg.size["width"] / 2 + 3.5 * cell)
         selenium.ActionChains(driver).move_to_element_with_offset(svg, place, 0).perform()
         told = strip.find_element("css selector", ".soft").text
-        assert told == "kernel 3: dead, fires 0%, norm 1.0e-12, gradient 0"
+        assert told == "kernel 3: dead, fires 0%, norm 1.0e-12, gradient 0, certified no"
         selenium.ActionChains(driver).move_to_element(dead).perform()
         assert strip.find_element("css selector", ".soft").text == before
         assert driver.get_log("browser") == []

@@ -4,7 +4,8 @@
 
 Kernels whose output was zero or below on every sample of the window, where all that follows is a rectifier (ReLU and
 its kin), and whose own gradient was zero as well. It rests on all samples of the window, not on one batch; with *n*
-samples and no firing, the true firing rate is below 3/n with 95 % confidence.
+samples and no firing, the true firing rate is below 3/n with 95 % confidence. Some are *certified*: what stands before
+the layer and the weights of now prove that no input at all can make them fire ([how](../proof.md#certificates)).
 
 ## Why it matters
 
@@ -102,6 +103,7 @@ SURE = 3.0
         FADED,
         UNKNOWN,
     ),
+    with_model=True,
 )
 def dead_channels(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "dead", grouped by cause."""
@@ -109,7 +111,8 @@ def dead_channels(context: WindowContext) -> Iterator[Found]:
         dead = layer.mask(layer.report.dead)
         if not bool(dead.any()):
             continue
-        groups = assign(layer, dead, CAUSES, _unknown)
+        audited = context.window.audited
+        groups = assign(layer, dead, (BY_MASK,) if audited else CAUSES, _proven if audited else _unknown)
         chance = sum(float(channels.float().mean()) for channels, cause in groups if cause.kind.by_chance)
         for channels, cause in groups:
             severity = _severity(layer, bool(dead.all()), channels, cause.kind, chance)
@@ -123,6 +126,8 @@ def _severity(layer: LayerContext, whole: bool, channels: Tensor, cause: CauseKi
         return "info"
     if whole:
         return "error"
+    if layer.window.audited:
+        return "warning"
     young = bool((layer.past.since[channels] == layer.window.index).all())
     if (cause.by_chance or cause is UNKNOWN) and young and layer.window.batches < FEW_BATCHES:
         return "info"
@@ -130,7 +135,14 @@ def _severity(layer: LayerContext, whole: bool, channels: Tensor, cause: CauseKi
 
 
 def _evidence(layer: LayerContext, channels: Tensor) -> Evidence:
-    evidence = layer.since(channels)
+    evidence: Evidence = {} if layer.window.audited else layer.since(channels)
+    certified = layer.mask(layer.report.certified_dead) & channels
+    if layer.observed.certified_dead is not None:
+        evidence["certified"] = int(certified.sum())
+    if bool(certified.any()) and layer.observed.certified_batch is not None:
+        evidence["certified_up_to_values_of_a_channel"] = layer.observed.certified_batch
+    if torch.equal(certified, channels):
+        return evidence
     samples, positions = _looked_at(layer), layer.observed.passed_positions
     if samples:
         evidence["highest_possible_firing_rate"] = SURE / samples
@@ -307,6 +319,17 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
         " small, steady number costs little.",
         f"{references.LU}; {references.CS231N}",
         {"last_fired_in_window": int(fired.max())} if once else {},
+    )
+
+
+def _proven(layer: LayerContext, channels: Tensor) -> Cause:
+    """Of a file that has nothing of the past."""
+    return UNKNOWN.because(
+        "with these weights, and with what stands before the layer, no input lifts them above zero; what made it so,"
+        " weights alone do not tell",
+        "They can be pruned without changing the output. If they should not be dead, train with DeadKernelMonitor from"
+        " the start: it tells since when, and why.",
+        references.LU,
     )
 
 
