@@ -99,18 +99,24 @@ def audit_state_dict(
         raise AuditError(f"{source}: none of its {len(tensors)} tensors is a weight of two or more axes{whys}")
     layers.sort(key=lambda layer: layer.excluded is not None)
     window = Window(0, epoch, global_step, 0, 0, 0, None, layers=layers, audited=True)
+    return report_of(window, source, thresholds)
+
+
+def report_of(window: Window, source: str, thresholds: Thresholds) -> Report:
+    """What there is to say of a window of weights alone."""
     reports, findings = diagnose(window, History(), thresholds)
     return Report(
         window=0,
-        epoch=epoch,
-        global_step=global_step,
+        epoch=window.epoch,
+        global_step=window.global_step,
         samples=None,
         batches=0,
         optimizer_steps=0,
         sampled_steps=0,
         layers=reports,
         findings=findings,
-        problems=find_problems(findings, lambda window: "the file was written"),
+        problems=find_problems(findings, lambda _: "the file was written"),
+        notes=window.notes,
         audited=source,
         thresholds=thresholds,
     )
@@ -198,6 +204,13 @@ def audit(path: str | Path, thresholds: Thresholds | None = None, key: str | Non
     Raises:
         AuditError: if the file is not there, is damaged, holds more than tensors and plain values, or no weights.
     """
+    state, epoch, step = read_state(path, key)
+    # A .safetensors file keeps its tensors by name, not in the order they were given.
+    return audit_state_dict(state, str(path), thresholds, Path(path).suffix != ".safetensors", epoch, step)
+
+
+def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping[str, Any], int, int]:
+    """The state dict in a file, and the epoch and step in which it was written, or 0. Arguments and errors: `audit`."""
     path = Path(path)
     if path.is_dir():
         raise AuditError(
@@ -206,12 +219,9 @@ def audit(path: str | Path, thresholds: Thresholds | None = None, key: str | Non
         )
     if not path.is_file():
         raise AuditError(f"{path}: no such file")
-    # A .safetensors file keeps its tensors by name, not in the order they were given.
-    sorted_by_name = path.suffix == ".safetensors"
-    content = _load_safetensors(path) if sorted_by_name else _load_torch(path)
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
     epoch, step = (_count(content, name) for name in ("epoch", "global_step"))
-    state = _state_dict(content, path) if key is None else _under(content, key, path)
-    return audit_state_dict(state, str(path), thresholds, not sorted_by_name, epoch, step)
+    return _state_dict(content, path) if key is None else _under(content, key, path), epoch, step
 
 
 def _load_safetensors(path: Path) -> Mapping[str, Any]:

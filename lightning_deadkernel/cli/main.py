@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         "audit",
         help="what the weights in a file tell: zero kernels, collapsed norm scales, sparsity, identical kernels",
         description="What the weights in a file tell of a network, without its code and without data: zero kernels, "
-        "batch norm scales that have collapsed, sparsity, identical kernels. Code in the file is never run.",
+        "batch norm scales that have collapsed, sparsity, identical kernels. Code in the file is never run. "
+        "With --model, dead kernels too: those that no input at all can make fire.",
         epilog=_EXIT_STATUS,
     )
     one.add_argument(
@@ -41,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="a Lightning checkpoint (.ckpt), a saved state_dict (.pt, .pth, .bin) or a .safetensors file",
     )
     _add_format(one, _FORMATS)
+    one.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="package.module:factory, which gives a module (with an example_input_array) or a module and a batch, or "
+        "the config of a LightningCLI; runs it once, and tells which kernels no input at all can make fire",
+    )
     one.add_argument("--key", help="where in a checkpoint the state dict is, such as ema.model; names part by dots")
     _add_html(one)
     _add_fail_on(one, "zero_kernel_fraction=0.1")

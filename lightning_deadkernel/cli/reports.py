@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from lightning_deadkernel.analysis.audit import audit
@@ -23,7 +24,13 @@ from lightning_deadkernel.report.sarif import to_sarif
 
 def run_audit(arguments: argparse.Namespace) -> int:
     """What the weights in a file tell; gives the exit status."""
-    report = audit(arguments.checkpoint, key=arguments.key)
+    if arguments.model is None:
+        report = audit(arguments.checkpoint, key=arguments.key)
+    else:  # Lightning and the model's own packages take seconds to import
+        model, forward = import_module("lightning_deadkernel.cli.model").model_of(arguments.model)
+        report = import_module("lightning_deadkernel.analysis.audit_model").audit_model(
+            arguments.checkpoint, model, forward, key=arguments.key
+        )
     return _print(report, arguments, Path(arguments.checkpoint), full=True)
 
 
@@ -110,8 +117,8 @@ def _limits(report: Report, asked: Sequence[tuple[str, float]]) -> list[tuple[st
 
 def _numbers(report: Report) -> dict[str, float]:
     """What a limit can be set on: the summary, and of each kind of finding how many there are."""
-    audited = report.audited is not None
-    kinds = [rule.kind for rule in RULES if rule.in_files or not audited]
+    audited, modelled = report.audited is not None, any(layer.activation for layer in report.layers)
+    kinds = [rule.kind for rule in RULES if rule.in_files or not audited or (rule.with_model and modelled)]
     found = {kind: float(sum(finding.kind == kind for finding in report.findings)) for kind in kinds}
     stated = {name: value for name, value in report.summary().items() if name in TOLD_BY_WEIGHTS or not audited}
     return {**found, **stated}

@@ -44,7 +44,10 @@ def savings(window: Window, layers: Sequence[LayerReport]) -> Savings:
     """
     reports = {report.name: report for report in layers}
     observed = {layer.name: layer for layer in window.layers}
-    removable = {layer.name: _removable(layer, reports[layer.name], window.index > 0) for layer in window.layers}
+    removable = {
+        layer.name: _removable(layer, reports[layer.name], window.index > 0 or window.audited)
+        for layer in window.layers
+    }
     channels, parameters, bytes_, unknown = 0, 0.0, 0.0, []
     slices: dict[str, float] = {}
     for layer in window.layers:

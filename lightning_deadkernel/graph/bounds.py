@@ -129,6 +129,8 @@ class Held:
         return ends
 
 
+AT_ONCE = 512
+"""Rows that are worked out together, in float64."""
 ONE_ROW = torch.zeros(1, dtype=torch.int64)
 
 
@@ -229,7 +231,8 @@ class Gate:
         channels = sorted(self.rows.keys() & set(channels))
         if not channels:
             return set()
-        high = self.bound.interval(torch.tensor([self.rows[channel] for channel in channels]), unlimited).high
+        rows = torch.tensor([self.rows[channel] for channel in channels])
+        high = torch.cat([self.bound.interval(some, unlimited).high for some in torch.split(rows, AT_ONCE)])
         return {channel for channel, value in zip(channels, high.tolist(), strict=True) if not value <= 0}
 
 

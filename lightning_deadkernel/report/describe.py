@@ -190,13 +190,14 @@ def layer_table(
         layers: one a row.
         brief: counts and ratios only.
         rest: what was left out.
-        audited: nothing was run, so that no layer has a kind and no kernel a state.
+        audited: nothing was trained, and without the model's code no layer has a kind and no kernel a state.
     """
     if not layers:
         return None
     columns = [("layer", [layer.name for layer in layers], False)]
     if not brief:
-        columns.append(("shape" if audited else "kind", [layer.kind for layer in layers], False))
+        of_file = audited and not any(layer.activation for layer in layers)
+        columns.append(("shape" if of_file else "kind", [layer.kind for layer in layers], False))
     if not brief and any(layer.activation for layer in layers):
         columns.append(("activation", [layer.activation or NOT_OBSERVED for layer in layers], False))
     if not brief and len({layer.evidence for layer in layers}) > 1:

@@ -100,7 +100,9 @@ def watched(report: ReportRecord) -> str:
 def moment(report: ReportRecord) -> str:
     """What the report speaks about: ``"window 3 (epoch 2, global step 469)"``."""
     if report.audited is not None:
-        return f"the weights in {report.audited}; nothing was run"
+        modelled = any(layer.activation for layer in report.layers)
+        done = " and its model; nothing was trained" if modelled else "; nothing was run"
+        return f"the weights in {report.audited}{done}"
     if report.window == 0:
         return "window 0, the state at initialisation, before the first optimizer step"
     return f"window {report.window:,} ({epochs(report)}, global step {report.global_step:,})"
