@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_deadkernel.analysis.trial.trial import Trial
+    from lightning_deadkernel.analysis.trial.why import why
     from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
     from lightning_deadkernel.figures.feature_maps import plot_feature_maps
     from lightning_deadkernel.monitor import DeadKernelMonitor
@@ -24,7 +26,9 @@ __all__ = [
     "Problem",
     "Report",
     "Thresholds",
+    "Trial",
     "plot_feature_maps",
+    "why",
 ]
 
 _HOMES = {
@@ -36,7 +40,9 @@ _HOMES = {
     "Problem": "report.records",
     "Report": "figures",  # which teaches it to draw itself
     "Thresholds": "thresholds",
+    "Trial": "analysis.trial.trial",
     "plot_feature_maps": "figures.feature_maps",
+    "why": "analysis.trial.why",
 }
 
 
