@@ -1,15 +1,19 @@
 """Zero-code attach: with ``LIGHTNING_DEADKERNEL=1`` every Trainer of the process has a monitor.
 
 Lightning calls `callbacks_from_environment` through the entry point group ``lightning.pytorch.callbacks_factory``
-whenever a Trainer is made.
+whenever a Trainer is made. With ``LIGHTNING_DEADKERNEL_TRIAL``, which `lightning-deadkernel why` sets, the process is
+one training of a trial, and what it comes to is kept as well.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_deadkernel.analysis.trial import TASK
 
 SWITCH = "LIGHTNING_DEADKERNEL"
 CONFIG = "LIGHTNING_DEADKERNEL_CONFIG"
@@ -28,9 +32,19 @@ def callbacks_from_environment() -> list[Callback]:
     switch = os.environ.get(SWITCH, "")
     if switch not in ("", "0", "1"):
         raise ValueError(f"Expected the environment variable {SWITCH} to be 1, 0 or not set, but got {switch!r}.")
-    if switch != "1":
+    task = os.environ.get(TASK)
+    if switch != "1" and not task:
         return []
-    return [_attached(_settings(os.environ.get(CONFIG)))]
+    callbacks = [_attached(_settings(os.environ.get(CONFIG)))]
+    return [*callbacks, _recorder(task)] if task else callbacks
+
+
+def _recorder(task: str) -> Callback:
+    # here, as below
+    from lightning_deadkernel.analysis.trial.recorder import Recorder
+    from lightning_deadkernel.monitor import DeadKernelMonitor
+
+    return Recorder(Path(task), DeadKernelMonitor)
 
 
 def _settings(path: str | None) -> dict[str, Any]:

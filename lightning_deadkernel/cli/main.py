@@ -1,4 +1,4 @@
-"""The `lightning-deadkernel` command: train with the monitor in place, audit weights, show and compare reports.
+"""The `lightning-deadkernel` command: train with the monitor, ask why, audit weights, show and compare reports.
 
 What a command needs is imported once it is known which it is: Lightning takes seconds to import, help should not.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from lightning_deadkernel import __version__
@@ -24,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"`{PROGRAM} COMMAND --help` says more about a command.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.set_defaults(home="reports")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, text in TRAINER_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
@@ -64,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_format(several, ("table", "markdown"))
     several.set_defaults(run="run_compare")
 
+    _add_why(commands)
+
     show = commands.add_parser(
         "show",
         help="the table of a saved report",
@@ -77,6 +81,71 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fail_on(show, "vanishing_layers=0")
     show.set_defaults(run="run_show")
     return parser
+
+
+def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    why = commands.add_parser(
+        "why",
+        allow_abbrev=False,
+        usage=f"{PROGRAM} why --config FILE [options of why and of fit]\n"
+        f"       {PROGRAM} why [options of why] -- python main.py fit --config FILE",
+        help="train a run again with one thing changed, and see which change spares its kernels",
+        description="Trains a run again: unchanged, from the same weights with other random numbers, with other seeds, "
+        "and once for each change that may have spared the kernels that were found, each in a process of its own. It "
+        "says which changes suffice, and no more than that shows. What has ended is kept: the same command goes on "
+        "where it was stopped.",
+        epilog="Exit status: 0; 2 if it could not be done; 130 if it was interrupted, with what there was by then.",
+    )
+    why.add_argument("--config", "-c", action="append", default=[], metavar="FILE", help="of the run, as for fit")
+    why.add_argument("--ckpt", metavar="FILE", help="the checkpoint from which each training goes on")
+    why.add_argument("--report", metavar="REPORT", help=f"of the run that is asked about: {_REPORT}; saves a training")
+    asked = why.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--finding", type=_positive(int), metavar="N", help="which problem of the report, from 1, or remark after them"
+    )
+    asked.add_argument("--layer", help="whose findings; default of both: those of the first problem")
+    why.add_argument(
+        "--arm",
+        type=_arm,
+        action="append",
+        default=[],
+        metavar="NAME: OPTIONS",
+        help='a change of your own: --arm "no decay: --model.weight_decay=0"; may be repeated',
+    )
+    why.add_argument(
+        "--seeds", type=_positive(int), default=3, metavar="N", help="runs of each arm; default: %(default)s"
+    )
+    why.add_argument("--max_minutes", type=_positive(float), metavar="M", help="stop then, and say what was not run")
+    why.add_argument(
+        "--jobs", type=_positive(int), metavar="N", help="trainings at a time; default: one a core, 4 at most"
+    )
+    why.add_argument("--folder", help="where all of it is kept; default: trials/<name of the config>")
+    _add_format(why, ("table", "json", "markdown"))
+    why.set_defaults(run="run_why", home="why")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(0)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a positive {kind.__name__}, but got {text!r}")
+        return value
+
+    return read
+
+
+def _arm(text: str) -> tuple[str, ...]:
+    name, colon, options = text.partition(": ")
+    try:
+        changes = shlex.split(options)
+    except ValueError:
+        changes = []
+    if not colon or not name.strip() or not changes or not changes[0].startswith("--"):
+        raise argparse.ArgumentTypeError(f"expected NAME: --option=value ..., but got {text!r}")
+    return name.strip(), *changes
 
 
 _FORMATS = ("table", "json", "markdown", "junit", "sarif")
@@ -115,6 +184,17 @@ def _limit(text: str) -> tuple[str, float]:
     return name, limit
 
 
+def _parsed(given: Sequence[str]) -> argparse.Namespace:
+    """Options of `fit` are taken by `why` too, and so is a whole command after `--`."""
+    parser = build_parser()
+    if list(given[:1]) != ["why"]:
+        return parser.parse_args(given)
+    end = list(given).index("--") if "--" in given else len(given)
+    arguments, options = parser.parse_known_args(given[:end])
+    arguments.options, arguments.command_given = options, list(given[end + 1 :])
+    return arguments
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command.
 
@@ -131,9 +211,9 @@ def main(args: list[str] | None = None) -> int:
     if given and (given[0] in TRAINER_COMMANDS or given[0] in ("--config", "-c") or given[0].startswith("--config=")):
         # LightningCLI is to read sys.argv itself: it warns if both are given, and launchers start it again from there.
         return int(import_module("lightning_deadkernel.cli.train").train(args))
-    arguments = build_parser().parse_args(given)
+    arguments = _parsed(given)
     try:
-        status: int = getattr(import_module("lightning_deadkernel.cli.reports"), arguments.run)(arguments)
+        status: int = getattr(import_module(f"lightning_deadkernel.cli.{arguments.home}"), arguments.run)(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

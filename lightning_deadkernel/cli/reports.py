@@ -36,8 +36,8 @@ def run_audit(arguments: argparse.Namespace) -> int:
 
 def run_show(arguments: argparse.Namespace) -> int:
     """A saved report; gives the exit status."""
-    path = _report_file(arguments.report)
-    return _print(_load_report(path), arguments, path, arguments.full)
+    path = report_file(arguments.report)
+    return _print(load_report(path), arguments, path, arguments.full)
 
 
 def _print(report: Report, arguments: argparse.Namespace, path: Path, full: bool) -> int:
@@ -63,7 +63,7 @@ def _print(report: Report, arguments: argparse.Namespace, path: Path, full: bool
 def run_compare(arguments: argparse.Namespace) -> int:
     """Several saved reports side by side; gives the exit status."""
     comparison = compare(
-        [_load_report(_report_file(place)) for place in arguments.reports], _run_names(arguments.reports)
+        [load_report(report_file(place)) for place in arguments.reports], _run_names(arguments.reports)
     )
     if arguments.format == "markdown":
         print(comparison.to_markdown(), end="")
@@ -86,8 +86,8 @@ def _run_names(places: Sequence[str]) -> list[str] | None:
     return names if len(set(names)) == len(names) else None
 
 
-def _report_file(place: str) -> Path:
-    """The report's file, or that of the run in a folder."""
+def report_file(place: str) -> Path:
+    """The report's file, or that of the run in a folder. Raises CommandError where a folder has none."""
     path = Path(place)
     if not path.is_dir():
         return path
@@ -98,7 +98,8 @@ def _report_file(place: str) -> Path:
     return found[0]
 
 
-def _load_report(path: Path) -> Report:
+def load_report(path: Path) -> Report:
+    """The report. Raises CommandError where there is no such file, and ValueError where it is none."""
     try:
         return Report.load(path)
     except FileNotFoundError as error:

@@ -13,8 +13,8 @@ TRAINER_COMMANDS = {
     "test": "run one test epoch; the monitor, which watches training, has nothing to do",
 }
 
-EXIT_FOUND, EXIT_ERROR = 1, 2
-"""1: something was found that the user had asked to fail on; 2: it could not be done."""
+EXIT_FOUND, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+"""1: something was found that the user had asked to fail on; 2: it could not be done; 130: Ctrl-C, as in shells."""
 
 
 class CommandError(Exception):

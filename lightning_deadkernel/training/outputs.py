@@ -19,6 +19,7 @@ from lightning_deadkernel.loggers import RunLog, report_folder
 from lightning_deadkernel.report.console import print_document, write
 from lightning_deadkernel.report.describe import describe_briefly
 from lightning_deadkernel.report.report import Report, write_atomically
+from lightning_deadkernel.training.command import why_command
 from lightning_deadkernel.training.never_raise import warn_internal
 from lightning_deadkernel.training.options import Options
 from lightning_deadkernel.training.trainer import end_progress_bar
@@ -147,6 +148,9 @@ class Outputs:
             self._try("the table", lambda: print_document(describe_briefly(reports[-1])))
         else:
             self._save("report.html", lambda path: reports[-1].save(path, self._pictures))
+        command = why_command(self._trainer) if in_full and reports[-1].problems else ""
+        if command:
+            write(f"Which change would have spared them: {command}\n", sys.stdout)
         if (place := self._place()) and in_full:  # in a line of its own, however long: it is there to be copied
             write(f"The whole report: {place}\n", sys.stdout)
         elif place:

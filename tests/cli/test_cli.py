@@ -180,18 +180,18 @@ def test_help_names_every_command_and_version_the_version(capsys: pytest.Capture
             main([argument])
         assert end.value.code == 0
     out = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "audit", "compare", "show"):
+    for command in ("fit", "validate", "test", "audit", "compare", "why", "show"):
         assert f"    {command} " in out
     assert f"lightning-deadkernel {__version__}" in out
 
 
-@pytest.mark.parametrize("argument", ["--help", "--version"])
-def test_help_and_version_import_neither_lightning_nor_torch(argument: str) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["why", "--help"]])
+def test_help_and_version_import_neither_lightning_nor_torch(arguments: list[str]) -> None:
     code = f"""
 import sys
 from lightning_deadkernel.cli import main
 try:
-    main([{argument!r}])
+    main({arguments!r})
 except SystemExit:
     print(sorted(set(sys.modules) & {{"torch", "lightning", "numpy", "rich", "jsonargparse"}}))
 """

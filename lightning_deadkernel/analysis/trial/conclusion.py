@@ -114,10 +114,10 @@ def _against(evidence: Evidence, arm: ArmOutcome, words: _Words) -> str:
     here, by_chance = evidence.counts(arm.name), evidence.counts()
     if arm.p_value is None or by_chance is None or here is None:
         return ""
-    return (
-        f", and {words.of_all(f'{here.found:,}', here.runs)} in all, against"
-        f" {words.of_all(f'{by_chance.found:,}', by_chance.runs)} by chance (p = {number(arm.p_value)})"
-    )
+    chance = f"against {words.of_all(f'{by_chance.found:,}', by_chance.runs)} by chance (p = {number(arm.p_value)})"
+    if words.kernels == words.named:
+        return f", {chance}"
+    return f", and {words.of_all(f'{here.found:,}', here.runs)} in all, {chance}"
 
 
 def _jointly(evidence: Evidence, full: Arm, outcomes: dict[str, ArmOutcome], words: _Words) -> str:
@@ -184,7 +184,7 @@ def _chance(evidence: Evidence, words: _Words) -> str:
     all_ = _and([f"{len(sites):,}" for sites in found])
     return (
         "By chance, from the same initial weights with the data in another order,"
-        f" {words.of_named(named)}, and {words.of_all(all_)} in all."
+        f" {words.of_named(named)}{f', and {words.of_all(all_)} in all' * (words.kernels > words.named)}."
     )
 
 

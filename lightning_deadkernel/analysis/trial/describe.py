@@ -57,6 +57,8 @@ def _table(arms: Sequence[ArmOutcome], trial: TrialRecord) -> Table:
         ("p", [number(arm.p_value) for arm in arms]),
         ("verdict", [_SHORT.get(arm.verdict, arm.verdict) or arm.role for arm in arms]),
     ]
+    if any(run.problems for arm in arms for run in arm.runs):
+        columns.append(("problems", [_span([len(run.problems) for run in arm.runs]) for arm in arms]))
     if metric:
         columns.append((metric, [_mean([run.metrics.get(metric) for run in arm.runs]) for arm in arms]))
     steps = {run.steps for arm in arms for run in arm.runs}

@@ -63,12 +63,13 @@ def _sites(findings: Iterable[Finding]) -> set[Site]:
 
 
 def choose_target(report: ReportRecord, finding: int | None = None, layer: str | None = None) -> Target:
-    """The named kernels of one finding, of the worst findings of a layer, or of the report's first problem.
+    """The named kernels of a problem, the first if none is asked for, or of the worst findings of a layer.
 
     Args:
         report: of the run that is asked about.
-        finding: its place among the findings, from 1.
-        layer: its layer.
+        finding: place of the problem, from 1; after the problems come the findings that are no part of one, as the
+            report has them.
+        layer: whose findings; those of the worst one's kind are taken.
 
     Raises:
         TargetError: if there is no such finding, or none at all.
@@ -88,13 +89,6 @@ def choose_target(report: ReportRecord, finding: int | None = None, layer: str |
 def _asked_about(report: ReportRecord, finding: int | None, layer: str | None) -> Sequence[Finding]:
     if not report.findings:
         raise TargetError("nothing was found in the run, so there is nothing to explain")
-    if finding is not None:
-        if not 1 <= finding <= len(report.findings):
-            listed = "; ".join(f"{place}: {one.headline}" for place, one in enumerate(report.findings, start=1))
-            raise TargetError(
-                f"expected a finding from 1 to {len(report.findings)}, but got {finding}. They are {listed}"
-            )
-        return report.findings[finding - 1 : finding]
     ordered = by_severity(report.findings)
     if layer is not None:
         there = [one for one in ordered if one.layer == layer]
@@ -102,7 +96,15 @@ def _asked_about(report: ReportRecord, finding: int | None, layer: str | None) -
             names = ", ".join(dict.fromkeys(one.layer or NETWORK for one in ordered))
             raise TargetError(f"nothing was found in {layer!r}; something was in {names}")
         return there
-    return report.problems[0].findings if report.problems else ordered
+    if finding is None:
+        return report.problems[0].findings if report.problems else ordered
+    told = {place for problem in report.problems for place in problem.places}
+    rest = by_severity([one for place, one in enumerate(report.findings) if place not in told])
+    groups = [*((one.title, one.findings) for one in report.problems), *((one.headline, (one,)) for one in rest)]
+    if not 1 <= finding <= len(groups):
+        listed = "; ".join(f"{place}: {title}" for place, (title, _) in enumerate(groups, start=1))
+        raise TargetError(f"expected a finding from 1 to {len(groups)}, but got {finding}. They are {listed}")
+    return groups[finding - 1][1]
 
 
 def _title(report: ReportRecord, alike: Sequence[Finding]) -> str:

@@ -99,11 +99,17 @@ class Evidence:
     # -- arms against chance -----------------------------------------------------------------------------------------
 
     def outcomes(self) -> list[ArmOutcome]:
-        """Of every arm that was planned, with p-values adjusted for the number of changes."""
-        held = {arm: self._p_value(arm) for arm in self.arms if arm.role in ("change", "together")}
-        known = {arm: p_value for arm, p_value in held.items() if p_value is not None}
-        adjusted = dict(zip(known, holm(list(known.values())), strict=True))
-        return [self._outcome(arm, adjusted.get(arm), len(known)) for arm in self.arms]
+        """Of every arm that was planned, with p-values adjusted for the number of its kind: single changes, all of them
+        together, and all but one are asked one after the other."""
+        adjusted: dict[Arm, float] = {}
+        for family in {_family(arm) for arm in self.arms}:
+            known = {arm: p_value for arm in self._held(family) if (p_value := self._p_value(arm)) is not None}
+            adjusted |= zip(known, holm(list(known.values())), strict=True)
+        return [self._outcome(arm, adjusted.get(arm)) for arm in self.arms]
+
+    def _held(self, family: tuple[Role, int]) -> list[Arm]:
+        """The arms of a family that ran and are held against chance."""
+        return [arm for arm in self.arms if _family(arm) == family and arm.role in _HELD and self.of_arm(arm)]
 
     def _p_value(self, arm: Arm, found: int | None = None) -> float | None:
         """Of as few kernels that show it, or of `found` in all; None without runs to compare."""
@@ -112,7 +118,7 @@ class Evidence:
             return None
         return fisher(here.found if found is None else found, here.size, by_chance.found, by_chance.size)
 
-    def _outcome(self, arm: Arm, p_value: float | None, tried: int) -> ArmOutcome:
+    def _outcome(self, arm: Arm, p_value: float | None) -> ArmOutcome:
         errors = [one.error for one in self._ended if isinstance(one, Failed) and one.job.arm == arm]
         runs = self.of_arm(arm)
         outcome = ArmOutcome(
@@ -127,26 +133,26 @@ class Evidence:
         )
         if not runs:
             return replace(outcome, verdict="failed" if errors else "not run")
-        if arm.role not in ("change", "together"):
+        if arm.role not in _HELD:
             return outcome
         if self.bit_for_bit and any(run.same_as_control for run in outcome.runs):
             return replace(outcome, verdict="changed nothing", p_value=None)
         if p_value is not None and p_value < SIGNIFICANT:
             claimed = self.frees_all(arm) and self.reproduced == len(self.target.named)
             return replace(outcome, verdict="sufficient" if claimed else "helps")
-        return replace(outcome, verdict="too few to tell" if self._too_few(arm, tried) else "no difference from chance")
+        return replace(outcome, verdict="too few to tell" if self._too_few(arm) else "no difference from chance")
 
-    def _too_few(self, arm: Arm, tried: int) -> bool:
+    def _too_few(self, arm: Arm) -> bool:
         """The named are free in every run of the arm, and so few runs could not have told that from chance."""
         if not self.frees_all(arm) or self.is_all_chance:
             return False
         best = self._p_value(arm, found=0)
-        return best is None or best * tried >= SIGNIFICANT
+        return best is None or best * len(self._held(_family(arm))) >= SIGNIFICANT
 
     def seeds_to_tell(self) -> int | None:
         """Runs of each arm that can tell a change from chance, if they come out as these did; None: too many."""
         by_chance = self.counts()
-        tried = sum(arm.role in ("change", "together") and bool(self.of_arm(arm)) for arm in self.arms)
+        tried = len(self._held(("change", 0)))
         if by_chance is None or not by_chance.found:
             return None
         for seeds in range(2, MOST_SEEDS + 1):
@@ -182,6 +188,14 @@ class Evidence:
         draws = [(size, _in_layer(first, n), _in_layer(other, n)) for other in others for n, size in sizes]
         expected, p_value = overlap(draws, shared)
         return Overlap(len(runs), [len(other) for other in others], shared, expected, p_value)
+
+
+_HELD: tuple[Role, ...] = ("change", "together")
+"""Against chance."""
+
+
+def _family(arm: Arm) -> tuple[Role, int]:
+    return arm.role, len(arm.parts)
 
 
 def _matched(one: Run | Failed, target: Target) -> Run | Failed:
