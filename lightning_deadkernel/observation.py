@@ -141,6 +141,19 @@ STATISTICS: tuple[Statistic, ...] = tuple(
 """Every per-layer statistic, in the order of columns."""
 
 
+@dataclass(frozen=True)
+class AdamState:
+    """What the optimizer of a weight knows of its gradients, where it is Adam or of its kin."""
+
+    steady: float
+    """rms(dW) / lr of a step while gradients keep their size, see `functional.adam`."""
+    beta1: float
+    beta2: float
+    epsilon: float
+    below_epsilon: float | None = None
+    """Share of the weights that have had a gradient whose running size is at most epsilon; None where none had one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerWindow(LayerStatistics):
     """One layer in one window. Tensors are on the CPU; `(C,)` is one value per channel; None: not observed."""
@@ -236,6 +249,13 @@ class LayerWindow(LayerStatistics):
     """Class name of the optimizer that holds the weight, e.g. ``"AdamW"``; None if unknown."""
     momentum: float = 0.0
     """SGD's momentum; 0 under any other optimizer."""
+    step_over_rate: float | None = None
+    """rms(dW) / lr of an optimizer step, less what decoupled decay can have added; median over the steps of
+    `update_ratio`."""
+    step_over_rate_max: float | None = None
+    """The largest of these."""
+    adam: AdamState | None = None
+    """None under an optimizer that does not divide by the size of the gradient as Adam does."""
     groups: int = 1
     """Of a grouped convolution; equal to the channels where each kernel reads a channel of its own (depthwise)."""
     input_largest: Tensor | None = None

@@ -13,21 +13,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lightning_deadkernel.diagnosis.layer_past import TENSORS, LayerPast, begun, codes_of, values_of
-from lightning_deadkernel.observation import ENOUGH_STEPS, LayerWindow, NonFinite, Window
+from lightning_deadkernel.observation import (
+    ENOUGH_STEPS,
+    HEALTHY_UPDATE_RATIO,
+    LayerWindow,
+    NonFinite,
+    Window,
+)
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.states import STATE_BITS, STATES
 
 VERSION = 1
 BASELINE_WINDOWS = 16
 """Windows whose gradient norms make the running baseline: enough for a median, few enough to follow a schedule."""
+USUAL_STEP = 10 * HEALTHY_UPDATE_RATIO
+"""An update ratio that is no cause for concern; steps above it, all in one direction, knock kernels out."""
+
+
+def times_steady(layer: LayerWindow) -> float:
+    """How many times its steady size the largest step of Adam was, where nothing else made it large; else 0.
+
+    No step is larger than the learning rate while gradients keep their size, whatever they are: |m| <= sqrt(v). With
+    the spread of steady steps twice on top, their running mean of squares must have been far behind them.
+    """
+    adam, ratio, step = layer.adam, layer.update_ratio_max, layer.step_over_rate_max
+    if adam is None or ratio is None or step is None or not step > 1 + 2 * adam.steady:
+        return 0.0
+    return step / adam.steady if ratio * adam.steady / step < USUAL_STEP < ratio else 0.0
 
 
 class History:
     """The past of all layers, from initialisation on.
 
-    Memory is about 45 bytes per channel, and 16 bytes per window for the clock. The state holds plain dicts, lists,
+    Memory is about 49 bytes per channel, and 16 bytes per window for the clock. The state holds plain dicts, lists,
     numbers, strings and tensors alone, so it loads with ``torch.load(weights_only=True)``.
     """
 
@@ -89,6 +110,7 @@ class History:
         self._clock[2 * window.index :] = array("q", [-1] * missing + [window.epoch, window.global_step])
         reports = {report.name: report for report in layers}
         ratios = {layer.name: self._ratio(layer, window) for layer in window.layers}
+        slung = {layer.name: times_steady(layer) * bool(ratios[layer.name]) for layer in window.layers}
         for layer in window.layers:
             report = reports[layer.name]
             if layer.excluded is not None or report.excluded is not None:
@@ -100,8 +122,9 @@ class History:
             else:
                 self._states(past, window, layer, report)
             self._evidence(past, window, layer)
-            near = [ratios.get(name, 0.0) for name in (layer.name, *(layer.producers or ()))]
-            self._reckless(past, window, min(max(near), torch.finfo(torch.float32).max))
+            near = (layer.name, *(layer.producers or ()))
+            past.reckless = self._until_silent(past.reckless, past, window, max(ratios.get(name, 0.0) for name in near))
+            past.slung = self._until_silent(past.slung, past, window, max(slung.get(name, 0.0) for name in near))
         self._layers = {name: past for name, past in self._layers.items() if name in reports}
         first = window.first_non_finite
         self.non_finite = None if first is None else self.non_finite or first
@@ -158,9 +181,11 @@ class History:
             past.travel += window.optimizer_steps * rate
 
     @staticmethod
-    def _reckless(past: LayerPast, window: Window, ratio: float) -> None:
-        now, one_before = past.last_fired == window.index, past.last_fired == window.index - 1
-        past.reckless = torch.where(one_before, past.reckless.clamp(min=ratio), past.reckless).masked_fill_(now, ratio)
+    def _until_silent(largest: Tensor, past: LayerPast, window: Window, now: float) -> Tensor:
+        """The largest value in the window in which a channel last fired and the one after."""
+        now = min(now, torch.finfo(torch.float32).max)
+        fired, one_before = past.last_fired == window.index, past.last_fired == window.index - 1
+        return torch.where(one_before, largest.clamp(min=now), largest).masked_fill_(fired, now)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole history as plain data; `load_state_dict` takes it back."""
@@ -185,18 +210,19 @@ class History:
         if state.get("version") != VERSION:
             raise ValueError(f"Expected a history of version {VERSION}, but got version {state.get('version')!r}.")
         names = {field.name for field in fields(LayerPast)}
-        later = {"decay", "travel", "recent", "from_start"}
+        later = {"decay", "travel", "recent", "from_start", "slung"}
         layers: dict[str, LayerPast] = {}
         for name, saved in state["layers"].items():
             if set(saved) | later != names:
                 odd = ", ".join(sorted(names ^ (set(saved) | later)))
                 raise ValueError(f"Expected the history of layer {name!r} to be complete, but these differ: {odd}.")
-            lengths = {saved[field].numel() for field in TENSORS}
+            values: dict[str, Any] = {"from_start": saved["first_window"] == saved["first_step"] == 0, **saved}
+            values.setdefault("slung", torch.zeros_like(saved["reckless"]))
+            lengths = {values[field].numel() for field in TENSORS}
             if len(lengths) != 1:
                 raise ValueError(
                     f"Expected one value per channel of layer {name!r}, but got lengths {sorted(lengths)}."
                 )
-            values: dict[str, Any] = {"from_start": saved["first_window"] == saved["first_step"] == 0, **saved}
             layers[name] = LayerPast(**(values | {field: values[field].cpu().clone() for field in TENSORS}))
         self._layers = layers
         self._clock = array("q", map(int, state.get("clock", ())))

@@ -48,6 +48,9 @@ class LayerPast:
     """(C,) float32 firing rate in that window; NaN where it was not observed."""
     reckless: Tensor
     """(C,) float32 largest update ratio, the layer's own or a producer's, in that window and the one after."""
+    slung: Tensor
+    """(C,) float32 how many times its steady size a step of Adam was in the same two windows, where it is that which
+    made it large, see `history.times_steady`; else 0."""
     last_gradient: Tensor
     """(C,) int32 last window with a gradient."""
     stop_norm: Tensor
@@ -121,6 +124,7 @@ def begun(window: Window, layer: LayerWindow, report: LayerReport, from_start: b
         last_fired=never,
         rate=torch.full((count,), math.nan),
         reckless=torch.zeros(count),
+        slung=torch.zeros(count),
         last_gradient=never.clone(),
         stop_norm=norms.clone(),
     )

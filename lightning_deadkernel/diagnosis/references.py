@@ -21,6 +21,14 @@ BFLOAT16 = "Zamirai et al. 2020, Revisiting BFloat16 Training, https://arxiv.org
 CLIPPING = (
     "Pascanu et al. 2013, On the difficulty of training Recurrent Neural Networks, https://arxiv.org/abs/1211.5063"
 )
+STABLE_ADAMW = (
+    "Wortsman et al. 2023, Stable and low-precision training for large-scale vision-language models (beta2, and steps"
+    " after quiet gradients), https://arxiv.org/abs/2304.13013"
+)
+EPSILON = (
+    "Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities (epsilon of AdamW),"
+    " https://arxiv.org/abs/2309.14322"
+)
 SPARSITY = "Hurley and Rickard 2009, Comparing Measures of Sparsity, https://arxiv.org/abs/0811.4706"
 CS231N = (
     "CS231n course notes, Neural Networks Part 2 and 3 (initialization, ratio of weights:updates, dead ReLUs),"

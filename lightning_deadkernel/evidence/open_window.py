@@ -18,7 +18,7 @@ from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
 from lightning_deadkernel.observation import FeatureMaps
 
-VERSION = 3
+VERSION = 4
 """Of the state that a checkpoint holds."""
 
 INFINITY = float("inf")

@@ -91,6 +91,8 @@ class StepTables:
     """(steps,) L2 norm of all gradients."""
     updates: Tensor
     """(steps, L) ||dW|| / ||W||."""
+    over_rate: Tensor
+    """(steps, L) rms of dW over the learning rate of the step, less all that decoupled decay can have added."""
     underflow: Tensor
     """(steps, L) share of gradient entries that underflowed."""
     lost: Tensor
@@ -179,7 +181,8 @@ class StepStatistics:
         known = torch.tensor(columns, device=self.device) >= 0
         new._lost.load(torch.where(known, self._lost.counts[:, columns], 0.0))
         new.underflow = self.underflow.moved(place)
-        new.updates = self.updates.moved(place + [at + len(self.layers) if at >= 0 else -1 for at in place])
+        blocks = (block * len(self.layers) for block in range(3))
+        new.updates = self.updates.moved([at + begin if at >= 0 else -1 for begin in blocks for at in place])
         for kept in ("learning_rates", "first_rates", "decays", "optimizers", "turns"):
             setattr(new, kept, {names[name]: of for name, of in getattr(self, kept).items() if name in names})
         return new
@@ -199,7 +202,7 @@ class StepStatistics:
         """id of an optimizer -> its settings and what it steps, as they have been noted in this window."""
         self.turns: dict[str, int] = {}
         """Layer -> how often its update was measured in this window."""
-        self._before: dict[str, tuple[Layer, Tensor, Tensor | None]] = {}
+        self._before: dict[str, tuple[Layer, Tensor, Tensor | None, float | Tensor]] = {}
 
     @torch.no_grad()
     def before_step(
@@ -248,14 +251,14 @@ class StepStatistics:
         if half and not self.sharded:  # a shard's share says little of the whole
             self._note_underflow(layers, 1.0 if loss_scale is None or scale_left is not None else loss_scale)
         searches = isinstance(optimizer, torch.optim.LBFGS)
+        rates = {id(p): group.get("lr", 0.0) for group in optimizer.param_groups for p in group["params"]}
         if asks:
-            rates = {id(p): group.get("lr", 0.0) for group in optimizer.param_groups for p in group["params"]}
             pieces: list[tuple[Tensor, slice | None]] = [(p, None) for p, _ in gradients.values()]
             pieces += [(layer.main, slice(layer.span.start, layer.span.stop)) for layer in parts]
             asked = [Asked(at, p, rows, rates[id(p)]) for at, (p, rows) in zip(columns, pieces, strict=True)]
             self._lost.before_step(asked, finite, searches)
         if self._update_ratio:
-            self._copy_weights(layers, finite, searches, last)
+            self._copy_weights(layers, rates, finite, searches, last)
 
     def _note_underflow(self, layers: list[Layer], scale: Tensor | float) -> None:
         shares = []
@@ -270,7 +273,14 @@ class StepStatistics:
             places = [self._place[layer.name] for layer in layers]
             self.underflow.append(self._spread(torch.stack(shares), places, len(self.layers)))
 
-    def _copy_weights(self, layers: list[Layer], finite: Tensor | None, searches: bool, last: bool) -> None:
+    def _copy_weights(
+        self,
+        layers: list[Layer],
+        rates: Mapping[int, float | Tensor],
+        finite: Tensor | None,
+        searches: bool,
+        last: bool,
+    ) -> None:
         """Copies for `after_step`; of a second step in one batch too, but not within a line search (LBFGS)."""
         again = [layer.name for layer in layers if layer.name in self._before]
         if again and searches:
@@ -282,7 +292,9 @@ class StepStatistics:
             self.updates.skip()
             return
         for layer in layers if first or last else self._in_turn(layers):
-            self._before[layer.name] = (layer, layer.own(local(layer.main)).detach().clone(), finite)
+            rate = rates[id(layer.main)]
+            rate = rate.clone() if isinstance(rate, Tensor) else rate  # a schedule may write into it
+            self._before[layer.name] = (layer, layer.own(local(layer.main)).detach().clone(), finite, rate)
             self.turns[layer.name] = self.turns.get(layer.name, 0) + 1
 
     def _in_turn(self, layers: list[Layer]) -> list[Layer]:
@@ -325,11 +337,11 @@ class StepStatistics:
     def _measure(self, names: list[str]) -> None:
         copies = {name: self._before.pop(name) for name in names}
         # a parameter that has another shape now has no update
-        news = {name: layer.own(local(layer.main)).detach() for name, (layer, _, _) in copies.items()}
+        news = {name: layer.own(local(layer.main)).detach() for name, (layer, *_) in copies.items()}
         taken = {name: copy for name, copy in copies.items() if news[name].shape == copy[1].shape}
         if not taken:
             return
-        olds = [old for _, old, _ in taken.values()]
+        olds = [old for _, old, _, _ in taken.values()]
         sizes = _norms(olds, self.device)
         if all(old.device == self.device for old in olds):
             torch._foreach_sub_(olds, [news[name] for name in taken])
@@ -338,15 +350,25 @@ class StepStatistics:
                 old.sub_(news[name])
         changes = _norms(olds, self.device)
         if self.scaled:  # AMP skips a step whose gradients overflowed
-            valid = torch.stack([torch.ones_like(sizes[0]) if v is None else v for _, _, v in taken.values()]).bool()
+            valid = torch.stack([torch.ones_like(sizes[0]) if v is None else v for _, _, v, _ in taken.values()]).bool()
             changes = torch.where(valid, changes, torch.nan)
+        rates = self._on_device([rate for *_, rate in taken.values()])
         if self.sharded:
-            shares = torch.tensor([share(layer.main) for layer, _, _ in taken.values()], device=self.device).sqrt()
+            shares = torch.tensor([share(layer.main) for layer, *_ in taken.values()], device=self.device).sqrt()
             sizes, changes = sizes * shares, changes * shares
-        places = [self._place[name] for name in taken]
-        count = len(self.layers)
-        both = torch.cat([sizes, changes])
-        self.updates.append(self._spread(both, [*places, *(p + count for p in places)], 2 * count))
+            rates = rates / torch.distributed.get_world_size() ** 0.5  # squares are added up over the ranks
+        places, count = [self._place[name] for name in taken], len(self.layers)
+        row = torch.cat([sizes, changes, rates.to(sizes.dtype)])
+        self.updates.append(self._spread(row, [at + block * count for block in range(3) for at in places], 3 * count))
+
+    def _on_device(self, rates: list[float | Tensor]) -> Tensor:
+        """(n,) learning rates, those that are on the device already without waiting for it."""
+        known = torch.tensor([torch.nan if isinstance(rate, Tensor) else rate for rate in rates])
+        found = known.to(self.device, non_blocking=True)
+        for at, rate in enumerate(rates):
+            if isinstance(rate, Tensor):
+                found[at] = rate
+        return found
 
     def _spread(self, values: Tensor, places: list[int], columns: int) -> Tensor:
         """(columns,) with `values` at their places and NaN elsewhere."""
@@ -361,13 +383,13 @@ class StepStatistics:
     def tables(self) -> StepTables:
         """All steps of the window. With sharded weights (FSDP2) a collective: every rank must call it."""
         count = len(self.layers)
-        norms, updates = self.norms.table(len(self.names)), self.updates.table(2 * count)
+        norms, updates = self.norms.table(len(self.names)), self.updates.table(3 * count)
         underflow = self.underflow.table(count)
         if self.sharded and len(norms):
             norms, updates = _over_ranks(norms, self.device), _over_ranks(updates, self.device)
         rms = norms / self.sizes.sqrt()
         ratios = gradient_ratios(rms, self._weights)
-        sizes, changes = updates[:, :count], updates[:, count:]
+        sizes, changes, rates = updates.chunk(3, dim=1)
         known = norms[:, : len(self._column)]
         asked, lost = self._lost.totals(self.sharded)
         shares = torch.where(asked > 0, lost / asked, torch.nan)
@@ -376,6 +398,7 @@ class StepStatistics:
             rms=self._of_layers(rms),
             totals=row_norms(torch.where(known.isnan(), 0.0, known)),
             updates=torch.where(sizes > 0, changes / sizes, torch.nan),
+            over_rate=self._over_rate(sizes, changes, rates),
             underflow=underflow,
             lost=self._of_layers(shares[None])[0],
             lost_elsewhere={
@@ -385,6 +408,12 @@ class StepStatistics:
             },
             largest_at=self._largest_at(rms[-1]) if len(rms) else None,
         )
+
+    def _over_rate(self, sizes: Tensor, changes: Tensor, rates: Tensor) -> Tensor:
+        decays = [self.decays.get(layer.name, (0.0, False)) for layer in self.layers]
+        apart = torch.tensor([decay * decoupled for decay, decoupled in decays], dtype=torch.float64)
+        entries = self._of_layers(self.sizes[None])[0]
+        return torch.where(rates > 0, (changes / rates - apart * sizes).clamp(min=0) / entries.sqrt(), torch.nan)
 
     def _largest_at(self, rms: Tensor) -> str:
         known = (rms.isfinite() & self._weights)[: len(self._column)]

@@ -67,6 +67,8 @@ class StepValues:
             },
             "update_ratio": _medians(tables.updates),
             "update_ratio_max": _largest(tables.updates),
+            "step_over_rate": _medians(tables.over_rate),
+            "step_over_rate_max": _largest(tables.over_rate),
             "underflow_share": tables.underflow.nanmean(0).tolist(),
             "lost_updates": tables.lost.tolist(),
         }

@@ -15,14 +15,18 @@ from lightning_deadkernel.evidence.first_non_finite import first_non_finite
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
 from lightning_deadkernel.evidence.step_values import StepValues
+from lightning_deadkernel.functional.adam import share_below_epsilon, steady_step_of
 from lightning_deadkernel.functional.histograms import bit_histogram, bit_histograms
 from lightning_deadkernel.functional.kernels import SMALL, by_rows, row_max, row_norms
 from lightning_deadkernel.functional.sparsity import weight_summaries
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts
+from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
-from lightning_deadkernel.observation import FeatureMaps, LayerWindow, Window, WindowTensors
+from lightning_deadkernel.observation import AdamState, FeatureMaps, LayerWindow, Window, WindowTensors
 from lightning_deadkernel.thresholds import Thresholds
 
+ASKED = 1 << 14
+"""Entries of an optimizer's state that are looked at, of a larger one: a share is known to 0.004."""
 Draft = dict[str, Any]
 """The fields of a `LayerWindow` on its way."""
 
@@ -54,7 +58,7 @@ def summarize(
         All layers in forward order, excluded ones last; what pictures need besides; the next window's checksums.
     """
     counts, index, tensors = seen.counts, observer.window.index, WindowTensors()
-    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    held = {id(p): (o, group) for o in optimizers for group in o.param_groups for p in group["params"]}
     changed, weights_now = observer.window.compare_weights(observer.reader.watched)
     steps = StepValues(observer.window.steps, thresholds)
     described: list[tuple[Draft, LayerFacts]] = []
@@ -86,6 +90,8 @@ def summarize(
             entry["gating"] = None
         if not layer.is_looked_up:  # of a table, a step has a gradient for few rows, and none for the others
             steps.fill(entry)
+            if id(layer.main) in held:
+                entry["adam"] = _adam_state(layer, *held[id(layer.main)], counts.optimizer_steps)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
         if with_tensors:
             _add_feature_maps(facts, observer.window.feature_maps, tensors)
@@ -311,6 +317,20 @@ def _of_mask(mask: int, channels: int) -> Tensor:
 def _neighbours(facts: LayerFacts, observer: Observer) -> tuple[tuple[str, ...] | None, Any]:
     producers = tuple(sorted(facts.producers)) if facts.producers else None
     return producers, observer.reader.consumers(facts.layer.name)
+
+
+def _adam_state(layer: Layer, optimizer: Any, group: Mapping[str, Any], steps: int) -> AdamState | None:
+    state = optimizer.state.get(layer.main, {})
+    if "exp_avg_sq" not in state:
+        return None
+    step = int(state["step"])
+    steady = steady_step_of(optimizer, group, step, steps)
+    if steady is None:
+        return None
+    (beta1, beta2), epsilon = map(float, group["betas"]), float(group["eps"])
+    second = layer.own(whole(state.get("max_exp_avg_sq", state["exp_avg_sq"]))).flatten()
+    second = second[:: second.numel() // ASKED + 1]
+    return AdamState(steady, beta1, beta2, epsilon, share_below_epsilon(second, beta2, step, epsilon))
 
 
 def _add_histograms(watched: Sequence[tuple[Draft, LayerFacts]], tensors: WindowTensors) -> None:

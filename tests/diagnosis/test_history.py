@@ -12,8 +12,10 @@ from helpers.windows import Run, each, layer, start, window
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import BASELINE_WINDOWS, History
 from lightning_deadkernel.diagnosis.layer_past import NEVER
+from lightning_deadkernel.observation import AdamState
 from lightning_deadkernel.thresholds import Thresholds
 
+ADAM = AdamState(steady=0.25, beta1=0.9, beta2=0.999, epsilon=1e-8)
 OFF: dict[str, Any] = {
     "fired": each(False, True, True, True),
     "gradient": each(0.0, 1, 1, 1),
@@ -56,6 +58,24 @@ def test_a_reckless_producer_counts_as_much_as_the_layer_itself() -> None:
     fed: dict[str, Any] = {"name": "fc", "producers": ("conv",)}
     run = Run().next(start(), start(**fed)).next(layer(update_ratio_max=0.9), layer(**fed))
     assert run.history["fc"].reckless.tolist() == pytest.approx([0.9] * 4)
+
+
+def test_a_step_far_above_its_steady_size_counts_in_the_window_after_the_last_firing_too() -> None:
+    large: dict[str, Any] = {"adam": ADAM, "step_over_rate_max": 3.0, "update_ratio_max": 0.05}
+    fed: dict[str, Any] = {"name": "fc", "producers": ("conv",)}
+    run = Run().next(start(), start(**fed)).next(layer(), layer(**fed))
+    run.next(layer(**large, **OFF), layer(**fed, **OFF)).next(layer(**OFF), layer(**fed, **OFF))
+    for name in ("conv", "fc"):
+        assert run.history[name].slung.tolist() == pytest.approx([3.0 / ADAM.steady, 0, 0, 0])
+
+
+def test_a_history_from_before_adams_steps_were_measured_is_read() -> None:
+    run = Run().next(start()).next(layer())
+    state = run.history.state_dict()
+    del state["layers"]["conv"]["slung"]
+    later = History()
+    later.load_state_dict(state)
+    assert later["conv"].slung.tolist() == [0.0] * 4
 
 
 def test_a_penalty_does_not_pass_for_a_gradient_once_the_channel_is_dead() -> None:

@@ -90,7 +90,7 @@ def test_a_line_search_is_measured_from_its_first_step_on(two_layers_a_turn):
     optimizer = torch.optim.LBFGS(net.parameters(), max_iter=5)
     kernels = [layer.weight for layer in net]
     backward(net)
-    steps.updates.append(torch.full((12,), torch.nan))  # not the window's first sample, which copies all
+    steps.updates.append(torch.full((18,), torch.nan))  # not the window's first sample, which copies all
     old = [kernel.detach().clone() for kernel in kernels]
 
     def closure() -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start, window
-from lightning_deadkernel.observation import Consumer, NonFinite
+from lightning_deadkernel.observation import AdamState, Consumer, NonFinite
 from lightning_deadkernel.report.sentences import evidence
 
 HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
@@ -18,6 +19,18 @@ NO_ROW: dict[str, Any] = {**STARVING, "activation": None, "gating": None, "fired
 HEAD: dict[str, Any] = {"norms": each(0, 0, 1, 1.0), "largest": each(0, 0, 1, 1.0), "heads": 2}
 SIGMOID: dict[str, Any] = {"activation": "sigmoid", "gating": "bounded"}
 SGD: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.1}
+ADAM = AdamState(steady=0.2294, beta1=0.9, beta2=0.999, epsilon=1e-8)
+SLUNG: dict[str, Any] = {
+    "optimizer": "Adam",
+    "adam": ADAM,
+    "step_over_rate_max": 4.0,
+    "update_ratio_max": 0.05,
+}
+BELOW_EPSILON: dict[str, Any] = {
+    "adam": replace(ADAM, below_epsilon=0.9),
+    "step_over_rate": 1e-5,
+    "update_ratio": 1e-8,
+}
 SMALL: dict[str, Any] = {
     "gradient_ratio": 1e-8,
     "weak_share": 1.0,
@@ -119,6 +132,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     ),
     "a kernel is zero from the start": lambda: two_windows(ZERO | FIRST_OFF, ZERO | FIRST_OFF, begin=ZERO),
     "an update was reckless": lambda: two_windows({"update_ratio_max": 0.8, **SGD}, FIRST_OFF | SGD),
+    "gradients outgrew Adam's running mean of squares": lambda: two_windows(SLUNG, FIRST_OFF | SLUNG),
     "the shift of a norm is far below zero": lambda: two_windows(
         {}, {"shift": each(-20.0, 0, 0, 0), "norm_scale": torch.ones(4)} | FIRST_OFF
     ),
@@ -178,6 +192,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     "steps are below what bfloat16 resolves": lambda: two_windows(
         {}, HELD | SGD | {"bytes_per_parameter": 2, "update_ratio": 0.5}
     ),
+    "gradients are below Adam's epsilon": lambda: two_windows(BELOW_EPSILON, HELD | BELOW_EPSILON),
     "steps round away in float32": lambda: two_windows({}, HELD | {"update_ratio": 1e-7}),
     "the learning rate is too small for float32": lambda: two_windows({}, HELD | {"learning_rate": 1e-8}),
     "something holds the weights": lambda: two_windows({}, HELD),

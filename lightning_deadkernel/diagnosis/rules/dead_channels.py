@@ -40,6 +40,7 @@ from lightning_deadkernel.diagnosis.causes import (
     PRUNED,
     SCALE_COLLAPSED,
     SHIFT_NEGATIVE,
+    SLINGSHOT,
     UNKNOWN,
     UPSTREAM_DEAD,
     ZERO_AT_INITIALISATION,
@@ -63,6 +64,7 @@ from lightning_deadkernel.diagnosis.weight_causes import (
     has_scale_fallen,
     is_zero,
 )
+from lightning_deadkernel.functional.adam import step_after_quiet
 from lightning_deadkernel.report.records import Severity
 
 FEW_BATCHES = 5
@@ -74,6 +76,8 @@ SHIFT_REACH = 3.0
 """A normalised input rarely passes three standard deviations: a shift below -3 |gamma| keeps the rectifier shut."""
 BARE_SHIFT_REACH = 10.0
 """Without a norm the input's size is unknown: ten times what an input of unit rms reaches leaves room for that."""
+SHORT_MEMORY = 0.95
+"""The beta2 of most large language models: a running mean of squares over twenty steps instead of a thousand."""
 FIRST_RATE = 0.5
 """Half of the inputs is what the draw of the initial weights gives a channel: the rate of its first window is a mean
 over the way down from there."""
@@ -96,6 +100,7 @@ SURE = 3.0
         BY_DEAD_INPUTS.kind,
         ZERO_AT_INITIALISATION,
         DECAYED,
+        SLINGSHOT,
         KNOCKED_OUT,
         SCALE_COLLAPSED,
         SHIFT_NEGATIVE,
@@ -196,6 +201,33 @@ def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
         " if the jump came late in training.",
         f"{references.WARMUP}; {references.CS231N}",
         {"last_fired_in_window": int(past.last_fired[channels].max()), "update_ratio_max": float(ratio.max())},
+    )
+
+
+def _was_slung(layer: LayerContext) -> Tensor:
+    """It fired until a window in which, or right after which, gradients outgrew Adam's running mean of squares."""
+    return (layer.past.last_fired > 0) & (layer.past.slung > 0)
+
+
+def _slingshot(layer: LayerContext, channels: Tensor) -> Cause:
+    past, adam = layer.past, layer.observed.adam
+    times = past.slung[channels]
+    betas = "" if adam is None else f" with betas=({adam.beta1:g}, {adam.beta2:g})"
+    first = 0.9 if adam is None else adam.beta1
+    return SLINGSHOT.because(
+        f"fired until {layer.when(past.last_fired[channels])}, when a step of {layer.observed.optimizer or 'Adam'} was"
+        f" {span(times, '.2g')} times its steady size: gradients had been quiet{betas}, its running mean of squares was"
+        " far behind those that came; a usual step is small enough",
+        f"Set betas=({first:g}, {SHORT_MEMORY:g}), under which a step after a quiet spell is at most"
+        f" {step_after_quiet(first, SHORT_MEMORY):.2g} times the learning rate; or clip the gradient norm near what it"
+        " is while it is quiet; or warm the learning rate up again where data, loss or layers change in the middle of"
+        " training.",
+        f"{references.STABLE_ADAMW}; {references.WARMUP}",
+        {
+            "last_fired_in_window": int(past.last_fired[channels].max()),
+            "times_steady_step": float(times.max()),
+            "update_ratio_max": float(past.reckless[channels].max()),
+        },
     )
 
 
@@ -339,6 +371,7 @@ CAUSES = (
     BY_DEAD_INPUTS,
     FROM_THE_START,
     BY_DECAY_FIRST,
+    ChannelCause(SLINGSHOT, _was_slung, _slingshot),
     ChannelCause(KNOCKED_OUT, _was_knocked_out, _knocked_out),
     ChannelCause(SHIFT_NEGATIVE, _is_shift_out_of_reach, _shift_negative),
     BY_DECAY,

@@ -29,9 +29,17 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import BELOW_RESOLUTION, NOT_IN_OPTIMIZER, UNKNOWN, Cause, Evidence
+from lightning_deadkernel.diagnosis.causes import (
+    BELOW_RESOLUTION,
+    EPSILON_DOMINATES,
+    NOT_IN_OPTIMIZER,
+    UNKNOWN,
+    Cause,
+    Evidence,
+)
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
 from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_vanishing, is_weak
 
@@ -41,7 +49,7 @@ HALF = 0.5
 """Below this share of a layer, kernels that stand still are no more than worth knowing: their inputs may be zero."""
 
 
-@rule("{of} frozen: not one bit changed", causes=(NOT_IN_OPTIMIZER, BELOW_RESOLUTION, UNKNOWN))
+@rule("{of} frozen: not one bit changed", causes=(NOT_IN_OPTIMIZER, EPSILON_DOMINATES, BELOW_RESOLUTION, UNKNOWN))
 def frozen_weights(context: WindowContext) -> Iterator[Found]:
     """Channels flagged as frozen."""
     for layer in context.layers:
@@ -51,7 +59,8 @@ def frozen_weights(context: WindowContext) -> Iterator[Found]:
         cause = _why(layer, channels)
         # a small gradient is a finding of its own, and the root of this one
         few = is_vanishing(layer) or is_weak(layer) or float(channels.float().mean()) < HALF
-        usual = cause.kind is UNKNOWN or (cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2)
+        usual = cause.kind in (UNKNOWN, EPSILON_DOMINATES)
+        usual |= cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2
         evidence: Evidence = {"optimizer_steps": layer.window.optimizer_steps}
         yield Found(layer, "info" if few and usual else "warning", cause, evidence, channels)
 
@@ -79,7 +88,7 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
     resolution = EPSILON.get(observed.bytes_per_parameter, EPSILON[4])
     step = observed.update_ratio  # of the whole layer, from which some kernels depart
     if step is not None and step < SPREAD * resolution:
-        return BELOW_RESOLUTION.because(
+        return epsilon_dominates(layer) or BELOW_RESOLUTION.because(
             f"a typical step changes the layer by {step:.1e} of its weights, which resolve {resolution:.0e}: smaller"
             " ones round away",
             advice(layer),

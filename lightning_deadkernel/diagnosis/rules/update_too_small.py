@@ -13,12 +13,15 @@ practical purposes.
 
 ## What to do
 
-Fix the weak gradient first, if that is why. Else raise the learning rate of this layer, or freeze it on purpose. A rate
-of zero comes from a schedule that has ended or counts steps as epochs; missing steps from a manual optimization.
+Fix the weak gradient first, if that is why; lower the `eps` of Adam where gradients are below it. Else raise the
+learning rate of this layer, or freeze it on purpose. A rate of zero comes from a schedule that has ended or counts
+steps as epochs; missing steps from a manual optimization.
 
 ## Reference
 
 - CS231n course notes, Neural Networks Part 3, ratio of weights:updates, https://cs231n.github.io/neural-networks-3/
+- Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities,
+  https://arxiv.org/abs/2309.14322
 """
 
 from __future__ import annotations
@@ -26,14 +29,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import NO_RATE, NO_STEP, SLOW_UPDATES
+from lightning_deadkernel.diagnosis.causes import EPSILON_DOMINATES, NO_RATE, NO_STEP, SLOW_UPDATES, Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
 from lightning_deadkernel.diagnosis.rules._schedule import is_scheduled
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
 
 
-@rule("updates are too small to matter", causes=(SLOW_UPDATES, NO_RATE, NO_STEP))
+@rule("updates are too small to matter", causes=(EPSILON_DOMINATES, SLOW_UPDATES, NO_RATE, NO_STEP))
 def update_too_small(context: WindowContext) -> Iterator[Found]:
     """Layers whose median update ratio is below the line, though not by the schedule, and a network at rest."""
     yield from _standing_still(context)
@@ -45,19 +49,23 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
             continue
         again = 0 < layer.past.previous_update_ratio < line
         weak = observed.gradient_ratio is not None and observed.gradient_ratio < context.thresholds.weak_gradient
-        rate = observed.learning_rate or 0.0
-        cause = SLOW_UPDATES.because(
-            f"a typical step at learning rate {rate:g} changes the weights by {ratio:.1e} of their norm (1e-3 is usual)"
-            + (f"; its gradient is weak too ({observed.gradient_ratio:.1e} of the largest)" if weak else ""),
-            "Fix the weak gradient first."
-            if weak
-            else f"Raise {layer.rate} for {layer.name}, or check that this layer is meant to rest.",
-            references.CS231N,
-            {"update_ratio": ratio, "learning_rate": rate},
-        )
+        cause = epsilon_dominates(layer) or _slow(layer, ratio, weak)
         # where steps are as large as gradients, a weak one is a finding of its own, and the root of this; so are zeros
         follows = (weak and not is_normalised(layer)) or _is_shut(layer)
         yield Found(layer, "warning" if again and not follows else "info", cause)
+
+
+def _slow(layer: LayerContext, ratio: float, weak: bool) -> Cause:
+    rate, gradient = layer.observed.learning_rate or 0.0, layer.observed.gradient_ratio
+    return SLOW_UPDATES.because(
+        f"a typical step at learning rate {rate:g} changes the weights by {ratio:.1e} of their norm (1e-3 is usual)"
+        + (f"; its gradient is weak too ({gradient:.1e} of the largest)" if weak else ""),
+        "Fix the weak gradient first."
+        if weak
+        else f"Raise {layer.rate} for {layer.name}, or check that this layer is meant to rest.",
+        references.CS231N,
+        {"update_ratio": ratio, "learning_rate": rate},
+    )
 
 
 def _is_shut(layer: LayerContext) -> bool:
