@@ -26,13 +26,47 @@ OF_KERNELS: tuple[Rows, ...] = ("kernels", "gate", "projection")
 LOOKED_UP: tuple[Rows, ...] = ("table", "codes")
 
 
-@dataclass
+@dataclass(frozen=True)
+class InputSlice:
+    """Which inputs of a layer are another layer's channels: a run of these, each spread over several inputs where maps
+    were flattened."""
+
+    channel: int
+    """The first of the run."""
+    count: int
+    """Channels in it."""
+    place: int
+    """The first one's place along the axis that holds them, and maybe others'."""
+    places: int
+    """Of that axis."""
+    outer: int = 1
+    """Times that the axis is repeated among the inputs, the slowest first."""
+    inner: int = 1
+    """Inputs of one place that stand together."""
+
+    def inputs(self, channel: int) -> list[int]:
+        """Those that are this channel's; none where it is not in the run."""
+        if not self.channel <= channel < self.channel + self.count:
+            return []
+        place = self.place + channel - self.channel
+        first = ((turn * self.places + place) * self.inner for turn in range(self.outer))
+        return [start + one for start in first for one in range(self.inner)]
+
+
+@dataclass(frozen=True)
 class Consumer:
-    """A layer that reads another layer's channels: what it would save if one of them went."""
+    """A layer that reads another layer's channels."""
 
     layer: str
+    """Its name."""
     parameters_per_channel: int
-    """Weights of the consumer that multiply one channel of the producer."""
+    """Weights of the consumer that multiply one channel of the producer: what it would save if that went."""
+    slices: tuple[InputSlice, ...] | None = None
+    """At which of its inputs it reads them, of all its uses; None where that differs from use to use."""
+
+    def inputs(self, channel: int) -> list[int]:
+        """At which of its inputs it reads a channel."""
+        return [one for part in self.slices or () for one in part.inputs(channel)]
 
 
 ENOUGH_STEPS = 8
@@ -266,6 +300,10 @@ class LayerWindow(LayerStatistics):
     """Layers whose activations are this layer's only inputs; None where anything else (images, embeddings) enters."""
     consumers: tuple[Consumer, ...] | None = None
     """Layers that read this layer's channels; None where the graph does not show them all."""
+    passes_zero: bool = False
+    """Of a channel whose activation is 0 everywhere, all that reads it gets exactly 0."""
+    norm: str | None = None
+    """Module of the norm that follows, where its scale and shift are each channel's own; None without one."""
     plain_ahead: int = 0
     """Later layers that no norm follows, on the path to the loss that has the fewest of them."""
     bounded_ahead: int = 0

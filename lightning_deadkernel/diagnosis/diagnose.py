@@ -11,6 +11,7 @@ from lightning_deadkernel.diagnosis.classify import activity, classify, not_fini
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import UNDERFLOW_SHARE
 from lightning_deadkernel.diagnosis.history import History
+from lightning_deadkernel.diagnosis.neighbours import neighbours
 from lightning_deadkernel.diagnosis.rule import Found
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.observation import OF_KERNELS, LayerWindow, Window
@@ -44,11 +45,13 @@ def first_sight(window: Window, history: History, thresholds: Thresholds) -> Non
 
 
 def _layer_reports(window: Window, history: History, thresholds: Thresholds) -> tuple[LayerReport, ...]:
+    layers = {layer.name: layer for layer in window.layers}
     reports = []
     for layer in window.layers:
         scores = activity(layer)
         codes = classify(layer, window, history, thresholds, scores)
-        reports.append(_layer_report(layer, window, codes, scores))
+        around = neighbours(layer, layers) if window.index else None
+        reports.append(replace(_layer_report(layer, window, codes, scores), neighbours=around))
     return tuple(reports)
 
 

@@ -61,6 +61,7 @@ def summarize(
     held = {id(p): (o, group) for o in optimizers for group in o.param_groups for p in group["params"]}
     changed, weights_now = observer.window.compare_weights(observer.reader.watched)
     steps = StepValues(observer.window.steps, thresholds)
+    norms = {id(p): name.rpartition(".")[0] for name, p in observer.model.named_parameters()} if index else {}
     described: list[tuple[Draft, LayerFacts]] = []
     listed = [facts for facts in observer.reader.facts.values() if not facts.holds_no_kernels]
     for facts in sorted(listed, key=lambda facts: (facts.excluded is not None, facts.order)):
@@ -93,6 +94,9 @@ def summarize(
             if id(layer.main) in held:
                 entry["adam"] = _adam_state(layer, *held[id(layer.main)], counts.optimizer_steps)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
+        entry["passes_zero"] = facts.passes_zero
+        if facts.scale is not None:
+            entry["norm"] = norms.get(id(facts.scale))
         if with_tensors:
             _add_feature_maps(facts, observer.window.feature_maps, tensors)
     if with_tensors and index:
@@ -214,7 +218,7 @@ def _read_kernels(described: Sequence[tuple[Draft, LayerFacts]], tensors: Window
         entry["weight_sparsity"], entry["weight_near_zeros"] = summary.zeros, summary.near_zeros
         entry["gini"], entry["hoyer"] = summary.gini, summary.hoyer
         if layer.groups == 1 and layer.channel_dim == 0 and weight.ndim >= 2:
-            entry["input_largest"] = _on_host(row_max(weight.movedim(1, 0).flatten(1)))
+            entry["input_largest"] = _on_host(row_max(layer.columns(weight)))
         entry["identical"] = _are_identical(rows[place])
         mask = layer.mask()
         if mask is not None:

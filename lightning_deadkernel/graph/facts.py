@@ -15,7 +15,7 @@ from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import FROZEN
 from lightning_deadkernel.graph.ops import adds_up
 from lightning_deadkernel.graph.paths import Paths
-from lightning_deadkernel.observation import Gating, Rows
+from lightning_deadkernel.observation import Consumer, Gating, Rows
 
 ActivationKey = tuple[str, ...]
 """Names of the layers that reach an activation, sorted. Activations that the same layers reach share one key."""
@@ -121,10 +121,12 @@ class LayerFacts:
     confirmed: bool = False
     """A graph showed an op that consumes the weight."""
     producers: set[str] | None = field(default_factory=set)
-    consumers: dict[str, int] | None = field(default_factory=dict)
+    consumers: dict[str, Consumer] | None = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
     unbounded: int = 0
     """Channels of which no certificate is possible; a bit mask."""
+    passes_zero: bool = True
+    """See `LayerWindow.passes_zero`."""
     exclusion: str | None = None
     """Why it cannot be watched any more."""
     holds_no_kernels: bool = False
@@ -240,7 +242,7 @@ class LayerFacts:
         if self.producers is not None:
             self.producers &= set(names)
         if self.consumers is not None:
-            self.consumers = {name: weights for name, weights in self.consumers.items() if name in names}
+            self.consumers = {name: consumer for name, consumer in self.consumers.items() if name in names}
         beside = [p for p in (self.scale, None if self.source is None else self.source.parameter) if p is not None]
         if not all(trained.get(id(parameter)) for parameter in beside):
             self.source = self.scale = None  # the next graph shows what stands there now

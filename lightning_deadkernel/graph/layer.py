@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,14 @@ class Layer:
         if self.channel_dim:
             tensor = tensor.movedim(self.channel_dim, 0)
         return self.own(tensor.reshape(tensor.shape[0], -1))
+
+    def columns(self, tensor: Tensor) -> Tensor:
+        """A weight-shaped tensor as (I, K), what reads one input a row; a view where the layout allows."""
+        tensor = self.own(local(tensor))
+        if self.channel_dim:
+            return tensor.reshape(tensor.shape[0], -1)
+        grouped = tensor.reshape(self.groups, -1, tensor.shape[1], prod(tensor.shape[2:]))
+        return grouped.transpose(1, 2).reshape(self.groups * tensor.shape[1], -1)
 
     def rows_of(self, leaf: Tensor) -> Tensor | None:
         """Like `rows` for any leaf; None for one that has no channel axis (a scalar scale, say)."""

@@ -110,6 +110,14 @@ FUNCTIONS = frozenset(
 )
 """Functions of each entry alone, of which hand-written norms, gates and losses are made."""
 
+KEEPS_ZERO = (
+    (SAME_SHAPE - frozenset("Add Sub Rsub Addcmul Addcdiv Lerp Where Copy ConstantPadNd AlphaDropout".split()))
+    | VIEWS
+    | SPLITS
+    | frozenset("Permute Transpose T Flip Roll Index IndexSelect Cat Mean Sum Amax Max Relu".split())
+)
+"""Of a channel that is 0 everywhere they make 0."""
+
 
 def adds_up(name: str) -> bool:
     """Whether an op makes averages, sums or extremes of entries, so that over the channels' axis it mixes channels."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.channel_axis import Shape, carried, cut_apart, output_shape, pads, signed, unwrapped
 from lightning_deadkernel.graph.ops import NORMS, SPLITS, peek
+from lightning_deadkernel.observation import InputSlice
 
 STAYS = NORMS | frozenset("Add Sub Rsub Mul Div Neg Clone ToCopy NativeDropout".split())
 """Ops that leave all entries of a value where they are."""
@@ -82,6 +83,15 @@ class Part:
         places = [sum(v * w for v, w in zip(_digits(p, sizes), weights, strict=True)) for p in self.places]
         at = ChannelAxis(nested[0].axis, prod(sizes), nested[0].outer, nested[-1].inner)
         return Part((at,), self.channels, _numbers(places))
+
+    def runs(self) -> tuple[InputSlice, ...]:
+        """Its channels in runs that stand side by side along its axis, which must not be cut."""
+        pairs, begun = list(zip(self.channels, self.places, strict=True)), list[int]()
+        for at, (channel, place) in enumerate(pairs):
+            if not at or (channel - 1, place - 1) != pairs[at - 1]:
+                begun.append(at)
+        axis = (self.at.size, self.at.outer, self.at.inner)
+        return tuple(InputSlice(pairs[a][0], b - a, pairs[a][1], *axis) for a, b in pairwise([*begun, len(pairs)]))
 
     def only(self, channels: Sequence[int]) -> Part:
         """Of its channels only these."""

@@ -159,8 +159,9 @@ class Paths:
     """The op at which channels lost their identity before they met an activation."""
     statistics: bool = False
     """Other channels' values depend on it past its own activation: a norm over channels, a softmax."""
-    consumers: list[tuple[int, int]] = field(default_factory=list)
-    """(kernel op, weights per channel of one output) reached behind the activations."""
+    consumers: list[tuple[int, int, Part]] = field(default_factory=list)
+    """(kernel op, weights per channel of one output, where the channels are among its inputs) reached behind the
+    activations."""
     shared: bool = False
     """On its path the output is added to something else, so that its channels cannot be removed alone."""
     composed_norm: bool = False

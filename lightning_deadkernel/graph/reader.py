@@ -5,6 +5,7 @@ Past 300 lines because what a new shape of graph teaches and what a known one as
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import LayerTable
-from lightning_deadkernel.graph.ops import RECURRENCES, canonical
+from lightning_deadkernel.graph.ops import KEEPS_ZERO, RECURRENCES, canonical
 from lightning_deadkernel.graph.parts import Part, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths
 from lightning_deadkernel.graph.rows_in_graph import (
@@ -174,6 +175,40 @@ class GraphMap:
                 if activation.kind == "bounded"
             },
         )
+
+    def consumers(self, use: LayerUse) -> list[Consumer]:
+        """What reads a use's channels; empty where that is no layer's op, or nothing."""
+        found: dict[Layer | None, list[tuple[int, Part]]] = {}
+        for index, weights, part in use.paths.consumers:
+            found.setdefault(self.kernels.ops[index].layer, []).append((weights, part))
+        uses = Counter(op.layer for op in self.kernels.ops.values())
+        return [
+            Consumer(
+                layer.name,
+                parts[-1][0],
+                None if uses[layer] > 1 else tuple(run for _, part in parts for run in part.runs()),
+            )
+            for layer, parts in found.items()
+            if layer is not None and None not in found
+        ]
+
+    def passes_zero(self, use: LayerUse) -> bool:
+        """Whether what reads a channel gets exactly 0 where its activations are 0 everywhere."""
+        if any(activation.flat_output for activation in use.activations) or use.paths.shared:
+            return False
+        frontier = {read.node for read in use.paths.reads}
+        seen = set(frontier)
+        if frontier & self.kernels.ops.keys():  # what an in-place op left is read where it is consumed
+            return False
+        while frontier:
+            readers = {reader for node in frontier for reader, _ in self.graph.readers[node]}
+            if any(not self.graph.readers[node] for node in frontier):
+                return False  # the loss
+            frontier = readers - self.kernels.ops.keys() - seen
+            if any(self.graph.names[node] not in KEEPS_ZERO for node in frontier):
+                return False
+            seen |= frontier
+        return True
 
     def place(self, layer: Layer) -> tuple[int, int, Ahead]:
         """Depth, order and what lies ahead of a layer whose rows are no kernels of one op."""
@@ -444,12 +479,16 @@ class GraphReader:
                     facts.producers = None
                 else:
                     facts.producers.update(*(names for names in inputs if names))
+            facts.passes_zero = facts.passes_zero and found.passes_zero(use)
             if facts.consumers is not None:
-                consumers = {found.kernels.ops[index].layer: weights for index, weights in use.paths.consumers}
-                if use.paths.shared or None in consumers or not consumers:
+                consumers = found.consumers(use)
+                if use.paths.shared or not consumers:
                     facts.consumers = None
                 else:
-                    facts.consumers.update({la.name: weights for la, weights in consumers.items() if la is not None})
+                    for consumer in consumers:
+                        known = facts.consumers.setdefault(consumer.layer, consumer)
+                        if known.slices != consumer.slices:
+                            facts.consumers[consumer.layer] = replace(consumer, slices=None)
 
     def _strangers(self, nodes: list[Any], graph: Topology) -> int:
         """How many weights of the graph the model does not own; an input that needs a gradient is none."""
@@ -481,9 +520,7 @@ class GraphReader:
     def consumers(self, name: str) -> tuple[Consumer, ...] | None:
         """The layers that read this layer's channels; None where not all are known."""
         consumers = self.facts[name].consumers
-        if not consumers:
-            return None
-        return tuple(Consumer(layer, weights) for layer, weights in consumers.items())
+        return tuple(consumers.values()) if consumers else None
 
 
 def _sees_input(found: GraphMap) -> int | None:

@@ -182,7 +182,7 @@ class PathTracer:
         ):
             self.paths.shared = True
             return
-        self.paths.consumers += [(index, op.layer.main.numel() // part.at.size) for part in trace.parts]
+        self.paths.consumers += [(index, op.layer.main.numel() // part.at.size, part) for part in trace.parts]
 
     def _reads_at_consumer(self, index: int, value: Value, trace: Trace) -> bool:
         """An in-place op on a view hides what it does and saves: what it left is read where it is consumed."""

@@ -15,7 +15,7 @@ from typing import Literal
 from typing_extensions import Self
 
 from lightning_deadkernel.errors import printable
-from lightning_deadkernel.observation import OF_KERNELS, LayerStatistics, WindowTensors
+from lightning_deadkernel.observation import OF_KERNELS, Consumer, LayerStatistics, WindowTensors
 from lightning_deadkernel.report.states import FLAGS, STATE_BITS, STATES, State, channels_with
 from lightning_deadkernel.thresholds import Thresholds
 
@@ -130,6 +130,25 @@ class ChannelValues:
     """L2 norm of each kernel at the window's end."""
 
 
+Entangled = Literal["hidden", "statistics", "other inputs", "not zero"]
+"""See `Neighbours.entangled`."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What stands behind a layer, as the graph shows it."""
+
+    norm: str | None = None
+    """Module of the norm that follows, where its scale and shift are each channel's own; None without one."""
+    consumers: tuple[Consumer, ...] = ()
+    """The layers that read its channels, and at which of their inputs."""
+    entangled: Entangled | None = None
+    """Why the weights that read a channel whose activation is off cannot change without changing what the network
+    computes: ``"hidden"``, the graph does not show all that reads it; ``"statistics"``, other channels depend on it,
+    through a norm or the like; ``"other inputs"``, the same weights read other things too; ``"not zero"``, they get
+    something else than 0 from it. None where they can."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerReport(LayerStatistics):
     """What a window says of one layer."""
@@ -148,6 +167,8 @@ class LayerReport(LayerStatistics):
     """Samples of the sampled steps, on which sample rates rest; None where there are none."""
     values: ChannelValues | None = None
     """Numbers per channel, in the latest report only."""
+    neighbours: Neighbours | None = None
+    """In the latest report only; None where no graph was seen."""
 
     def _where(self, state: State) -> list[int]:
         return channels_with(self.codes, STATE_BITS, STATES.index(state))
@@ -364,5 +385,7 @@ class ReportRecord:
         return summary
 
     def compact(self) -> Self:
-        """The same report without per-channel `values` and `tensors`: what a history of many windows keeps."""
-        return replace(self, layers=tuple(replace(layer, values=None) for layer in self.layers), tensors=None)
+        """The same report without per-channel `values`, `neighbours` and `tensors`: what a history of many windows
+        keeps."""
+        layers = tuple(replace(layer, values=None, neighbours=None) for layer in self.layers)
+        return replace(self, layers=layers, tensors=None)

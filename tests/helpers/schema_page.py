@@ -11,12 +11,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from helpers.example_reports import healthy_report
+from lightning_deadkernel.observation import Consumer, InputSlice
 from lightning_deadkernel.report import codec
 from lightning_deadkernel.report.arrays import MOST_CHANNELS, SHORT
 from lightning_deadkernel.report.records import (
     ChannelValues,
     Finding,
     LayerReport,
+    Neighbours,
     OptimizerDescription,
     Problem,
     ReportRecord,
@@ -30,6 +32,9 @@ SECTIONS: tuple[tuple[type, str, str], ...] = (
     (ReportRecord, "The report", "report"),
     (LayerReport, "A layer", "layer"),
     (ChannelValues, "The numbers of a layer's channels", "object"),
+    (Neighbours, "What stands behind a layer", "object"),
+    (Consumer, "A layer that reads another's channels", "consumer"),
+    (InputSlice, "The inputs at which it reads them", "slice"),
     (Finding, "A finding", "finding"),
     (Problem, "A problem", "problem"),
     (Savings, "Savings", "savings"),
