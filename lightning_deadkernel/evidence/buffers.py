@@ -100,6 +100,11 @@ class PendingChannels(Generic[Part]):
         """All channels of these parts are unseen again."""
         self.parts, self._reads, self._counts = set(parts), 0, []
 
+    def take_up(self, before: PendingChannels[Part], again: set[Part]) -> None:
+        """Goes on where `before` was; all channels of the parts `again` are unseen again."""
+        before.poll()
+        self.parts, self._reads = before.parts | again, before._reads
+
     def is_count_due(self) -> bool:
         """To be asked after each read of the pending parts: whether it is time to count what is still unseen."""
         self._reads += 1

@@ -111,6 +111,12 @@ class ChannelEvidence:
             new._put((kind, renamed(key, names)), self.segment(kind, key))
         new._reads = self._reads
         new.passed = {now: numbers for key, numbers in self.passed.items() if (now := renamed(key, names))}
+        if names is None:  # so that a graph of another shape makes no layer be read anew that has been seen
+            new.not_fired.take_up(self.not_fired, {k for k, n in activations.items() if self.activations.get(k) != n})
+            same = {
+                n for n in self.sources.keys() & sources.keys() if self.sources[n].parameter is sources[n].parameter
+            }
+            new._no_gradient.take_up(self._no_gradient, sources.keys() - same)
         return new
 
     def loaded(
@@ -132,7 +138,6 @@ class ChannelEvidence:
             seen.copy_(seen + values if key[0] == "sums" else torch.maximum(seen, values))
 
     def _restart_counts(self) -> None:
-        # what had been seen before a new layout (a graph of another shape) is counted again at the next read
         self.not_fired.clear(self.activations)
         self._no_gradient.clear(self.sources)
 

@@ -30,7 +30,7 @@ def resume(path, **options):
 def saved(path, step: int, monitor=None, **options):
     """An uninterrupted run that saves a checkpoint at `step` on its way."""
     return train(
-        Tiny,
+        options.pop("make", Tiny),
         monitor or quiet(),
         data=Resumable,
         callbacks=lambda: [Save(path, step)],
@@ -73,6 +73,33 @@ def test_a_checkpoint_and_resume_leave_training_as_it_is_without_the_monitor(tmp
     monitored = resume(tmp_path / "with.ckpt")
     plain = resume(tmp_path / "without.ckpt", monitor=None)
     assert_identical(monitored.left_behind, plain.left_behind)
+
+
+class InTurn(Tiny):
+    """Two networks with an optimizer each: every batch has two graphs."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False))
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        for network, optimizer in zip((self.other, self.net), self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(network(x), y))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(network.parameters(), lr=0.1) for network in (self.other, self.net)]
+
+
+def test_graphs_that_are_new_after_a_resume_make_no_difference_to_any_number(tmp_path):
+    whole = saved(tmp_path / "at.ckpt", 12, make=InTurn)
+    resumed = resume(tmp_path / "at.ckpt", make=InTurn)
+    gradients = [run.report["other.1"].values.gradient for run in (resumed, whole)]
+    assert gradients[0] == gradients[1]
+    same_reports(resumed.monitor.reports, whole.monitor.reports)
 
 
 def test_what_was_said_is_not_said_again_after_a_resume(tmp_path):
