@@ -223,9 +223,10 @@ def test_an_output_to_which_the_loss_sends_little_is_told_from_one_whose_inputs_
 
 
 def test_equal_rows_of_a_parameter_that_is_no_linear_layer_are_worth_knowing_until_they_stay() -> None:
-    run = Run().next(start(kind="MambaMixer", identical=True))
-    assert run.only("identical_kernels").severity == "info"
-    assert run.next(layer(kind="MambaMixer", identical=True)).only("identical_kernels").severity == "error"
+    for kind in ("MambaMixer", "LinearVariational"):
+        run = Run().next(start(kind=kind, identical=True))
+        assert run.only("identical_kernels").severity == "info"
+        assert run.next(layer(kind=kind, identical=True)).only("identical_kernels").severity == "error"
 
 
 # -- sparse, identical -----------------------------------------------------------------------------------------------

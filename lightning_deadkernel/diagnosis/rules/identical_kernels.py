@@ -24,11 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import CONSTANT_INITIALISATION
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.report.records import Severity
+
+USUAL = {name for name, kind in vars(nn).items() if isinstance(kind, type) and issubclass(kind, (nn.Linear, _ConvNd))}
+"""Other modules may start from equal rows on purpose (the decays of a state space model, the spreads of weights that
+are drawn at each step), and get different gradients for each."""
 
 
 @rule("all kernels are identical", causes=(CONSTANT_INITIALISATION,), at_initialisation=True, in_files=True)
@@ -49,11 +56,5 @@ def identical_kernels(context: WindowContext) -> Iterator[Found]:
             f"{references.GLOROT}; {references.CS231N}",
             {"kernels": observed.channels},
         )
-        severity: Severity = "error" if stays else "warning" if _is_usual(observed.kind) else "info"
+        severity: Severity = "error" if stays else "warning" if observed.kind in USUAL else "info"
         yield Found(layer, severity, cause)
-
-
-def _is_usual(kind: str) -> bool:
-    """A linear layer or a convolution: other modules may start from equal rows on purpose (the decays of a state space
-    model), and get different gradients for each."""
-    return "Linear" in kind or "Conv" in kind
