@@ -132,10 +132,16 @@ class BruteForce(lightning.Callback):
         self.missed: set[tuple[str, int]] = set()
         """Removable channels without which the outputs were others."""
         self.used: set[str] = set()
+        self.handles: list[Any] = []
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         for name, layer in kernels_of(module).items():
-            layer.register_forward_hook(lambda la, i, out, name=name: self._forward(name, la, out))
+            handle = layer.register_forward_hook(lambda la, i, out, name=name: self._forward(name, la, out))
+            self.handles.append(handle)
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
 
     def _forward(self, name: str, layer: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:  # an octave convolution puts out two

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning
@@ -57,23 +57,7 @@ def test_verdicts_agree_with_brute_force_and_training_is_bit_identical(name: str
     assert plain.keys() == watched.keys()
     for key, value in plain.items():
         assert torch.equal(value, watched[key]) or (value.isnan().any() and watched[key].isnan().any()), key
-    moving = {n: {c for c in d if oracle.at_kernel[n][c] > 0} for n, d in dead.items() if n in oracle.at_kernel}
-    assert {n: c for n, c in moving.items() if c} == {}, "dead, and there is a gradient in the kernel"
-    assert oracle.missed == set(), "may go, and the outputs are others without them"
-    for layer, quiet_channels in oracle.without_gradient():
-        row = report[layer]
-        if row.excluded is not None or kind_of(row) != "read":
-            continue
-        assert dead.get(layer, set()) <= quiet_channels, f"{layer}: dead with a gradient at its output"
-        # where a norm's scale is 0 its shift is what has a gradient; a smooth slope may underflow on its way down
-        # a layer may be read in some of its channels only
-        fine = {"dead", "saturated", "starved", "zero-gradient"} | (
-            {"silent"} if row.activation not in RECTIFIERS else set()
-        )
-        healthy = {c: row.states[c] for c in quiet_channels - set(row.zero_kernels) if row.states[c] not in fine}
-        assert healthy == {}, f"{layer}: without any gradient"
-        if row.activation in RECTIFIERS:
-            assert set(killed.get(layer, ())) & quiet_channels <= dead.get(layer, set()), f"{layer}: shut by hand"
+    assert_agrees(report, oracle, killed)
 
 
 @pytest.mark.slow
@@ -94,3 +78,25 @@ def _trained(training: Training, batches: list[Any], **options: Any) -> tuple[Re
     lightning.seed_everything(1, verbose=False)
     report = fit(training, batches, **options).report
     return report, {**training.state_dict(), "random state": torch.get_rng_state(), "next": torch.rand(1)}
+
+
+def assert_agrees(report: Report, oracle: BruteForce, killed: Mapping[str, tuple[int, ...]]) -> None:
+    """What the report says of one window is what brute force saw in it."""
+    dead = {layer: set(channels) for layer, channels in report.dead_channels.items()}
+    moving = {n: {c for c in d if oracle.at_kernel[n][c] > 0} for n, d in dead.items() if n in oracle.at_kernel}
+    assert {n: c for n, c in moving.items() if c} == {}, "dead, and there is a gradient in the kernel"
+    assert oracle.missed == set(), "may go, and the outputs are others without them"
+    for layer, quiet_channels in oracle.without_gradient():
+        row = report[layer]
+        if row.excluded is not None or kind_of(row) != "read":
+            continue
+        assert dead.get(layer, set()) <= quiet_channels, f"{layer}: dead with a gradient at its output"
+        # where a norm's scale is 0 its shift is what has a gradient; a smooth slope may underflow on its way down
+        # a layer may be read in some of its channels only
+        fine = {"dead", "saturated", "starved", "zero-gradient"} | (
+            {"silent"} if row.activation not in RECTIFIERS else set()
+        )
+        healthy = {c: row.states[c] for c in quiet_channels - set(row.zero_kernels) if row.states[c] not in fine}
+        assert healthy == {}, f"{layer}: without any gradient"
+        if row.activation in RECTIFIERS:
+            assert set(killed.get(layer, ())) & quiet_channels <= dead.get(layer, set()), f"{layer}: shut by hand"
