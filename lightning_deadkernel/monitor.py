@@ -36,7 +36,9 @@ class DeadKernelMonitor(Callback):
         log_histograms: log histograms of weights, gradients, firing rates and kernel norms at window ends.
         log_figures: draw and log pictures at the end of fit, and at window ends while that takes no more than a
             twentieth of the run's time (needs the ``plots`` extra).
-        log_layers: log per-layer scalars; a number k logs those of the k worst layers. The summary is always logged.
+        log_layers: log per-layer scalars and histograms: True, of all layers; a number k, of all in a network of at
+            most k layers, and in a larger one of the k worst, with the range of each stage. The summary is always
+            logged.
         save_report: save report.json, report.md and the pictures to ``<log_dir>/deadkernel/``, however the run ends,
             and at window ends while that takes no more than a hundredth of its time.
         when_compiled: of a model under `torch.compile`, ``"sample"``: sampled steps run eagerly so that activations can
@@ -56,7 +58,9 @@ class DeadKernelMonitor(Callback):
         ``deadkernel/starved_fraction``, ``deadkernel/dormant_fraction``, ``deadkernel/weight_sparsity``,
         ``deadkernel/activation_sparsity``, ``deadkernel/min_gradient_ratio``, ``deadkernel/vanishing_layers``,
         also in ``trainer.callback_metrics``, so `EarlyStopping` and `ModelCheckpoint` can monitor them; and per layer
-        ``deadkernel.<statistic>/<layer>``, e.g. ``deadkernel.gradient_ratio/conv1``.
+        ``deadkernel.<statistic>/<layer>``, e.g. ``deadkernel.gradient_ratio/conv1``, or, of more layers than
+        `log_layers`, ``deadkernel.<statistic>/worst_<rank>`` and ``deadkernel.<statistic>.stages/<stage>_lowest``,
+        ``_median`` and ``_highest``.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -79,7 +83,7 @@ class DeadKernelMonitor(Callback):
         thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
         log_histograms: bool = True,
         log_figures: bool = True,
-        log_layers: bool | int = True,
+        log_layers: bool | int = 20,
         save_report: bool = True,
         when_compiled: options.WhenCompiled = "sample",
         on_finding: options.OnFinding = "warn",

@@ -21,11 +21,12 @@ from lightning_deadkernel.figures.canvas import (
     one_axes,
     spaced,
 )
-from lightning_deadkernel.figures.names import labels_of, stages_of
+from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.figures.titles import pasts_of
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.stages import stages_of
 from lightning_deadkernel.report.text import number
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ import numpy as np
 
 from lightning_deadkernel.figures.canvas import GREY, SMALL, basis, figure_of, inches_of, one_axes, state_legend
 from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
-from lightning_deadkernel.figures.names import labels_of, stage_label, stages_of
+from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.figures.titles import FAULTS, state_headline, unhealthy
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.stages import stage_label, stages_of
 from lightning_deadkernel.report.states import BY_NAME, SHOWN, WORDS
 
 if TYPE_CHECKING:

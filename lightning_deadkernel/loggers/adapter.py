@@ -25,6 +25,8 @@ class CustomChart(NamedTuple):
     section: str
     cards: tuple[str, ...] | None
     """None: every card of the section."""
+    band: bool = False
+    """Its three cards are the lower end, the line, and the upper end of a band."""
 
 
 class CompactBuckets(NamedTuple):

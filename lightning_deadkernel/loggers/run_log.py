@@ -12,12 +12,15 @@ from lightning_deadkernel.loggers.adapter import Adapter, CustomChart, adapter_o
 from lightning_deadkernel.loggers.scalars import (
     DESCRIPTIONS,
     LAYER_SCALARS,
+    RANGE,
     SHARES,
     SUMMARY,
     ConstantKeys,
     Key,
     layer_scalars,
     quartile_scalars,
+    stage_scalars,
+    stages_in,
     summary_scalars,
     within_share,
     worst_layers,
@@ -38,15 +41,30 @@ SUMMARY_CHARTS = {
 }
 
 
-def custom_charts(keys: Sequence[Key]) -> list[CustomChart]:
-    """The summary's charts, then one chart per statistic with all its layers."""
+MOST_STAGES = 6
+"""Of a network that has too many layers for curves of each."""
+
+
+def custom_charts(keys: Sequence[Key], stages: Sequence[str] = ()) -> list[CustomChart]:
+    """The summary's charts, one per statistic with all its layers or the worst, and one per statistic and stage."""
     sections = {section for section, _ in keys}
     charts = [CustomChart("deadkernel: the network", title, SUMMARY, cards) for title, cards in SUMMARY_CHARTS.items()]
     charts += [
-        CustomChart("deadkernel: layer by layer", scalar.title, f"{SUMMARY}.{scalar.name}", None)
+        CustomChart(
+            f"deadkernel: {'the worst layers' if stages else 'layer by layer'}",
+            scalar.title,
+            f"{SUMMARY}.{scalar.name}",
+            None,
+        )
         for scalar in LAYER_SCALARS
         if f"{SUMMARY}.{scalar.name}" in sections
     ]
+    for scalar in LAYER_SCALARS:
+        section = f"{SUMMARY}.{scalar.name}.stages"
+        for stage in stages:
+            cards = tuple(f"{stage}_{name}" for name in RANGE)
+            if (section, cards[0]) in keys:
+                charts.append(CustomChart(f"deadkernel: {scalar.title} by stage", stage, section, cards, band=True))
     return charts
 
 
@@ -57,14 +75,19 @@ class RunLog:
 
     Args:
         loggers: Lightning's loggers, `trainer.loggers`; may be empty.
-        layers: True: every per-layer scalar; False: the summary alone; an int k: of each statistic the k worst values,
-            as ``deadkernel.<statistic>/worst_<rank>``, and the histograms of the k worst layers of that window.
+        layers: True: every per-layer scalar; False: the summary alone; an int k: the same as True for a network that
+            has at most k layers when it is first logged, and of a larger one, of each statistic the k worst values, as
+            ``deadkernel.<statistic>/worst_<rank>``, the range of each stage, as
+            ``deadkernel.<statistic>.stages/<stage>_lowest`` and so on, and the histograms of the k worst layers of that
+            window.
         histograms: whether to log them (as quartiles where the logger knows no histograms).
 
     """
 
     def __init__(self, loggers: Sequence[Any], *, layers: bool | int = True, histograms: bool = True) -> None:
         self.layers = layers
+        self._stages: dict[str, list[str]] | None = None
+        """Of a network with more layers than have curves of their own; empty where each has; None: not known yet."""
         self.with_histograms = histograms
         self._loggers = list(loggers)
         self._made: dict[int, Adapter] = {}
@@ -88,19 +111,21 @@ class RunLog:
         if report.window == 0:
             return
         found = summary_scalars(report)
-        if self.layers is True:
-            found |= layer_scalars(report)
+        stages = self._stages_of(report)
+        if stages:
+            found |= worst_scalars(report, self.layers) | stage_scalars(report, stages)
         elif self.layers:
-            found |= worst_scalars(report, self.layers)
+            found |= layer_scalars(report)
         scalars, quartiles = self._scalars.fit(found), {}
         if (
             self.with_histograms
-            and self.layers is True
+            and self.layers
+            and not stages
             and not all(a.native_histograms for a in self._adapters().values())
         ):
             quartiles = self._quartiles.fit(quartile_scalars(report.tensors.histograms if report.tensors else {}))
-        self._each(lambda adapter: adapter.charts(custom_charts(list(scalars))), once="charts")
-        self._each(lambda adapter: adapter.describe(DESCRIPTIONS), once="descriptions")
+        self._each(lambda adapter: adapter.charts(custom_charts(list(scalars), list(stages))), once="charts")
+        self._each(lambda adapter: adapter.describe(self._descriptions(stages)), once="descriptions")
         self._each(lambda adapter: adapter.scalars(scalars if adapter.native_histograms else scalars | quartiles, step))
 
     def histograms(self, report: Report, step: int) -> None:
@@ -108,7 +133,7 @@ class RunLog:
         if not self.with_histograms or report.tensors is None:
             return
         names = {layer.name for layer in report.watched}
-        if self.layers is not True and self.layers:
+        if self._stages_of(report):
             names = set(worst_layers(report, self.layers))
         shown = {
             (f"{SUMMARY}.histograms.{statistic}", layer): within_share(counts) if statistic in SHARES else counts
@@ -131,6 +156,22 @@ class RunLog:
     def files(self, folder: Path) -> None:
         """Keeps the report's folder with the run where the logger can; called once, at the end of fit."""
         self._each(lambda adapter: adapter.files(folder))
+
+    def _stages_of(self, report: Report) -> dict[str, list[str]]:
+        if self._stages is None:
+            bounded = self.layers is not True and 0 < self.layers < len(report.watched)
+            self._stages = stages_in(report, MOST_STAGES) if bounded else {}
+        return self._stages
+
+    def _descriptions(self, stages: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        if not stages:
+            return DESCRIPTIONS
+        how = "`log_layers=True` logs every layer by its name"
+        worst = f" Here the {self.layers} worst, whichever layers they are of; {how}."
+        ranges = f" Here the lowest, the median and the highest of a stage's layers; {how}."
+        return {section: text + worst for section, text in DESCRIPTIONS.items()} | {
+            f"{section}.stages": text + ranges for section, text in DESCRIPTIONS.items()
+        }
 
     def _adapters(self) -> dict[int, Adapter]:
         for place, logger in enumerate(self._loggers):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from statistics import median
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from lightning_deadkernel.functional.histograms import histogram_quantiles
 from lightning_deadkernel.observation import STATISTICS, Statistic
 from lightning_deadkernel.report.records import SEVERITIES, LayerReport
 from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.stages import stage_label, stages_of
 from lightning_deadkernel.report.states import COUNTED, FROZEN_FLAG, Word
 
 Key = tuple[str, str]
@@ -27,6 +29,8 @@ SHARES = {statistic.name for statistic in STATISTICS if statistic.form == "share
 _BIN_OF_ONE = 0x3F80_0000 >> 22
 """Of `bit_histogram`: 1.0 is 0x3F800000 in float32."""
 
+RANGE = ("lowest", "median", "highest")
+"""Of the layers of a stage."""
 QUARTILES = {"q25": 0.25, "q50": 0.5, "q75": 0.75}
 
 
@@ -113,10 +117,36 @@ def worst_scalars(report: Report, k: int) -> dict[Key, float]:
     digits, scalars = len(str(k)), {}
     for scalar in LAYER_SCALARS:
         values = [scalar.value(layer) for layer in report.watched if scalar.applies(layer)]
+        if not values:
+            continue
         seen = sorted((value for value in values if not math.isnan(value)), key=scalar.badness, reverse=True)
         for rank in range(k):
             key = (f"{SUMMARY}.{scalar.name}", f"worst_{rank + 1:0{digits}d}")
             scalars[key] = seen[rank] if rank < len(seen) else math.nan
+    return scalars
+
+
+def stages_in(report: Report, most: int) -> dict[str, list[str]]:
+    """The watched layers in at most so many stages: label -> names."""
+    groups = stages_of([layer.name for layer in report.watched], most)
+    labels = [stage_label(group) for group in groups]
+    return {
+        label if labels.count(label) == 1 else f"{group[0]} to {group[-1]}": group
+        for label, group in zip(labels, groups, strict=True)
+    }
+
+
+def stage_scalars(report: Report, stages: Mapping[str, Sequence[str]]) -> dict[Key, float]:
+    """``deadkernel.<statistic>.stages/<stage>_lowest``, ``_median`` and ``_highest`` of its layers; NaN: not seen."""
+    layers, scalars = {layer.name: layer for layer in report.watched}, dict[Key, float]()
+    for scalar in LAYER_SCALARS:
+        for label, names in stages.items():
+            of = [layers[name] for name in names if name in layers and scalar.applies(layers[name])]
+            if not of:
+                continue
+            seen = sorted(value for layer in of if not math.isnan(value := scalar.value(layer)))
+            for name, value in zip(RANGE, (seen[0], median(seen), seen[-1]) if seen else [math.nan] * 3, strict=True):
+                scalars[f"{SUMMARY}.{scalar.name}.stages", f"{label}_{name}"] = value
     return scalars
 
 

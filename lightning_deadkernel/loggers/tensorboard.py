@@ -59,9 +59,12 @@ class TensorBoardAdapter(Adapter, serves="TensorBoardLogger"):
         """Writes the layout of the custom-scalars tab. Its tags are regular expressions matched from the start."""
         layout: dict[str, dict[str, list[Any]]] = {}
         for chart in charts:
-            tags = [re.escape(self.tagged_with_prefix((chart.section, card))) + "$" for card in chart.cards or ()]
+            tags = [self.tagged_with_prefix((chart.section, card)) for card in chart.cards or ()]
             every = re.escape(self.tagged_with_prefix((chart.section, ""))) + ".+$"
-            layout.setdefault(chart.category, {})[chart.title] = ["Multiline", tags or [every]]
+            lines = ["Multiline", [re.escape(tag) + "$" for tag in tags] or [every]]
+            # names, not expressions, and the line first
+            shown = ["Margin", [tags[1], tags[0], tags[2]]] if chart.band else lines
+            layout.setdefault(chart.category, {})[chart.title] = shown
         self.writer.add_custom_scalars(layout)
 
     def scalars(self, scalars: Mapping[Key, float], step: int) -> None:

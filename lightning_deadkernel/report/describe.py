@@ -48,15 +48,22 @@ MOST_MEASURED = 20_000
 """Kernels up to which a page tells what was measured of each: some 30 letters a kernel."""
 
 
-def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None, each_kernel: bool = True) -> Document:
+def describe(
+    report: ReportRecord,
+    pictures: Mapping[str, bytes] | None = None,
+    each_kernel: bool = True,
+    narrow: bool = False,
+) -> Document:
     """All that the report says: verdict, findings, kernels, layers, and what was not watched.
 
     Args:
         report: what to describe.
         pictures: title -> PNG, in the order in which to show them.
         each_kernel: whether to tell what was measured of each single one, which pages show under the pointer.
+        narrow: the table of layers has those with something to say, and few columns.
     """
     audited = report.audited is not None
+    layers = _brief_table(report) if narrow else layer_table(report.watched, audited=audited)
     others = _section("Remarks" if report.problems else "Findings", _statements(_others(report)))
     blocks: list[Block | None] = [
         Paragraph(sentences.watched_and_not(report)),
@@ -65,7 +72,7 @@ def describe(report: ReportRecord, pictures: Mapping[str, bytes] | None = None, 
         _section("Pictures", _pictures(pictures or {})),
         # an audit knows no states: which kernels are zero, its findings say
         _section("Every kernel", None if audited else _kernel_map(report, each_kernel)),
-        _section("Layers", layer_table(report.watched, audited=audited), _bullets(_notes_on_layers(report))),
+        _section("Layers", layers, _bullets(_notes_on_layers(report))),
         *([others] if report.problems else []),
         _section("What pruning would save", *_savings(report)),
         _section("Not watched", _bullets(_not_watched(report))),

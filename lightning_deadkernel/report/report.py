@@ -42,9 +42,13 @@ class Report(ReportRecord):
         """The report in one line: the worst finding, or that nothing was found and on how many kernels."""
         return printable(sentences.verdict(self))
 
-    def to_markdown(self) -> str:
-        """The report as Markdown: the verdict, what was watched, the findings, the layers, what was not watched."""
-        return to_markdown(describe(self, each_kernel=False))
+    def to_markdown(self, narrow: bool = False) -> str:
+        """The report as Markdown: the verdict, what was watched, the findings, the layers, what was not watched.
+
+        Args:
+            narrow: for a dashboard: the table of layers has those with something to say, and few columns.
+        """
+        return to_markdown(describe(self, each_kernel=False, narrow=narrow))
 
     def to_dataframe(self) -> DataFrame:
         """One row a layer: its name and kind, a count for each state and flag, and every statistic.

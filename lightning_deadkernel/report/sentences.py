@@ -187,7 +187,7 @@ def savings(saved: Savings) -> str:
         f"({size(saved.bytes)})"
     )
     if saved.unknown_consumers:
-        text += f", and more where the graph does not show what reads them: {', '.join(saved.unknown_consumers)}"
+        text += f", and more where the graph does not show what reads them: {listed(saved.unknown_consumers)}"
     return text + "."
 
 

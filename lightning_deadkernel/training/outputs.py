@@ -199,9 +199,9 @@ class Outputs:
 
     def _describe(self, report: Report) -> None:
         if self._folder is not None or self._trainer.loggers:
-            text = report.to_markdown()
-            self._save("report.md", lambda path: write_atomically(path, text))
-            self._to_loggers("the report in words", lambda log: log.text(text, self._step))
+            whole, narrow = report.to_markdown(), report.to_markdown(narrow=True)
+            self._save("report.md", lambda path: write_atomically(path, whole))
+            self._to_loggers("the report in words", lambda log: log.text(narrow, self._step))
 
     def _save(self, name: str, write: Callable[[Path], None]) -> None:
         if self._folder is None:

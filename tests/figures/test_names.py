@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_deadkernel.figures.names import labels_of, stage_label, stages_of
+from lightning_deadkernel.figures.names import labels_of
+from lightning_deadkernel.report.stages import stage_label, stages_of
 
 
 def test_names_that_fit_are_left_alone() -> None:

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import statistics
 import struct
 import subprocess
 import sys
@@ -32,9 +33,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from helpers.reports import SMALL, fake_tensors, history, plain
 from lightning_deadkernel.errors import DeadKernelWarning
 from lightning_deadkernel.functional.histograms import bit_histogram
-from lightning_deadkernel.loggers import Adapter, RunLog, report_folder
+from lightning_deadkernel.loggers import LAYER_SCALARS, Adapter, RunLog, report_folder
 from lightning_deadkernel.loggers.adapter import adapter_of, compact
-from lightning_deadkernel.loggers.scalars import worst_layers, worst_scalars
+from lightning_deadkernel.loggers.scalars import stages_in, worst_layers, worst_scalars
 from lightning_deadkernel.observation import WindowTensors
 from lightning_deadkernel.report.report import Report
 
@@ -344,6 +345,67 @@ def test_histograms_of_a_large_network_are_those_of_its_worst_layers(tmp_path: P
     logger = TensorBoardLogger(tmp_path)
     log_all([logger], history(plain(40, 8), 1, dies={"features.9": {0: 1}}), layers=1)
     assert {tag.split("/")[1] for tag in read_tensorboard(logger).Tags()["histograms"]} == {"features.9"}
+
+
+DEEP = [(f"stages.{i // 50}.block.{i % 50}.conv", "Conv2d", 4, "relu") for i in range(200)]
+
+
+def test_a_network_of_at_most_k_layers_has_curves_of_each_and_a_larger_one_a_bounded_number() -> None:
+    layers = len(history(plain(20, 8), 1)[-1].watched)
+    small, large, larger = MemoryLogger(), MemoryLogger(), MemoryLogger()
+    log_all([small], history(plain(20, 8), 1), layers=layers, histograms=False)
+    assert sum("features" in name for name in small.calls[0][1]) > 5 * layers
+    assert not any("worst" in name or "stages" in name for name in small.calls[0][1])
+    log_all([large], history(DEEP[:144], 2), layers=20, histograms=False)
+    log_all([larger], history(DEEP, 2), layers=20, histograms=False)
+    assert len(large.calls[0][1]) <= len(larger.calls[0][1]) <= 9 + len(LAYER_SCALARS) * (20 + 3 * 6)
+    assert set(large.calls[0][1]) == set(large.calls[1][1])
+
+
+def test_of_a_large_network_each_stage_has_the_range_of_its_layers() -> None:
+    logger, reports = MemoryLogger(), history(DEEP, 1, dies={DEEP[60][0]: dict.fromkeys(range(3), 1)})
+    log_all([logger], reports, layers=20, histograms=False)
+    found = logger.calls[0][1]
+    for stage in range(4):
+        ratios = [reports[-1][name].gradient_ratio for name, *_ in DEEP if name.startswith(f"stages.{stage}.")]
+        shown = [
+            found[f"deadkernel.gradient_ratio.stages/stages.{stage}.block.0-49.conv_{end}"]
+            for end in ("lowest", "median", "highest")
+        ]
+        assert shown == [min(ratios), statistics.median(ratios), max(ratios)]
+    assert found["deadkernel.dead_fraction.stages/stages.1.block.0-49.conv_highest"] == 3 / 4
+    assert not any("saturated" in name and "stages" in name for name in found), "a ReLU does not saturate"
+
+
+def test_tensorboard_draws_a_stage_as_a_band_and_says_how_to_have_all_layers(tmp_path: Path) -> None:
+    board = TensorBoardLogger(tmp_path)
+    log_all([board], history(DEEP, 1), layers=20)
+    layout = layout_pb2.Layout.FromString(
+        read_tensorboard(board).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    )
+    (ratios,) = (category for category in layout.category if "gradient ratio by stage" in category.title)
+    assert len(ratios.chart) == 4
+    (series,) = ratios.chart[0].margin.series
+    tags = set(read_tensorboard(board).Tags()["scalars"])
+    assert {series.value, series.lower, series.upper} <= tags
+    assert (series.lower[-7:], series.value[-7:], series.upper[-7:]) == ("_lowest", "_median", "highest")
+    (path,) = Path(board.log_dir).glob("events.*")
+    said = {
+        value.tag: value.metadata.summary_description
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.metadata.summary_description
+    }
+    assert said["deadkernel.update_ratio/worst_01"].endswith("`log_layers=True` logs every layer by its name.")
+    assert "of a stage's layers" in said["deadkernel.update_ratio.stages/stages.0.block.0-49.conv_median"]
+    assert len(read_tensorboard(board).Tags()["histograms"]) <= 4 * 20
+
+
+def test_stages_that_would_be_called_the_same_are_called_by_their_first_and_last_layer() -> None:
+    reports = history([(f"net.{i % 2}.x{i}.conv", "Conv2d", 4, "relu") for i in range(60)], 1)
+    stages = stages_in(reports[-1], 6)
+    assert [name for names in stages.values() for name in names] == [layer.name for layer in reports[-1].watched]
+    assert len(stages) > 1
 
 
 # -- several loggers, strange loggers ---------------------------------------------------------------------------

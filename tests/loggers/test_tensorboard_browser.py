@@ -203,3 +203,6 @@ def test_the_text_tab_shows_the_report_as_headings_and_not_as_marks(browser: Any
     text = page_shows(browser, f"{board}/#text", "deadkernel/report", "2 of 8 kernels are dead")
     assert wait_for(lambda: count(browser, "h1, h2, h3") > 2)
     assert "## " not in text
+    tallest = DEEP_COUNT.replace("found += 1", "found = Math.max(found, node.offsetHeight)")
+    heading = browser.execute_script(tallest.replace("SELECTOR", json.dumps("th")))
+    assert 0 < heading < 45, "a word of the table is broken"

@@ -219,3 +219,14 @@ def test_an_unusual_name_is_still_told() -> None:
     assert name(MALICIOUS).startswith("a\\|b\\*c\\`d\\_&lt;script>")
     assert name("features.0") == "`features.0`"
     assert isinstance(malicious_report(), Report)
+
+
+def test_for_a_dashboard_the_table_of_layers_is_narrow_and_all_else_as_it_is() -> None:
+    def table(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith("|")]
+
+    whole, narrow = sick_report().to_markdown(), sick_report().to_markdown(narrow=True)
+    assert table(whole)[0].count("|") > 14 > table(narrow)[0].count("|")
+    assert [line for line in whole.splitlines() if line not in table(whole)] == [
+        line for line in narrow.splitlines() if line not in table(narrow)
+    ]
