@@ -69,6 +69,22 @@ class Consumer:
         return [one for part in self.slices or () for one in part.inputs(channel)]
 
 
+@dataclass(frozen=True)
+class Prospect:
+    """What becomes of channels that did not fire and have no gradient, if the optimizer goes on as it is."""
+
+    channels: tuple[int, ...]
+    moves: bool
+    """Weight decay moves them: their kernels, or the scale and the shift behind these."""
+    fades_in: int | None
+    """Steps until decay has taken the last of their kernels below `Thresholds.zero_kernel` of the largest; None: it
+    never does, or that is not known."""
+    returning: tuple[int, ...] | None
+    """Those that decay may open for inputs that are shut out now; None: not known."""
+    earliest: int | None
+    """Steps before which it opens none of these, whatever the input; None: not known."""
+
+
 ENOUGH_STEPS = 8
 """Sampled steps from which on a share of steps is one: a window has as many, spread over it, where it has the steps."""
 HEALTHY_UPDATE_RATIO = 1e-3
@@ -216,6 +232,8 @@ class LayerWindow(LayerStatistics):
     asked."""
     certified_batch: int | None = None
     """Values of a channel that a norm may take together for which that holds; None: any number."""
+    prospect: Prospect | None = None
+    """What becomes of the channels that did not fire; None where that is not known."""
     channel_firing_rate: Tensor | None = None
     """(C,) share of samples and positions with a positive activation, over the sampled steps."""
     sample_rate: Tensor | None = None

@@ -8,7 +8,7 @@ from lightning_deadkernel.diagnosis.causes import UNKNOWN
 from lightning_deadkernel.diagnosis.rule import titled
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.report.records import SEVERITIES, Finding, Problem
-from lightning_deadkernel.report.sentences import certified, listed
+from lightning_deadkernel.report.sentences import certified, listed, prospect
 
 SHOWN = 3
 _RULES = {rule.kind: rule for rule in RULES}
@@ -121,6 +121,8 @@ def _story(
         sentences.append(f"Since {when(since[0])}")
     if certainty := certified(roots):
         sentences.append(certainty)
+    if future := prospect(first):
+        sentences.append(future)
     named = {finding.layer for finding in roots}
     others = [layer for layer in dict.fromkeys(finding.layer for finding in all_) if layer and layer not in named]
     if others:

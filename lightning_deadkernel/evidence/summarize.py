@@ -14,6 +14,7 @@ from lightning_deadkernel.evidence.channel_evidence import Segments
 from lightning_deadkernel.evidence.first_non_finite import first_non_finite
 from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
+from lightning_deadkernel.evidence.prospects import groups_of, prospect
 from lightning_deadkernel.evidence.step_values import StepValues
 from lightning_deadkernel.functional.adam import share_below_epsilon, steady_step_of
 from lightning_deadkernel.functional.histograms import bit_histogram, bit_histograms
@@ -58,7 +59,7 @@ def summarize(
         All layers in forward order, excluded ones last; what pictures need besides; the next window's checksums.
     """
     counts, index, tensors = seen.counts, observer.window.index, WindowTensors()
-    held = {id(p): (o, group) for o in optimizers for group in o.param_groups for p in group["params"]}
+    groups = groups_of(optimizers)
     changed, weights_now = observer.window.compare_weights(observer.reader.watched)
     steps = StepValues(observer.window.steps, thresholds)
     norms = {id(p): name.rpartition(".")[0] for name, p in observer.model.named_parameters()} if index else {}
@@ -77,7 +78,7 @@ def summarize(
     _read_weights(watched, tensors if with_tensors else None)
     for entry, facts in watched:
         layer = facts.layer
-        entry["in_optimizer"] = not optimizers or id(layer.main) in held
+        entry["in_optimizer"] = not optimizers or id(layer.main) in groups
         if layer.name in changed and counts.optimizer_steps:
             entry["unchanged"] = ~changed[layer.name].cpu()
         if index == 0:
@@ -87,12 +88,14 @@ def summarize(
             _read_activations(entry, facts, seen)
             if not observer.window.steps.sharded:
                 _certify(entry, facts)
+            read = "fired" in entry and entry["gating"] == "rectifier" and not observer.window.steps.sharded
+            entry["prospect"] = prospect(entry, facts, groups, thresholds) if read else None
         else:
             entry["gating"] = None
         if not layer.is_looked_up:  # of a table, a step has a gradient for few rows, and none for the others
             steps.fill(entry)
-            if id(layer.main) in held:
-                entry["adam"] = _adam_state(layer, *held[id(layer.main)], counts.optimizer_steps)
+            if id(layer.main) in groups:
+                entry["adam"] = _adam_state(layer, *groups[id(layer.main)], counts.optimizer_steps)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
         entry["passes_zero"] = facts.passes_zero
         if facts.scale is not None:

@@ -226,6 +226,10 @@ class Gate:
     rows: dict[int, int]
     """Channel of the layer -> its row of the bound."""
 
+    def highest(self, channel: int) -> float:
+        """The largest value that a channel reaches there."""
+        return float(self.bound.interval(torch.tensor([self.rows[channel]])).high)
+
     def opens_for(self, channels: Collection[int], unlimited: bool = False) -> set[int]:
         """Those of its channels for which it cannot be ruled out that some input opens it."""
         channels = sorted(self.rows.keys() & set(channels))

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.ahead import Ahead
-from lightning_deadkernel.graph.bounds import Gate, largest
+from lightning_deadkernel.graph.bounds import Affine, Gate, Normalised, largest
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import FROZEN
@@ -228,6 +228,16 @@ class LayerFacts:
             left -= gate.opens_for(left)
         limited = [gate for gate in self.gates if gate.bound.batch and gate.opens_for(left, unlimited=True)]
         return left, largest(gate.bound.batch for gate in limited)
+
+    def reach(self, channel: int) -> float | None:
+        """How far any input lifts a channel above its shift, with the weights of now; None where that is not known."""
+        gates = [gate for gate in self.gates if channel in gate.rows]
+        if len(gates) != 1 or not isinstance(gates[0].bound, Affine | Normalised):
+            return None
+        bound = gates[0].bound
+        shift = bound.bias if isinstance(bound, Affine) else bound.shift
+        added = 0.0 if shift is None else float(shift.flatten()[gates[0].rows[channel]])
+        return gates[0].highest(channel) - added
 
     def keep_only(self, names: Collection[str], trained: Mapping[int, bool]) -> None:
         """Drops what was learned of layers and parameters that are gone.

@@ -52,6 +52,21 @@ def certified(findings: Sequence[Finding]) -> str:
     return f"{which} certified: {what} can make {'it' if proven == 1 else 'them'} fire with these weights{rest}"
 
 
+def prospect(finding: Finding) -> str:
+    """What becomes of dead kernels if the optimizer goes on as it is; empty where that is not known."""
+    evidence = finding.evidence
+    if evidence.get("moved_by") == "nothing":
+        return "Nothing moves them any more: they have no gradient and no weight decay"
+    fades, opened = evidence.get("faded_in_steps"), evidence.get("opened_by_decay")
+    if opened:
+        first = evidence.get("opened_in_steps_at_the_earliest")
+        when = "" if first is None else f", in {number(first)} steps at the earliest"
+        return f"Weight decay may bring {number(opened)} of them back{when}"
+    parts = [] if fades is None else [f"takes their kernels to next to zero in about {number(fades)} steps"]
+    parts += ["brings none of them back"] if opened == 0 else []
+    return f"As it is set, weight decay {' and '.join(parts)}" if parts else ""
+
+
 def listed(names: Sequence[str], limit: int = 8) -> str:
     """``"conv1, conv2 and 3 more"``."""
     rest = len(names) - limit

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start, window
-from lightning_deadkernel.observation import AdamState, Consumer, NonFinite
+from lightning_deadkernel.observation import AdamState, Consumer, NonFinite, Prospect
 from lightning_deadkernel.report.sentences import evidence
 
 HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
@@ -120,6 +120,11 @@ def faint() -> Run:
     return run
 
 
+def dead_with(prospect: Prospect) -> Run:
+    """Two kernels that a reckless update has knocked out, and what becomes of them."""
+    return two_windows({"update_ratio_max": 0.8, **SGD}, off(0, 1) | SGD | {"prospect": prospect})
+
+
 def file(**changes: Any) -> Run:
     """The weights in a file."""
     return Run().next(start(**changes), audited=True)
@@ -162,6 +167,10 @@ STORIES: dict[str, Callable[[], Run]] = {
     "no batch can make most of a layer fire": lambda: two_windows(
         {}, off(0, 1, 2) | {"certified_dead": each(True, True, False, False), "certified_batch": 6272}
     ),
+    "nothing moves dead kernels": lambda: dead_with(Prospect((0, 1), False, None, (), None)),
+    "decay ends dead kernels": lambda: dead_with(Prospect((0, 1), True, 4600, (), None)),
+    "decay may bring a dead kernel back": lambda: dead_with(Prospect((0, 1), True, 4600, (1,), 300)),
+    "decay brings no dead kernel back": lambda: dead_with(Prospect((0, 1), True, None, (), None)),
     "a file and its model prove a kernel dead": lambda: file(
         activation="relu", certified_dead=each(True, False, False, False)
     ),

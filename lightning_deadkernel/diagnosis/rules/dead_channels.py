@@ -146,6 +146,7 @@ def _evidence(layer: LayerContext, channels: Tensor) -> Evidence:
         evidence["certified"] = int(certified.sum())
     if bool(certified.any()) and layer.observed.certified_batch is not None:
         evidence["certified_up_to_values_of_a_channel"] = layer.observed.certified_batch
+    evidence |= _prospect(layer, channels)
     if torch.equal(certified, channels):
         return evidence
     samples, positions = _looked_at(layer), layer.observed.passed_positions
@@ -155,6 +156,22 @@ def _evidence(layer: LayerContext, channels: Tensor) -> Evidence:
         evidence |= {"positions": positions, "highest_possible_per_position_firing_rate": SURE / positions}
     if not layer.observed.exact:
         evidence["seen_on"] = "sampled steps and gradients"
+    return evidence
+
+
+def _prospect(layer: LayerContext, channels: Tensor) -> Evidence:
+    """What becomes of them if the optimizer goes on as it is."""
+    known = layer.observed.prospect
+    if known is None or not bool(layer.mask(known.channels)[channels].all()):
+        return {}
+    if not known.moves:
+        return {"moved_by": "nothing"}
+    evidence: Evidence = {"faded_in_steps": known.fades_in} if known.fades_in else {}
+    if known.returning is not None:
+        returning = int((layer.mask(known.returning) & channels).sum())
+        evidence["opened_by_decay"] = returning
+        if returning and known.earliest is not None:
+            evidence["opened_in_steps_at_the_earliest"] = known.earliest
     return evidence
 
 

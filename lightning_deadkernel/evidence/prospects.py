@@ -1,0 +1,109 @@
+"""What becomes of kernels without a gradient if the optimizer goes on as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_deadkernel.functional.permanence import Decay
+from lightning_deadkernel.graph.facts import LayerFacts
+from lightning_deadkernel.observation import Prospect
+from lightning_deadkernel.thresholds import Thresholds
+
+Groups = Mapping[int, tuple[Any, dict[str, Any]]]
+"""id of a parameter -> the optimizer that holds it, and its group."""
+
+
+def groups_of(optimizers: Sequence[Any]) -> Groups:
+    """Where each parameter is held."""
+    held = ((optimizer, group) for optimizer in optimizers for group in optimizer.param_groups)
+    return {id(p): (optimizer, group) for optimizer, group in held for p in group["params"]}
+
+
+@torch.no_grad()
+def prospect(entry: Mapping[str, Any], facts: LayerFacts, groups: Groups, thresholds: Thresholds) -> Prospect | None:
+    """What decay makes of the channels that did not fire and whose gradient is zero; None where that is not known.
+
+    A channel opens where its scale (that of the kernel, or of the norm behind it) lifts some input above its shift.
+    Where decay takes the same share of both, what is shut stays shut; where it takes more of one, a scale may win
+    against a shift below zero, and a shift above zero against a scale.
+
+    Args:
+        entry: the layer's window so far.
+        facts: of the layer.
+        groups: see `groups_of`.
+        thresholds: below which share of the layer's largest norm a kernel is next to zero.
+    """
+    layer, gradient, norms = facts.layer, entry.get("gradient"), entry.get("norms")
+    kernel = _rule(layer.main, groups)
+    if kernel is None or gradient is None or norms is None or layer.reparametrized or facts.penalised:
+        return None
+    own = entry.get("weight_gradient")
+    quiet = ~entry["fired"] & (gradient == 0) & (True if own is None else own == 0)
+    channels: list[int] = quiet.nonzero().flatten().tolist()
+    if not channels or not bool(norms.isfinite().all()):
+        return None
+    shifted = facts.source.parameter if facts.source is not None and facts.source.parameter is not None else layer.bias
+    rules = [None if one is None else _rule(one, groups) for one in (facts.scale, shifted)]
+    scale = kernel if facts.scale is None else rules[0]
+    values = torch.zeros(layer.channels) if shifted is None else entry["shift"]
+    opens = {channel: _opens(float(values[channel]), scale, rules[1]) for channel in channels}
+    returning = [channel for channel, may in opens.items() if may]
+    return Prospect(
+        tuple(channels),
+        _moves(kernel, scale, rules[1]),
+        _fades_in(
+            layer.rows(layer.main)[channels], kernel, thresholds.zero_kernel * float(norms.max()), layer.main, groups
+        ),
+        None if None in opens.values() else tuple(returning),
+        _earliest(returning, values, facts, scale, rules[1]),
+    )
+
+
+def _rule(parameter: nn.Parameter, groups: Groups) -> Decay | None:
+    held = groups.get(id(parameter))
+    return Decay("none", 0.0, 0.0) if held is None else Decay.of(*held)
+
+
+def _moves(*rules: Decay | None) -> bool:
+    return any(rule is not None and rule.kind != "none" for rule in rules)
+
+
+def _opens(shift: float, scale: Decay | None, of_shift: Decay | None) -> bool | None:
+    """Whether decay may open a channel that is shut now; None: not known."""
+    if scale is None or (of_shift is None and shift):
+        return None
+    if not shift or of_shift is None:
+        return None if scale.kind == "adam" else False
+    return scale.is_slower(of_shift) if shift < 0 else of_shift.is_slower(scale)
+
+
+def _fades_in(rows: Tensor, rule: Decay, target: float, leaf: nn.Parameter, groups: Groups) -> int | None:
+    """Steps until the last of the kernels, (R, K), has a norm of no more than the target; None: not known, or never."""
+    rows = rows.double().cpu()
+    if not target:
+        return None
+    if rule.kind == "adam":  # entry by entry
+        return rule.steps_until(float(rows.abs().max()), target / math.sqrt(rows.shape[1]))
+    norms = rows.norm(dim=1)
+    largest = int(norms.argmax())
+    return rule.steps_until(float(norms[largest]), target)
+
+
+def _earliest(
+    returning: Collection[int], shifts: Tensor, facts: LayerFacts, scale: Decay | None, of_shift: Decay | None
+) -> int | None:
+    """Steps before which no input can open any of those channels; None: not known."""
+    found = []
+    for channel in returning:
+        shift, reach = float(shifts[channel]), facts.reach(channel)
+        if reach is None or not shift < 0 or scale is None or of_shift is None or not 0 < reach < -shift:
+            return None
+        # |shift| times what decay leaves of it, against the reach times what it leaves of the scale
+        ratio = of_shift.per_step() / scale.per_step()
+        found.append(math.ceil(math.log(reach / -shift) / math.log(ratio)))
+    return min(found, default=None)
