@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -89,16 +89,18 @@ class StepBuffer:
 
 
 class PendingChannels(Generic[Part]):
-    """Parts with channels still unseen. Their counts come to the host without waiting for the device."""
+    """Parts with channels still unseen. Which they are comes to the host without waiting for the device."""
 
     def __init__(self) -> None:
-        self.parts: set[Part] = set()
+        self.parts: dict[Part, Any] = {}
+        """Part -> (n,) int64 array of the channels that were still unseen when that was last asked; None: any."""
         self._reads = 0
-        self._counts: list[tuple[list[Part], Tensor, Any]] = []
+        self._asked: list[tuple[list[Part], list[int], Tensor, Any]] = []
+        self._left: dict[Part, Tensor] = {}
 
     def clear(self, parts: Iterable[Part]) -> None:
         """All channels of these parts are unseen again."""
-        self.parts, self._reads, self._counts = set(parts), 0, []
+        self.parts, self._reads, self._asked, self._left = dict.fromkeys(parts), 0, [], {}
 
     def take_up(self, before: PendingChannels[Part], again: set[Part]) -> None:
         """Goes on where `before` was; all channels of the parts `again` are unseen again."""
@@ -106,23 +108,37 @@ class PendingChannels(Generic[Part]):
         self.parts, self._reads = before.parts | again, before._reads
 
     def is_count_due(self) -> bool:
-        """To be asked after each read of the pending parts: whether it is time to count what is still unseen."""
+        """To be asked after each read of the pending parts: whether it is time to ask what is still unseen."""
         self._reads += 1
         return not self._reads & (self._reads - 1) or not self._reads % CHECK
 
-    def append(self, parts: list[Part], counts: Tensor) -> None:
-        """Takes (len(parts),) int32 counts on the device; `poll` learns of them once they have arrived."""
-        if counts.is_cuda:
-            host = torch.empty_like(counts, device="cpu", pin_memory=True).copy_(counts, non_blocking=True)
+    def append(self, unseen: Mapping[Part, Tensor]) -> None:
+        """Takes (C,) bool of each part on the device; `poll` learns of them once they have arrived."""
+        masks = torch.cat(list(unseen.values()))
+        sizes = [len(mask) for mask in unseen.values()]
+        host, event = masks, None
+        if masks.is_cuda:
+            host = torch.empty_like(masks, device="cpu", pin_memory=True).copy_(masks, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            self._counts.append((parts, host, event))
-        else:
-            self._counts.append((parts, counts, None))
+        self._asked.append((list(unseen), sizes, host, event))
 
     def poll(self) -> None:
-        """Takes in the counts that have arrived."""
-        while self._counts and (self._counts[0][2] is None or self._counts[0][2].query()):
-            parts, host, _ = self._counts.pop(0)
+        """Takes in the answers that have arrived."""
+        while self._asked and (self._asked[0][3] is None or self._asked[0][3].query()):
+            parts, sizes, host, _ = self._asked.pop(0)
             # numpy reads host memory as it is: no operator runs, nothing can synchronise
-            self.parts.difference_update(part for part, left in zip(parts, host.numpy(), strict=True) if left == 0)
+            for part, mask in zip(parts, np.split(host.numpy(), np.cumsum(sizes)[:-1]), strict=True):
+                self._left.pop(part, None)
+                left = mask.nonzero()[0]
+                if len(left) and part in self.parts:
+                    self.parts[part] = left
+                else:
+                    self.parts.pop(part, None)
+
+    def left(self, part: Part, device: torch.device) -> Tensor | None:
+        """(n,) the channels of a part that may still be unseen, on a device; None: all."""
+        if self.parts[part] is not None and part not in self._left:
+            # from pageable memory, the copy of so few numbers waits for nothing if it is told not to
+            self._left[part] = torch.from_numpy(self.parts[part]).to(device, non_blocking=True)
+        return self._left.get(part)

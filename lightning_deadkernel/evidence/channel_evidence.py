@@ -5,8 +5,7 @@ Past 300 lines because activations and gradients share one layout of the two ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from lightning_deadkernel.evidence.sampled import SUMS, Sample, sums_of
 from lightning_deadkernel.functional.kernels import row_max
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layer import Layer
-from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.sharding import is_sharded, local, shard_offset
 
 Segments = dict[tuple[str, Any], Tensor]
@@ -77,6 +75,9 @@ class ChannelEvidence:
         self._found_columns: dict[tuple[ActivationKey, ...], Tensor] = {}
         sizes = {source.layer.channels for source in self.sources.values()} | set(self.activations.values())
         self._zeros = {size: torch.zeros(size, dtype=dtype, device=device) for size in sizes}
+        self._order = {key: place for place, key in enumerate(self.activations)}
+        self._nothing = [self._zeros[channels] for channels in self.activations.values()]
+        """What a step shows of activations that it does not read."""
         self._flat = {name: source.parameter for name, source in self.sources.items() if source.parameter is not None}
         self._flat_channels = sum(self.sources[name].layer.channels for name in self._flat)
         self._parameters = list(self._flat.values())
@@ -182,9 +183,10 @@ class ChannelEvidence:
         Args:
             maxima: activation key -> (C,), > 0 where the channel fired; NaN is no evidence.
         """
-        # a tensor on another device (a model in several parts) is rare, and `cat` refuses it
-        parts = [maxima.get(key, self._zeros[channels]) for key, channels in self.activations.items()]
-        full = self._firings.append([p if p.device == self.device else p.to(self.device) for p in parts])
+        parts = list(self._nothing)
+        for key, largest in maxima.items():  # one on another device (a model in several parts) `cat` refuses
+            parts[self._order[key]] = largest if largest.device == self.device else largest.to(self.device)
+        full = self._firings.append(parts)
         if self.not_fired.is_count_due():
             self._flush_firings()
             self._count_not_fired()
@@ -193,25 +195,13 @@ class ChannelEvidence:
 
     def _count_not_fired(self) -> None:
         # all that are pending, not only those of this step: others may be read on every second step, never on this one
-        keys = list(self.not_fired.parts)
-        if keys:
-            left = [(self.segment("fired", key) <= 0).sum(dtype=torch.int32) for key in keys]
-            self.not_fired.append(keys, torch.stack(left))
+        if self.not_fired.parts:
+            self.not_fired.append({key: self.segment("fired", key) <= 0 for key in self.not_fired.parts})
 
-    def count(self, key: ActivationKey, read: ActivationRead, saved: Tensor, along: int | None) -> None:
-        """Counts what passed through an activation.
-
-        Args:
-            key: the activation.
-            read: where the channels are.
-            saved: what it saved for the backward pass.
-            along: dimension of the samples; None: unknown.
-        """
-        samples, positions, unknown = self.passed.get(key, (0, 0, 0))
-        own = read.own(saved)
-        positions += own.numel() // max(1, prod(digit.size for digit in read.part.digits))
-        samples += 0 if along is None else own.shape[along]
-        self.passed[key] = [samples, positions, unknown + (along is None)]
+    def count(self, key: ActivationKey, passed: tuple[int, int, int]) -> None:
+        """Counts what passed through an activation: samples, positions, and whether samples could not be told."""
+        before = self.passed.get(key, (0, 0, 0))
+        self.passed[key] = [before[0] + passed[0], before[1] + passed[1], before[2] + passed[2]]
 
     def add_samples(self, group: Sequence[Sample]) -> list[Tensor]:
         """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of activations that are
@@ -249,7 +239,7 @@ class ChannelEvidence:
     # -- gradients -----------------------------------------------------------------------------------------------
 
     @property
-    def without_gradient(self) -> set[str]:
+    def without_gradient(self) -> Collection[str]:
         """Layers with channels that are not known to have had a gradient in this window."""
         return self._no_gradient.parts
 
@@ -328,8 +318,7 @@ class ChannelEvidence:
         return torch.nn.functional.pad(values, (offset, channels - offset - len(values)))
 
     def _count_no_gradient(self, names: list[str]) -> None:
-        left = [(self.segment("gradient", name) <= 0).sum(dtype=torch.int32) for name in names]
-        self._no_gradient.append(names, torch.stack(left))
+        self._no_gradient.append({name: self.segment("gradient", name) <= 0 for name in names})
 
     # -- window ends ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, renamed
+from lightning_deadkernel.evidence.looks import Look
 from lightning_deadkernel.evidence.one_sample import take_sample
 from lightning_deadkernel.evidence.open_window import Checksums, OpenWindow
 from lightning_deadkernel.evidence.sampled import Sample
@@ -17,7 +18,7 @@ from lightning_deadkernel.functional.firing import channel_max
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical, peek
-from lightning_deadkernel.graph.reader import GraphReader, StepMap
+from lightning_deadkernel.graph.reader import MAPS, GraphReader, StepMap
 from lightning_deadkernel.graph.sharding import local, unsharded
 
 
@@ -66,6 +67,8 @@ class Observer:
         """What graphs taught before the layers changed is to be forgotten when the window ends."""
         self._hides = False
         """Reentrant activation checkpointing keeps the ops of some layers out of the graph."""
+        self._looks: dict[int, tuple[StepMap, dict[int, Look]]] = {}
+        """id of a map -> the map, which is held so that no other has its id, and its looks."""
         self._taking_part: frozenset[str] | None = None
         """Layers in the graph of this backward; None: all that have a gradient."""
         self._looked_up: dict[str, Tensor] = {}
@@ -166,13 +169,22 @@ class Observer:
         return self.reads_compiled and not self.window.looked
 
     def _read(self, nodes: list[Any], found: StepMap, sampled: bool) -> None:
-        pending = self.window.channels.not_fired.parts
+        channels, rows = self.window.channels, self.window.rows
+        pending, looks = channels.not_fired.parts, self._looks_of(found)
         seen: dict[ActivationKey, Tensor] = {}
         alike: dict[Any, list[Sample]] = {}
-        for (key, read), counted in zip(found.reads, found.counted, strict=True):
+        for place, ((key, read), counted) in enumerate(zip(found.reads, found.counted, strict=True)):
             if not sampled and key not in pending:
                 continue
             try:
+                look = None if sampled else looks.get(place)
+                if look is not None:
+                    largest = look.again(nodes[read.node], rows, channels.not_fired.left(key, channels.device))
+                    if largest is not None:
+                        if look.counted is not None:
+                            channels.count(key, look.counted)
+                        _add(seen, key, largest)
+                        continue
                 activation = read.live(nodes[read.node])
                 self.reader.notice(key, activation, read.part.mask)
                 saved = activation.saved_tensor(nodes[read.node])
@@ -182,9 +194,10 @@ class Observer:
                         self.window.counts.unread += 1  # the map is of a model that is no more
                         return
                     raise LookupError("its feature map changes shape from step to step")
-                along = read.samples_along(saved.shape, self.window.rows)
-                if counted:
-                    self.window.channels.count(key, read, saved, along)
+                along = read.samples_along(saved.shape, rows)
+                passed = read.passed(saved, along) if counted else None
+                if passed is not None:
+                    channels.count(key, passed)
                 if sampled:
                     sample = Sample(key, read, activation, saved, along if counted else None)
                     kind = sample.alike
@@ -194,13 +207,21 @@ class Observer:
                         self._sample([sample], seen)
                     continue
                 largest = channel_max(*read.laid_out(activation.positive(saved) if activation.positive else saved))
-                _add(seen, key, read.spread(largest, self.window.channels.activations[key]))
+                _add(seen, key, read.spread(largest, channels.activations[key]))
+                if Look.fits(read, activation, channels.activations[key]):
+                    looks[place] = Look(read, activation, saved, rows, passed)
             except Exception as error:  # a surprise at one activation ends the watch over its layers alone
                 self._give_up(key, error)
         for group in alike.values():
             self._sample(group, seen)
         if seen:
-            self.window.channels.read_activations(seen)
+            channels.read_activations(seen)
+
+    def _looks_of(self, found: StepMap) -> dict[int, Look]:
+        """Place of a read in a map -> how it is read on ordinary steps."""
+        if len(self._looks) > MAPS:
+            self._looks = {}
+        return self._looks.setdefault(id(found), (found, {}))[1]
 
     def _sample(self, group: list[Sample], seen: dict[ActivationKey, Tensor]) -> None:
         try:

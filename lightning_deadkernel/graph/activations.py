@@ -55,6 +55,11 @@ class Activation:
         return self.low > -float("inf") or self.high < float("inf")
 
     @cached_property
+    def is_kept_as_it_is(self) -> bool:
+        """All that is read is one saved tensor, as the node keeps it."""
+        return len(self.names) == 1 and self.restored is Activation.restored
+
+    @cached_property
     def names(self) -> list[str]:
         """The saved tensors that are read."""
         return self.saved.replace("/", "*").split("*")

@@ -70,6 +70,17 @@ class ActivationRead:
             return equal[0] if len(equal) == 1 or equal[0] == 0 else None
         return 0 if shape[0] % rows == 0 else None
 
+    def passed(self, saved: Tensor, along: int | None) -> tuple[int, int, int]:
+        """What passed through it in a step: samples, positions, and 1 where samples cannot be told from them.
+
+        Args:
+            saved: what was read.
+            along: dimension of the samples; None: unknown.
+        """
+        own = self.own(saved)
+        positions = own.numel() // max(1, prod(digit.size for digit in self.part.digits))
+        return (0, positions, 1) if along is None else (own.shape[along], positions, 0)
+
     def own(self, values: Tensor) -> Tensor:
         """Of a tensor like the one that was read, the entries that are the kernel's own: a view."""
         return values if self.part.slab is None else values.narrow(*self.part.slab)

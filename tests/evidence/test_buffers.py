@@ -75,6 +75,7 @@ def test_reads_are_counted_at_powers_of_two_and_then_regularly():
 def test_a_part_is_no_longer_pending_once_nothing_of_it_is_unseen():
     channels: PendingChannels[str] = PendingChannels()
     channels.clear(["a", "b"])
-    channels.append(["a", "b"], torch.tensor([0, 3], dtype=torch.int32))
+    channels.append({"a": torch.zeros(3, dtype=torch.bool), "b": torch.tensor([False, True, True])})
     channels.poll()
-    assert channels.parts == {"b"}
+    assert list(channels.parts) == ["b"]
+    assert channels.left("b", torch.device("cpu")).tolist() == [1, 2]

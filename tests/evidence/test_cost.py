@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_deadkernel import DeadKernelMonitor
 from lightning_deadkernel.errors import DeadKernelInternalWarning
-from lightning_deadkernel.evidence import observer, step_statistics
+from lightning_deadkernel.evidence import step_statistics
 from lightning_deadkernel.evidence.buffers import PAGES
+from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence
 
 HOOKS = (
     "on_train_batch_start",
@@ -229,13 +230,13 @@ def test_what_has_fired_is_left_alone_also_beside_tasks_in_turn_and_layers_never
     net, read = Alternating(spare), Counter[int]()
     with torch.no_grad():
         net.heads[1][0].bias[3] = -100.0  # stays pending for ever
-    original = observer.channel_max
+    original = ChannelEvidence.read_activations
 
-    def counting(x: torch.Tensor, at: Any) -> torch.Tensor:
-        read[net.turn % 2] += 1
-        return original(x, at)
+    def counting(self: ChannelEvidence, maxima: Any) -> None:
+        read[net.turn % 2] += len(maxima)
+        original(self, maxima)
 
-    monkeypatch.setattr(observer, "channel_max", counting)
+    monkeypatch.setattr(ChannelEvidence, "read_activations", counting)
     monitor = Counted()
     fit(net, monitor, noise(200, batch=256))
     # reads 1, 2, 4, 8 are counted: by then both heads have been read, and what fired of them is known a step later
