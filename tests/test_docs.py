@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from helpers.settings_page import settings_page
 from lightning_deadkernel import DeadKernelMonitor
-from lightning_deadkernel.cli.main import main
+from lightning_deadkernel.cli.main import _parsed, main
 from lightning_deadkernel.demo import DigitsDataModule, PlainCNN
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +80,9 @@ def test_the_python_blocks_run_in_their_order(page: str, tmp_path: Path, monkeyp
     if "DeadKernelMonitor" not in text:  # a page that goes on from the training of another
         text = f"{blocks('docs/getting_started.md', 'python')[0]}\n{text}"
     exec(compile(text, page, "exec"), names)
+    if "trial" in names:
+        assert "A tenth of the rate suffices" in names["trial"].verdict
+        return
     monitor = names["monitor"]
     assert isinstance(monitor, DeadKernelMonitor)
     report = monitor.report
@@ -128,6 +131,9 @@ def test_the_commands_run_one_after_the_other(
             # what installs or measures is run by .ci/run
             known = words == ["pytest"] or words[:2] == ["pip", "install"] or words[1].startswith("tests/benchmarks/")
             assert known, f"{page}: what runs `{line}`?"
+            continue
+        if words[1] == "why":  # many trainings, which tests/cli/test_why.py makes of the same configs in less time
+            assert _parsed(words[1:]).config
             continue
         args = [path for word in words[1:] for path in (sorted(glob.glob(word)) if "*" in word else [word])]
         if args[0] == "fit":

@@ -46,9 +46,9 @@ class _Training:
 
     def stop(self) -> None:
         """Ends it with all that it has started."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):  # Windows has neither that
             with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+                getattr(os, "killpg", os.kill)(self.process.pid, number)  # nor groups
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE)
                 return

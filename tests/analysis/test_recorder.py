@@ -147,6 +147,15 @@ def test_a_training_whose_trial_has_ended_ends(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "result.json").exists()
 
 
+def test_a_fit_that_trains_nothing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(json.dumps({"order": 0, "groups": None}))
+    recorder = Recorder(tmp_path / "task.json", DeadKernelMonitor)
+    loader = DataLoader(TensorDataset(torch.randn(32, 4)), 4)
+    with pytest.raises(SystemExit, match="nothing was trained"):
+        L.Trainer(**{**SHORT, "callbacks": [quiet(), recorder], "limit_train_batches": 0}).fit(Net(), loader)
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_the_environment_brings_a_monitor_and_the_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "task.json").write_text(json.dumps({"order": 0, "groups": None}))
     monkeypatch.setenv("LIGHTNING_DEADKERNEL_TRIAL", str(tmp_path / "task.json"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.example_reports import healthy_report
 from helpers.trial_runs import dead_report
 from lightning_deadkernel.analysis.trial.suspects import SUSPECTS, Suspicion, arms_of
 from lightning_deadkernel.analysis.trial.target import choose_target
@@ -131,4 +132,14 @@ def test_where_no_change_is_known_that_is_said() -> None:
 def test_every_suspect_answers_causes_that_rules_name() -> None:
     words = {cause.word for suspect in SUSPECTS for cause in suspect.causes}
     assert words <= set(CAUSES)
-    assert healthy_report().run is None or words
+
+
+def test_the_page_of_trials_lists_every_suspect_with_its_causes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trials.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", page.partition("| change | against |")[2], re.MULTILINE)[1:]
+    assert [sorted(against.split(", ")) for _, against in rows] == [
+        sorted(cause.word for cause in suspect.causes) for suspect in SUSPECTS
+    ]
+    assert all(
+        name == suspect.name for (name, _), suspect in zip(rows, SUSPECTS, strict=True) if isinstance(suspect.name, str)
+    )

@@ -359,7 +359,13 @@ def test_ctrl_c_tells_what_there_is_ends_what_runs_and_the_same_command_goes_on(
     words = [sys.executable, "-m", "lightning_deadkernel", "why", "--jobs=1", "--seeds=1"]
     words += ["--arm=no bias: --model.bias=0", "--", sys.executable, "main.py", "fit", "-c", "own.yaml"]
     # without its config saved no setting is known, and there is no suspect: five trainings
-    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background shells ignore it
+    )
     assert running.stderr is not None
     for line in running.stderr:
         if "control, again" in line:

@@ -1,4 +1,4 @@
-"""Writes docs/report_schema.md from the records themselves: their fields, type hints and attribute docstrings."""
+"""Writes the pages of JSON schemas from the records themselves: their fields, type hints and attribute docstrings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from helpers.example_reports import healthy_report
+from lightning_deadkernel.analysis.trial.records import ArmOutcome, Overlap, RunOutcome, TrialRecord, Untried
+from lightning_deadkernel.analysis.trial.trial import SCHEMA, VERSION
 from lightning_deadkernel.observation import Consumer, InputSlice
 from lightning_deadkernel.report import codec
 from lightning_deadkernel.report.arrays import MOST_CHANNELS, SHORT
@@ -40,6 +42,13 @@ SECTIONS: tuple[tuple[type, str, str], ...] = (
     (Savings, "Savings", "savings"),
     (RunDescription, "A run", "run"),
     (OptimizerDescription, "An optimizer", "optimizer"),
+)
+TRIAL_SECTIONS: tuple[tuple[type, str, str], ...] = (
+    (TrialRecord, "The trial", "trial"),
+    (ArmOutcome, "An arm", "arm"),
+    (RunOutcome, "A training", "training"),
+    (Overlap, "Other seeds", "seeds"),
+    (Untried, "What was not tried", "suspect"),
 )
 UNWRITTEN = {"tensors", "codes"}
 WORDS: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false", Thresholds: "object"}
@@ -118,6 +127,26 @@ def schema_page() -> str:
     return "\n".join([*blocks, TAIL])
 
 
+TRIAL_HEAD = """# The JSON of a trial
+
+<!-- Written by `pytest tests/report/test_schema_page.py --update-golden` from the docstrings of the records. -->
+
+`lightning-deadkernel why` writes one strict JSON object, `why.json`, and `--format json` prints it; `Trial.to_json`
+gives the same. Lists of channels are as in [a report](report_schema.md), which each training has beside it.
+"""
+
+
+def trial_page() -> str:
+    """The whole page of a trial's JSON."""
+    blocks = [TRIAL_HEAD]
+    for kind, title, _ in TRIAL_SECTIONS:
+        rows = [(name, in_words(hint), text) for name, hint, text in documented(kind)]
+        if kind is TrialRecord:
+            rows[:0] = [("schema", "text", f"always `{SCHEMA}`"), ("version", "integer", f"of this schema: {VERSION}")]
+        blocks.append(f"## {title}\n\n{table(('key', 'type', 'meaning'), rows)}")
+    return "\n".join(blocks)
+
+
 def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [headings, ["---"] * len(headings), *([f"`{name}`", *rest] for name, *rest in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
@@ -163,11 +192,12 @@ def in_words(hint: Any) -> str:
         kinds = list(dict.fromkeys(in_words(argument) for argument in arguments if argument is not type(None)))
         return " or ".join(kinds + ["null"] * (type(None) in arguments))
     if origin is Literal:
-        return "text: " + ", ".join(f"`{argument}`" for argument in arguments)
+        return "text: " + ", ".join(f"`{argument}`" if argument else "empty" for argument in arguments)
     if origin in (list, tuple):
         return f"list of {in_words(arguments[0])}"
     if origin is dict:
         return f"object of {in_words(arguments[1])}"
-    anchors = {kind: title.lower().replace(" ", "-").replace("'", "") for kind, title, _ in SECTIONS}
-    titles = {kind: f"[{word}](#{anchors[kind]})" for kind, _, word in SECTIONS}
+    sections = (*SECTIONS, *TRIAL_SECTIONS)
+    anchors = {kind: title.lower().replace(" ", "-").replace("'", "") for kind, title, _ in sections}
+    titles = {kind: f"[{word}](#{anchors[kind]})" for kind, _, word in sections}
     return (WORDS | titles)[hint]

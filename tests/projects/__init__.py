@@ -5,7 +5,7 @@ Their packages stand in the folder of the zoo (see tests/zoo; all versions are i
     pip install --target zoo --no-deps -r tests/projects/requirements.txt
     DEADKERNEL_ZOO=zoo pytest tests/projects
 
-Two are repositories and no packages. They are used where they have been cloned into that folder, and skipped elsewhere::
+Two are repositories and no packages. They are used where they have been cloned into that folder, else skipped::
 
     git clone --depth 1 https://github.com/ashleve/lightning-hydra-template zoo/repositories/lightning-hydra-template
     git clone --depth 1 https://github.com/Lightning-AI/pytorch-lightning zoo/repositories/pytorch-lightning

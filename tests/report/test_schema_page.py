@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from helpers.schema_page import schema_page
+from helpers.schema_page import schema_page, trial_page
 from lightning_deadkernel.report import codec
 from lightning_deadkernel.report.report import Report
 
-PAGE = Path(__file__).parents[2] / "docs" / "report_schema.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "report_schema.md"
 
 
-def test_the_page_is_that_of_the_records(request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("page", "made"), [(PAGE, schema_page), (DOCS / "trial_schema.md", trial_page)])
+def test_the_page_is_that_of_the_records(page: Path, made: Callable[[], str], request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--update-golden"):
-        PAGE.write_text(schema_page(), encoding="utf-8", newline="\n")
-    assert PAGE.read_text(encoding="utf-8") == schema_page()
+        page.write_text(made(), encoding="utf-8", newline="\n")
+    assert page.read_text(encoding="utf-8") == made()
 
 
 def test_the_example_on_the_page_is_a_report() -> None:

@@ -26,7 +26,7 @@ def describe_trial(trial: TrialRecord) -> Document:
     ]
     failed: list[Text] = [(Name(arm.name), f": {arm.error}") for arm in trial.arms if arm.error]
     untried: list[Text] = [(Name(one.name), f": {one.why}") for one in trial.untried]
-    asked = ", ".join(f"{layer}: {ranges(where)}" if where else layer for layer, where in trial.named.items())
+    asked = "; ".join(f"{layer}: {ranges(where)}" if where else layer for layer, where in trial.named.items())
     sections: tuple[tuple[str, Block | None], ...] = (
         ("Arms", _table(trial.arms, trial)),
         ("Changed", Bullets(tuple(changed)) if changed else None),
@@ -57,7 +57,7 @@ def _table(arms: Sequence[ArmOutcome], trial: TrialRecord) -> Table:
         ("p", [number(arm.p_value) for arm in arms]),
         ("verdict", [_SHORT.get(arm.verdict, arm.verdict) or arm.role for arm in arms]),
     ]
-    if any(run.problems for arm in arms for run in arm.runs):
+    if any(run.problems for arm in arms for run in arm.runs if arm.role in ("change", "together")):
         columns.append(("problems", [_span([len(run.problems) for run in arm.runs]) for arm in arms]))
     if metric:
         columns.append((metric, [_mean([run.metrics.get(metric) for run in arm.runs]) for arm in arms]))

@@ -42,7 +42,7 @@ class Recorder(Callback):
         self._parent = os.getppid()
         self._begin: Groups = []
         self._seed = 0
-        self._written = False
+        self._end: int | str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes away what writes."""
@@ -78,6 +78,7 @@ class Recorder(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the report and what else there is to know."""
         report = next((one.report for one in reversed(self._monitors(trainer)) if one.report is not None), None)
+        self._end = 0 if report is not None else "error: nothing was trained, so there is no report"
         if report is None or not trainer.is_global_zero:
             return
         report.save(self._folder / REPORT)
@@ -89,12 +90,11 @@ class Recorder(Callback):
             "device": pl_module.device.type,
         }
         write_atomically(self._folder / RESULT, json.dumps(result, allow_nan=False))
-        self._written = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the process: what a script does after its fit is not what is asked about."""
-        if self._written:
-            raise SystemExit(0)
+        if self._end is not None:
+            raise SystemExit(self._end)
 
 
 def _names(callback: object) -> set[str]:

@@ -79,6 +79,7 @@ class RunOutcome:
     steps: int
     """Optimizer steps."""
     seconds: float
+    """That it took."""
     same_as_control: bool
     """Every number of its report is that of the control."""
     metrics: dict[str, float]
@@ -97,7 +98,9 @@ class ArmOutcome:
     """What one arm showed."""
 
     name: str
+    """A few words: ``"no weight decay"``."""
     role: Role
+    """What it is for."""
     changes: list[str]
     """What was changed, as one adds it to the command."""
     verdict: Verdict
@@ -106,6 +109,7 @@ class ArmOutcome:
     that could have been chance; *no difference from chance*; *changed nothing*: it ended as the control, to the last
     bit; *failed*; *not run*. Empty for control, placebo and other seeds, which are what others are held against."""
     runs: list[RunOutcome]
+    """By their order; those that failed are not among them."""
     p_value: float | None = None
     """Of Fisher's exact test: how often as few kernels or fewer would show the finding if the change did nothing;
     adjusted for the number of changes that were tried (Holm)."""
@@ -136,7 +140,9 @@ class Untried:
     """A suspect for which nothing could be changed."""
 
     name: str
+    """Of the change."""
     why: str
+    """Which setting was looked for, and not found."""
 
 
 @dataclass(frozen=True)
