@@ -77,9 +77,11 @@ def test_window_0_says_that_it_is_the_state_at_initialisation() -> None:
 
 
 def test_an_audit_says_that_nothing_was_run() -> None:
-    text = replace(healthy_report(), window=0, audited="last.ckpt").to_markdown()
-    assert "the weights in last.ckpt; nothing was run" in text
-    assert "looked at by their weights alone" in text
+    report = replace(healthy_report(), window=0, audited="last.ckpt")
+    of_file = replace(report, layers=tuple(replace(layer, activation=None) for layer in report.layers))
+    assert "the weights in last.ckpt; nothing was run" in of_file.to_markdown()
+    assert "looked at by their weights alone" in of_file.to_markdown()
+    assert "the weights in last.ckpt and its model; nothing was trained" in report.to_markdown()
 
 
 def test_the_number_of_batches_stands_in_where_samples_cannot_be_counted() -> None:
