@@ -35,7 +35,7 @@ class DeadKernelMonitor(Callback):
         thresholds: where the lines of the diagnosis are drawn; a mapping of their names to numbers is taken too.
         log_histograms: log histograms of weights, gradients, firing rates and kernel norms at window ends.
         log_figures: draw and log pictures at the end of fit, and at window ends while that takes no more than a
-            twentieth of the run's time (needs the ``plots`` extra).
+            fiftieth of the run's time (needs the ``plots`` extra).
         log_layers: log per-layer scalars and histograms: True, of all layers; a number k, of all in a network of at
             most k layers, and in a larger one of the k worst, with the range of each stage. The summary is always
             logged.

@@ -66,7 +66,7 @@ class Rule:
                 yield found, self._finding(found, context)
 
     def _finding(self, found: Found, context: WindowContext) -> Finding:
-        indices = () if found.channels is None else tuple(int(c) for c in found.channels.nonzero().flatten())
+        indices = () if found.channels is None else tuple(found.channels.nonzero().flatten().tolist())
         counted: Evidence = {}
         if found.layer is not None and found.channels is not None:
             counted = {"channels": len(indices), "of": found.layer.observed.channels}

@@ -24,7 +24,7 @@ from lightning_deadkernel.training.never_raise import warn_internal
 from lightning_deadkernel.training.options import Options
 from lightning_deadkernel.training.trainer import end_progress_bar
 
-DRAWING, WRITING = (0.05, 1.5), (0.01, 0.02)
+DRAWING, WRITING = (0.02, 1.5), (0.01, 0.02)
 """Of pictures, and of files and words: the share of the run's time that they may take at window ends, so that short
 windows are not held up, and the seconds that the first time is taken to need. At the end of a run they are always made.
 """

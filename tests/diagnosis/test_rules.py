@@ -171,13 +171,23 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _calls(layers: int, changes: dict[str, Any]) -> Counter[str]:
-    """Functions that are called, in Python or C, while a window of a chain of so many layers is judged."""
+def _calls(layers: int, channels: int, changes: dict[str, Any]) -> Counter[str]:
+    """Functions that are called, in Python or C, while a window of a chain of so many layers is judged.
+
+    Args:
+        layers: how many.
+        channels: of each, a multiple of four.
+        changes: to a healthy layer of four channels.
+    """
     names = [f"layer{place}" for place in range(layers)]
-    run = Run().next(*map(start, names)).next(*map(layer, names))
+    changes = {
+        of: value.repeat(channels // 4) if isinstance(value, torch.Tensor) else value for of, value in changes.items()
+    }
+    run = Run().next(*(start(name, channels) for name in names)).next(*(layer(name, channels) for name in names))
     observed = [
         layer(
             name,
+            channels,
             **{"depth": layers - place, **changes},
             producers=tuple(names[max(0, place - 1) : place]) or None,
             consumers=tuple(Consumer(after, 4) for after in names[place + 1 : place + 2]) or None,
@@ -204,6 +214,13 @@ def _calls(layers: int, changes: dict[str, Any]) -> Counter[str]:
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_no_rule_asks_the_whole_network_anew_for_each_layer(situation: str) -> None:
-    few, many = (_calls(layers, SITUATIONS[situation]) for layers in (25, 100))
+    few, many = (_calls(layers, 4, SITUATIONS[situation]) for layers in (25, 100))
     grown = {name: (few[name], calls) for name, calls in many.items() if calls > 5 * max(few[name], 20)}
     assert not grown, "calls of a function, in a network of 25 layers and in one of 100"
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_a_layer_of_100_000_outputs_takes_no_more_calls_than_a_narrow_one(situation: str) -> None:
+    few, many = (_calls(3, channels, SITUATIONS[situation]) for channels in (400, 100_000))
+    grown = {name: (few[name], calls) for name, calls in many.items() if calls > 2 * few[name] + 20}
+    assert not grown, "calls of a function, with 400 and with 100,000 channels"
