@@ -105,7 +105,7 @@ class PendingChannels(Generic[Part]):
     def take_up(self, before: PendingChannels[Part], again: set[Part]) -> None:
         """Goes on where `before` was; all channels of the parts `again` are unseen again."""
         before.poll()
-        self.parts, self._reads = before.parts | again, before._reads
+        self.parts, self._reads = before.parts | dict.fromkeys(again), before._reads
 
     def is_count_due(self) -> bool:
         """To be asked after each read of the pending parts: whether it is time to ask what is still unseen."""
