@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from helpers.reports import finding
@@ -183,6 +186,13 @@ def test_deaths_that_another_order_of_the_data_undoes_are_called_chance() -> Non
     assert verdicts(trial) == {"a": "no difference from chance"}
 
 
+def test_a_change_that_spares_more_kernels_is_not_said_to_spare_those_that_chance_spares_too() -> None:
+    dead = {"control": DEAD, "control, again": DEAD, "a change": {}}
+    trial = trial_of(lambda job: dead.get(job.arm.name, {"conv1": [0, 1, 3, 4, 6, 8, 9], "conv2": [9, 10]}))
+    assert verdicts(trial) == {"a change": "helps"}
+    assert trial.verdict.startswith("Chance alone does it")
+
+
 def test_a_change_that_frees_some_helps_and_is_not_called_sufficient() -> None:
     trial = trial_of(lambda job: {"conv1": [2]} if job.arm.role == "change" else DEAD)
     assert verdicts(trial) == {"a change": "helps"}
@@ -306,3 +316,16 @@ def test_the_json_is_strict_and_has_every_arm_and_run() -> None:
     ]  # fmt: skip
     assert record["arms"][0]["runs"][0]["found"] == DEAD
     assert record["conclusion"] == trial.conclusion
+
+
+def test_it_shows_itself_as_text_and_in_a_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    trial = trial_of(lambda job: {} if job.arm.role == "change" else DEAD)
+    assert str(trial).splitlines() == [trial.title, *trial.conclusion]
+    assert "<table" in trial._repr_html_()
+    Console(file=sys.stdout, width=100).print(trial)
+    assert "A change suffices" in capsys.readouterr().out
+
+
+def test_it_saves_what_it_says_and_its_picture(tmp_path: Path) -> None:
+    trial_of(lambda job: {} if job.arm.role == "change" else DEAD).save(tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["why.json", "why.md", "why.png"]

@@ -36,10 +36,6 @@ def dead_report(dead: Mapping[str, Sequence[int]], mark: float = 0.0, channels: 
     return replace(healthy_report(), layers=layers, findings=found, problems=())
 
 
-Outcome = "Mapping[str, Sequence[int]] | str"
-"""Layer -> dead kernels; or why it failed."""
-
-
 def trial_of(
     outcome: Callable[[Job], object],
     arms: Sequence[str] = ("a change",),

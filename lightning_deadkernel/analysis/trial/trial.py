@@ -17,6 +17,7 @@ from lightning_deadkernel.analysis.trial.verdict import Evidence
 from lightning_deadkernel.figures import png, why_none
 from lightning_deadkernel.figures.trial import Row, draw_trial
 from lightning_deadkernel.report.console import renderable
+from lightning_deadkernel.report.html import to_notebook
 from lightning_deadkernel.report.markdown import to_markdown
 from lightning_deadkernel.report.report import write_atomically
 
@@ -71,6 +72,9 @@ class Trial(TrialRecord):
 
     def __repr__(self) -> str:
         return f"<Trial of {self.title}: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        return to_notebook(describe_trial(self))
 
     def __rich__(self) -> RenderableType:
         return renderable(describe_trial(self))

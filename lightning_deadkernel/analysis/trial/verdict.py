@@ -138,7 +138,7 @@ class Evidence:
         if self.bit_for_bit and any(run.same_as_control for run in outcome.runs):
             return replace(outcome, verdict="changed nothing", p_value=None)
         if p_value is not None and p_value < SIGNIFICANT:
-            claimed = self.frees_all(arm) and self.reproduced == len(self.target.named)
+            claimed = self.frees_all(arm) and self.reproduced == len(self.target.named) and not self.is_all_chance
             return replace(outcome, verdict="sufficient" if claimed else "helps")
         return replace(outcome, verdict="too few to tell" if self._too_few(arm) else "no difference from chance")
 
