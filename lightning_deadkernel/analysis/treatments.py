@@ -30,20 +30,21 @@ class WarmUp(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hooks each optimizer's step."""
         for optimizer in trainer.optimizers:
-            rates: list[Any] = []
+            rates: list[list[Any]] = []
             taken = count(1)
             # before a scheduler, which comes right after the step, reads the rates they are whole again
             optimizer.register_step_pre_hook(partial(self._lower, rates, taken))
             optimizer.register_step_post_hook(partial(self._raise, rates))
 
-    def _lower(self, rates: list[Any], taken: Iterator[int], optimizer: Optimizer, *_: Any) -> None:
-        share = min(1.0, next(taken) / self.steps)
-        rates[:] = [group["lr"] for group in optimizer.param_groups]
+    def _lower(self, rates: list[list[Any]], taken: Iterator[int], optimizer: Optimizer, *_: Any) -> None:
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        # a step that calls that of its base class runs the hooks within the hooks
+        share = min(1.0, next(taken) / self.steps) if len(rates) == 1 else 1.0
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * share
 
-    def _raise(self, rates: list[Any], optimizer: Optimizer, *_: Any) -> None:
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+    def _raise(self, rates: list[list[Any]], optimizer: Optimizer, *_: Any) -> None:
+        for group, rate in zip(optimizer.param_groups, rates.pop(), strict=True):
             group["lr"] = rate
 
 

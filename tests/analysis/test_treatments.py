@@ -28,6 +28,7 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         net = self
+        torch.optim.SGD([torch.zeros(1)], lr=1.0)  # from the first one on, hooks run in the step of SGD itself, too
 
         class Noting(torch.optim.SGD):
             def step(self, closure: Any = None) -> Any:
