@@ -230,6 +230,18 @@ def test_a_run_that_does_not_repeat_claims_less(again: dict[str, list[int]]) -> 
     assert ("The run does not repeat: unchanged, 2 of 9 named kernels are dead again" in text) == (not same)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_reported_run_is_held_against_two_controls_unless_the_first_is_its_equal(same: bool) -> None:
+    reported = Run(Job(Arm("as reported", "control"), 0), dead_report(DEAD, 0.0 if same else 7.0))
+    trial = trial_of(lambda job: {} if job.arm.role == "change" else DEAD, reported=reported)
+    assert [arm.name for arm in trial.arms if arm.role == "control"] == ["control", "control, again"][
+        : 1 if same else 2
+    ]
+    assert (trial.reproduced, trial.bit_for_bit) == (9, True)
+    assert ("though not to that of the report" in " ".join(trial.conclusion)) == (not same)
+    assert verdicts(trial) == {"a change": "sufficient"}
+
+
 def test_a_change_that_arrives_nowhere_is_told_by_the_last_bit() -> None:
     same = dead_report(DEAD)
 

@@ -163,7 +163,8 @@ def _reproduction(evidence: Evidence, words: _Words) -> str:
             " suffice, only whether it does more than chance."
         )
     if evidence.bit_for_bit:
-        return f"Unchanged, the run repeats to the last bit: {words.all_named} again."
+        but = "" if evidence.as_reported else ", though not to that of the report (other threads, machine or versions)"
+        return f"Unchanged, the run repeats to the last bit{but}: {words.all_named} again."
     return (
         f"Unchanged, {words.all_named} again, but not to the last bit: some of the run's arithmetic or random numbers"
         " are not fixed."

@@ -58,6 +58,8 @@ class Evidence:
         prints = [run.fingerprint for run in (reference, *again)]
         self.bit_for_bit = len(set(prints)) < len(prints)
         """Two trainings of the run, with nothing changed, gave the same to the last bit."""
+        self.as_reported = reference.fingerprint in prints[1:]
+        """One of them is the run in which it was found, to the last bit."""
         self._control = (controls or [reference])[0].fingerprint
         shown = [len(target.named & target.found(run.report)) for run in again]
         self.reproduced = min(shown) if shown else None
