@@ -95,12 +95,14 @@ class Trainings:
             while waiting or running:
                 while waiting and len(running) < self._at_a_time:
                     job = waiting.popleft()
-                    known = self._known(job)
-                    if known is not None:
+                    known = self._kept(job, self._place(job))
+                    if known is None:
+                        self._check_time()
+                        running.append(self._start(job))
+                    elif self._is_unseeded(known):
+                        waiting.appendleft(job)
+                    else:
                         yield self._told(known, again=True)
-                        continue
-                    self._check_time()
-                    running.append(self._start(job))
                 for training in [one for one in running if one.process.poll() is not None]:
                     running.remove(training)
                     ended = self._ended(training)
@@ -159,7 +161,12 @@ class Trainings:
         write_atomically(task, json.dumps({"order": order, "groups": self._groups if job.arm.changes else None}))
         for old in ("config.yaml", "result.json"):  # of a training that was stopped
             (folder / old).unlink(missing_ok=True)
-        words = [*self._words, *self._changes(job), "--trainer.logger=false", f"--trainer.default_root_dir={folder}"]
+        words = [
+            *self._words,
+            *self._changes(job),
+            "--trainer.logger=false",
+            f"--trainer.default_root_dir={folder.resolve()}",
+        ]
         with (folder / "log.txt").open("wb") as log:
             log.write(f"{' '.join(words)}\n\n".encode())
             log.flush()
@@ -179,7 +186,7 @@ class Trainings:
         if result.is_file():
             kept = json.loads(result.read_text(encoding="utf-8"))
             write_atomically(result, json.dumps({**kept, "seconds": seconds}))
-        return self._known(training.job) or Failed(training.job, self._why(training))
+        return self._kept(training.job, training.folder) or Failed(training.job, self._why(training))
 
     def _why(self, training: _Training) -> str:
         log = training.folder / "log.txt"
@@ -191,9 +198,8 @@ class Trainings:
             last = "it ended without a fit that was watched: is lightning-deadkernel installed where the command runs?"
         return f"{last.strip()[:300] or f'exit status {status}'} (all of it: {log})"
 
-    def _known(self, job: Job) -> Run | None:
+    def _kept(self, job: Job, folder: Path) -> Run | None:
         """One that has ended, now or in an earlier trial."""
-        folder = self._place(job)
         try:
             kept = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             report = Report.load(folder / "report.json")

@@ -230,6 +230,8 @@ def test_a_run_without_a_seed_is_given_one_and_that_is_told(started: list[list[s
         "The run sets no seed, so that no training of it is like another: --seed_everything=0 was added."
     ]
     assert len(started) == 1 + 7
+    assert trial(tmp_path, *SMALL, "--seeds=1", "--seed_everything=false", "--layer=net.linear1") == found
+    assert len(started) == 1 + 7
 
 
 def test_when_the_time_is_over_nothing_further_begins_and_that_is_told(
