@@ -34,8 +34,9 @@ def run_why(arguments: argparse.Namespace) -> int:
 
     def changes(control: Run, target: Target) -> tuple[list[Arm], list[Untried]]:
         suspected, untried = arms_of(Suspicion(control.settings, (reported or control).report, target))
-        given = {arm.changes for arm in own}
-        return [*own, *(arm for arm in suspected if arm.changes not in given)], untried
+        # one's own stands for a suspect that changes the same, or is called so
+        given = {arm.changes for arm in own} | {arm.name for arm in own}
+        return [*own, *(arm for arm in suspected if not {arm.changes, arm.name} & given)], untried
 
     def combined(arms: Sequence[Arm]) -> tuple[str, ...]:
         return tuple(change for arm in arms for change in arm.changes)

@@ -273,6 +273,20 @@ def test_one_arms_error_is_a_line_and_the_others_are_judged() -> None:
     assert trial.verdict.startswith("Cure suffices")
 
 
+@pytest.mark.parametrize("names", [("control",), ("all together",), ("a", "a")])
+def test_a_name_that_is_taken_is_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=f"a name of its own, but got '{names[0]}'"):
+        trial_of(lambda job: DEAD, names)
+
+
+def test_of_a_trial_that_was_stopped_nothing_more_is_planned() -> None:
+    def outcome(job: Job) -> object:
+        return KeyboardInterrupt() if job.arm.role == "seed" else DEAD
+
+    trial = trial_of(outcome, ("a", "b"))
+    assert not [arm for arm in trial.arms if arm.role == "together"]
+
+
 def test_a_control_that_fails_ends_the_trial() -> None:
     with pytest.raises(TrialError, match="the control failed: no data"):
         trial_of(lambda job: "no data")

@@ -13,6 +13,8 @@ CONTROL = Arm("control", "control")
 AGAIN = Arm("control, again", "control")
 PLACEBO = Arm("placebo (other order)", "placebo")
 SEED = Arm("another seed", "seed")
+TOGETHER = "all together"
+RESERVED = (CONTROL.name, AGAIN.name, PLACEBO.name, SEED.name, TOGETHER)
 
 Perform = Callable[[Sequence[Job]], Iterator["Run | Failed"]]
 """Trains jobs, several at a time or one after the other, and yields each as it ends; raises `Stopped` to stop."""
@@ -58,6 +60,7 @@ def conduct(
     Raises:
         TrialError: if the control failed, or was stopped.
         TargetError: if there is nothing of what is asked about.
+        ValueError: if two arms have one name.
     """
     ended: list[Run | Failed] = []
     planned: list[Job] = []
@@ -82,6 +85,9 @@ def conduct(
     reference = reported or control
     target = choose_target(reference.report, finding, layer)
     arms, untried = changes(control, target)
+    names = [arm.name for arm in arms]
+    if taken := next((name for name in names if name in RESERVED or names.count(name) > 1), None):
+        raise ValueError(f"Expected each change to have a name of its own, but got {taken!r}, which is taken.")
     repeats = reported is None or reported.fingerprint != control.fingerprint
     others = range(1, max(2, seeds))
     train(
@@ -101,8 +107,8 @@ def conduct(
     outcomes = Evidence(target, reference, ended, planned).outcomes()
     # one that changed nothing is among them: where two causes are each enough, to take away one changes not a bit
     useful = [arm for arm in arms if any(one.name == arm.name and one.runs for one in outcomes)]
-    if combine is not None and len(useful) > 1 and not any(map(suffices, arms)):
-        full = _together("all together", useful, combine)
+    if combine is not None and len(useful) > 1 and not stopped and not any(map(suffices, arms)):
+        full = _together(TOGETHER, useful, combine)
         train(Job(full, order) for order in range(seeds))
         outcomes = Evidence(target, reference, ended, planned).outcomes()
         if suffices(full) and len(useful) > 2:
