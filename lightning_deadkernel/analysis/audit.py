@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_deadkernel.analysis.onnx_weights import state_dict_of
 from lightning_deadkernel.analysis.state_dict import shape_of, unreadable, weights_of, widened
 from lightning_deadkernel.diagnosis.diagnose import diagnose
 from lightning_deadkernel.diagnosis.history import History
@@ -194,7 +195,7 @@ def _note(norm: str | None, scale: Tensor | None, thresholds: Thresholds) -> str
 
 
 def audit(path: str | Path, thresholds: Thresholds | None = None, key: str | None = None) -> Report:
-    """Audit a Lightning checkpoint, a saved state dict, or a `.safetensors` file. No code in the file is run.
+    """Audit a Lightning checkpoint, a saved state dict, a `.safetensors` or an `.onnx` file. No code in it is run.
 
     Args:
         path: the file.
@@ -219,7 +220,8 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping[str, A
         )
     if not path.is_file():
         raise AuditError(f"{path}: no such file")
-    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+    load: Callable[[Path], Any] = {".safetensors": _load_safetensors, ".onnx": _load_onnx}.get(path.suffix, _load_torch)
+    content = load(path)
     epoch, step = (_count(content, name) for name in ("epoch", "global_step"))
     return _state_dict(content, path) if key is None else _under(content, key, path), epoch, step
 
@@ -234,6 +236,15 @@ def _load_safetensors(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # of whatever kind: the file is anyone's
         raise AuditError(f"{path} is not a whole safetensors file: {error}") from error
     return tensors
+
+
+def _load_onnx(path: Path) -> Mapping[str, Any]:
+    try:
+        return state_dict_of(path)
+    except ImportError as error:
+        raise AuditError(f"{path}: reading it needs onnx: pip install 'lightning-deadkernel[onnx]'") from error
+    except Exception as error:  # of whatever kind: the file is anyone's
+        raise AuditError(f"{path} is not an ONNX file that can be read, or it is damaged") from error
 
 
 def _load_torch(path: Path) -> Any:

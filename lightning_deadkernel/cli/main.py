@@ -16,6 +16,11 @@ from importlib import import_module
 from lightning_deadkernel import __version__
 from lightning_deadkernel.cli.status import PROGRAM, TRAINER_COMMANDS, CommandError, failed
 
+try:
+    import shtab
+except ImportError:  # an extra
+    shtab = None  # type: ignore[assignment]
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the commands that train nothing; it also lists those that do, for `--help` and for typos."""
@@ -41,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a Lightning checkpoint (.ckpt), a saved state_dict (.pt, .pth, .bin) or a .safetensors file",
+        help="a Lightning checkpoint (.ckpt), a saved state_dict (.pt, .pth, .bin), a .safetensors or an .onnx file",
     )
     _add_format(one, _FORMATS)
     one.add_argument(
@@ -49,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="package.module:factory, which gives a module (with an example_input_array) or a module and a batch, or "
         "the config of a LightningCLI; runs it once, and tells which kernels no input at all can make fire",
+    )
+    one.add_argument(
+        "--against",
+        metavar="CHECKPOINT",
+        help="an earlier file of the same network: which kernels have not changed in a bit since, faded, or come back",
     )
     one.add_argument("--key", help="where in a checkpoint the state dict is, such as ema.model; names part by dots")
     _add_html(one)
@@ -66,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_format(several, ("table", "markdown"))
     several.set_defaults(run="run_compare")
 
-    _add_why(commands)
+    why = _add_why(commands)
 
     show = commands.add_parser(
         "show",
@@ -80,10 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_html(show)
     _add_fail_on(show, "vanishing_layers=0")
     show.set_defaults(run="run_show")
+    if shtab is not None:
+        shtab.add_argument_to(parser, ["--print-completion"], help="print what makes a shell complete this command")
+        for files in (action for command in (one, several, show, why) for action in command._actions):
+            if files.dest in _FILES:
+                files.complete = shtab.FILE  # type: ignore[attr-defined]
     return parser
 
 
-def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     why = commands.add_parser(
         "why",
         allow_abbrev=False,
@@ -122,6 +137,7 @@ def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     why.add_argument("--folder", help="where all of it is kept; default: trials/<name of the config>")
     _add_format(why, ("table", "json", "markdown"))
     why.set_defaults(run="run_why", home="why")
+    return why
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -149,6 +165,7 @@ def _arm(text: str) -> tuple[str, ...]:
 
 
 _FORMATS = ("table", "json", "markdown", "junit", "sarif")
+_FILES = ("checkpoint", "against", "html", "reports", "report", "config", "ckpt", "folder")
 _REPORT = "a report.json, or the folder of the run that has it"
 _EXIT_STATUS = "Exit status: 0; 1 if a --fail-on limit is passed; 2 if it could not be done."
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from lightning_deadkernel.analysis.audit import audit
+from lightning_deadkernel.analysis.against import since
+from lightning_deadkernel.analysis.audit import audit, read_state
 from lightning_deadkernel.analysis.compare import compare
 from lightning_deadkernel.cli.status import EXIT_FOUND, PROGRAM, CommandError
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.report.codec import to_json
 from lightning_deadkernel.report.console import print_document
 from lightning_deadkernel.report.describe import describe, describe_briefly
+from lightning_deadkernel.report.document import Section
 from lightning_deadkernel.report.html import to_html
 from lightning_deadkernel.report.junit import to_junit
+from lightning_deadkernel.report.markdown import to_markdown
 from lightning_deadkernel.report.records import TOLD_BY_WEIGHTS
 from lightning_deadkernel.report.report import Report, write_atomically
 from lightning_deadkernel.report.sarif import to_sarif
@@ -31,7 +35,13 @@ def run_audit(arguments: argparse.Namespace) -> int:
         report = import_module("lightning_deadkernel.analysis.audit_model").audit_model(
             arguments.checkpoint, model, forward, key=arguments.key
         )
-    return _print(report, arguments, Path(arguments.checkpoint), full=True)
+    earlier = arguments.against
+    if earlier is None:
+        return _print(report, arguments, Path(arguments.checkpoint), full=True)
+    if arguments.format not in ("table", "markdown"):
+        raise CommandError("--against is told as a table or as markdown, not as " + arguments.format)
+    now, before = (read_state(path, arguments.key)[0] for path in (arguments.checkpoint, earlier))
+    return _print(report, arguments, Path(arguments.checkpoint), full=True, beside=since(now, before, earlier))
 
 
 def run_show(arguments: argparse.Namespace) -> int:
@@ -40,20 +50,23 @@ def run_show(arguments: argparse.Namespace) -> int:
     return _print(load_report(path), arguments, path, arguments.full)
 
 
-def _print(report: Report, arguments: argparse.Namespace, path: Path, full: bool) -> int:
+def _print(report: Report, arguments: argparse.Namespace, path: Path, full: bool, beside: Section | None = None) -> int:
     limits = _limits(report, arguments.fail_on)
+    whole, plain = (describe(report, each_kernel=each) for each in (True, False))
+    if beside is not None:
+        whole, plain = (replace(d, blocks=(*d.blocks[:1], beside, *d.blocks[1:])) for d in (whole, plain))
     if arguments.html:
-        write_atomically(Path(arguments.html), to_html(describe(report)))
+        write_atomically(Path(arguments.html), to_html(whole))
     if arguments.format == "json":
         print(to_json(report), end="")
     elif arguments.format == "markdown":
-        print(report.to_markdown(), end="")
+        print(to_markdown(plain), end="")
     elif arguments.format == "junit":
         print(to_junit(report, limits), end="")
     elif arguments.format == "sarif":
         print(to_sarif(report, path.as_posix()), end="")
     else:
-        print_document(describe(report) if full else describe_briefly(report))
+        print_document(plain if full else describe_briefly(report))
     passed = [(name, limit, value) for name, limit, value in limits if value > limit]
     for name, limit, value in passed:
         print(f"{PROGRAM}: {name} is {value:g}, above {limit:g}", file=sys.stderr)

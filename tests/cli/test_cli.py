@@ -185,6 +185,23 @@ def test_help_names_every_command_and_version_the_version(capsys: pytest.Capture
     assert f"lightning-deadkernel {__version__}" in out
 
 
+def test_a_shell_is_told_the_commands_their_options_and_which_of_them_are_files(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as end:
+        main(["--print-completion", "bash"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.replace("'", "").splitlines()
+    (options,) = (line for line in lines if line.startswith("_shtab_lightning_deadkernel_audit_option_strings="))
+    assert " --against " in options
+    files = [line.partition("=")[0] for line in lines if line.endswith("_shtab_compgen_files") and "COMPGEN" in line]
+    assert "_shtab_lightning_deadkernel_audit_pos_0_COMPGEN" in files
+    assert "_shtab_lightning_deadkernel_why___ckpt_COMPGEN" in files
+    (commands,) = (line for line in lines if line.startswith("_shtab_lightning_deadkernel_subparsers="))
+    assert all(f"{command}" in commands for command in ("fit", "audit", "compare", "why", "show"))
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["why", "--help"]])
 def test_help_and_version_import_neither_lightning_nor_torch(arguments: list[str]) -> None:
     code = f"""
