@@ -8,12 +8,16 @@ from __future__ import annotations
 import importlib.util
 import pkgutil
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_deadkernel.figures.canvas import png
+from lightning_deadkernel.figures.canvas import png, svg
 from lightning_deadkernel.figures.registry import Picture, picture, registered
 from lightning_deadkernel.report.plot import DRAW
 from lightning_deadkernel.report.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PICTURES", "Drawn", "Picture", "Report", "draw_all", "picture", "png", "why_none"]
 
@@ -39,6 +43,16 @@ class Drawn(NamedTuple):
     """Name -> PNG file."""
     faults: dict[str, str]
     """Name -> what went wrong."""
+    figures: dict[str, Figure]
+    """Name -> what was drawn."""
+
+    def for_page(self) -> dict[str, bytes]:
+        """Name -> SVG for a page; of a picture that cannot be one, PNG."""
+        made = dict(self.pictures)
+        for name, figure in self.figures.items():
+            with suppress(Exception):  # the PNG is there
+                made[name] = svg(figure, name)
+        return made
 
 
 def draw_all(reports: Sequence[Report]) -> Drawn:
@@ -48,12 +62,13 @@ def draw_all(reports: Sequence[Report]) -> Drawn:
         reports: one report per window, oldest first; the last with its `tensors` for weights and kernels.
 
     """
-    drawn = Drawn({}, {})
+    drawn = Drawn({}, {}, {})
     for name, kind in PICTURES.items() if reports else ():
         try:
             figure = kind.draw(reports)
             if figure is not None:
                 drawn.pictures[name] = png(figure)
+                drawn.figures[name] = figure
         except Exception as error:  # whatever it is, the other pictures have nothing to do with it
             drawn.faults[name] = f"{type(error).__name__}: {error}"
     return drawn

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -27,7 +28,7 @@ SMALL, MEDIUM, LARGE = 8.5, 10.0, 13.0
 """Font sizes in points."""
 _BOLD_EM, _EM = 0.62, 0.58
 """Mean width of a letter in font sizes."""
-GREY = "#5A6670"
+GREY, GRID, PALE = "#5A6670", "#E8ECEF", "#C9D1D6"
 GOOD, LINE, FAINT, BAND = "#009E73", "#0072B2", "#56B4E9", "#E69F00"
 """Colours of lines and bands that stand for no state."""
 
@@ -125,6 +126,36 @@ def png(figure: Figure) -> bytes:
     kept = io.BytesIO()
     figure.savefig(kept, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
     return kept.getvalue()
+
+
+_LEFT_OUT = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)
+_INKS = {
+    "stroke: #000000": "stroke: currentColor",
+    "stroke: #ffffff": "stroke: var(--paper)",
+    GREY.lower(): "var(--soft)",
+    GRID.lower(): "var(--line)",
+    PALE.lower(): "var(--line)",
+}
+"""What stands for the ink and the paper -> the page's own, in the light and in the dark."""
+
+
+def svg(figure: Figure, name: str) -> bytes:
+    """The figure as SVG to be put into a page, whose ink and paper it takes: its text is text, its ground is clear.
+
+    Args:
+        figure: what is drawn.
+        name: no other picture of the page has it.
+    """
+    from matplotlib import rc_context
+
+    kept = io.BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(kept, format="svg", transparent=True, metadata={"Date": None})
+    text = kept.getvalue().decode()
+    text = _LEFT_OUT.sub("", text[text.index("<svg") :])
+    for drawn, own in _INKS.items():
+        text = text.replace(drawn, own)
+    return text.encode()
 
 
 def finite(value: float | None) -> TypeGuard[float]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@picture(7)
+@picture(2)
 def first_feature_maps(reports: Sequence[Report]) -> Figure | None:
     """What the first layer makes of one training sample: which maps do not fire on this one only, and which on none.
 

@@ -40,7 +40,7 @@ def kernels_headline(reports: Sequence[Report], layer: LayerReport) -> str:
     return f"{layer.name}: the {layer.channels:,} kernels that see the input, none dead, none zero"
 
 
-@picture(6)
+@picture(1)
 def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
     """The first convolution's kernels, those at fault framed in their state's colour; None where there is none."""
     report = reports[-1]

@@ -12,6 +12,7 @@ from lightning_deadkernel.figures.canvas import (
     BAND,
     FAINT,
     GREY,
+    GRID,
     LINE,
     MEDIUM,
     SMALL,
@@ -109,7 +110,7 @@ def draw_gradient_flow(axes: Axes, reports: Sequence[Report]) -> None:
         axes.annotate("0", (0, 0), (-7, 0), xycoords="axes fraction", **zero)
     axes.set_xlim(-0.03 * len(names) - 0.2, edge + 0.2)
     axes.set_ylabel("gradient ratio\nrms(grad) / largest rms(grad)", fontsize=MEDIUM)
-    axes.grid(axis="y", color="#E8ECEF", linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
 
 
@@ -127,7 +128,7 @@ def name_places(axes: Axes, names: Sequence[str]) -> None:
         starts = np.cumsum([0, *map(len, stages)])[:-1].tolist()
         apart = [i for i, start in enumerate(starts) if not i or start - starts[i - 1] > 0.02 * len(names)]
         axes.set_xticks([starts[i] for i in apart], [labels[stages[i][0]] for i in apart], fontsize=SMALL, rotation=40)
-        axes.grid(axis="x", color="#E8ECEF", linewidth=0.7)
+        axes.grid(axis="x", color=GRID, linewidth=0.7)
     for label in axes.get_xticklabels() if slanted else ():
         label.set(ha="right", rotation_mode="anchor")
 
@@ -138,7 +139,7 @@ def room_for_names(names: Sequence[str]) -> float:
     return 0.075 * longest * 0.65 + 0.5 if len(names) > 4 else 0.5
 
 
-@picture(3)
+@picture(6)
 def gradient_flow(reports: Sequence[Report]) -> Figure | None:
     """Gradient ratio by depth with the weak and vanishing bands; None where no gradient was looked at."""
     if not measured(reports[-1]):

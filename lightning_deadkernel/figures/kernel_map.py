@@ -100,6 +100,7 @@ def draw_kernel_map(axes: Axes, layout: MapLayout) -> set[str]:
             axes.imshow(
                 colour_table()[cells.reshape(lines, layout.columns)],
                 extent=(0, layout.columns, start + lines, start),
+                alpha=(cells != EMPTY).reshape(lines, layout.columns).astype(float) if EMPTY in cells else None,
                 interpolation="nearest",
                 aspect="auto",
                 label=row[0].name,
@@ -186,7 +187,7 @@ def _unhealthy(row: Sequence[LayerReport]) -> str | None:
     return f"{number:,} of {sum(layer.channels for layer in row):,} {BY_NAME[worst].text}"
 
 
-@picture(1)
+@picture(4)
 def kernel_map(reports: Sequence[Report]) -> Figure | None:
     """Every watched kernel as a cell, layers in forward order; of very many, their shares.
 

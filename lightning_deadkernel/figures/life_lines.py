@@ -129,7 +129,7 @@ def most_changed(reports: Sequence[Report]) -> str | None:
     return max(names, key=changes, default=None)
 
 
-@picture(2)
+@picture(5)
 def life_lines(reports: Sequence[Report], layer: str | None = None) -> Figure | None:
     """One layer's unhealthy channels from window to window: which died when, and which came back.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_deadkernel.figures.canvas import SMALL, WIDTH
+from lightning_deadkernel.figures.canvas import PALE, SMALL, WIDTH
 from lightning_deadkernel.figures.titles import HARMLESS
 from lightning_deadkernel.report.states import COLOURS
 
@@ -77,7 +77,7 @@ def draw_tiles(axes: Axes, tiles: Sequence[Tile], grid: Grid) -> set[str]:
         extent = (left, left + size, top + size, top)
         axes.imshow(tile.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect="auto")
         fault = tile.word not in HARMLESS
-        colour = COLOURS[tile.word] if fault else tile.frame or "#C9D1D6"
+        colour = COLOURS[tile.word] if fault else tile.frame or PALE
         width = 3.5 if fault or tile.frame else 0.6
         axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=colour, linewidth=width))
         weight = "bold" if fault or tile.frame else "normal"

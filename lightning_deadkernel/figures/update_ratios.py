@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_deadkernel.figures.canvas import (
     BAND,
     GREY,
+    GRID,
     MEDIUM,
     SMALL,
     basis,
@@ -77,7 +78,7 @@ def update_headline(reports: Sequence[Report]) -> str:
     return f"Update ratios are between {number(least)} ({low}) and {number(most)} ({high}){landmark}"
 
 
-@picture(4)
+@picture(7)
 def update_ratios(reports: Sequence[Report]) -> Figure | None:
     """How much a step changes each layer, over time: the median, and the largest, of each window's sampled steps.
 
@@ -147,7 +148,7 @@ def draw_update_ratios(axes: Axes, reports: Sequence[Report]) -> None:
     _draw_time(axes, reports, medians)
     _draw_bands(axes, reports[-1])
     axes.set_ylabel("update ratio  ‖ΔW‖ / ‖W‖", fontsize=MEDIUM)
-    axes.grid(axis="y", color="#E8ECEF", linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     _name_ends(axes, ends, labels_of(names))
 

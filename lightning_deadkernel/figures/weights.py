@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lightning_deadkernel.figures.canvas import (
     GREY,
+    GRID,
     LINE,
     MEDIUM,
+    PALE,
     SMALL,
     basis,
     figure_of,
@@ -110,7 +112,7 @@ def weights_headline(report: Report) -> str:
     return f"Few weights are near zero: at most {percent(near)}, in {layer.name} {usual}"
 
 
-@picture(5)
+@picture(8)
 def weights(reports: Sequence[Report]) -> Figure | None:
     """Distribution per layer on a symmetric-log axis; None where the last report has no weight histograms.
 
@@ -154,7 +156,7 @@ def draw_weights(
         outside = [density for place, density in enumerate(spread.density) if place != spread.center]
         top = max([*outside, *spread.gaussian, 1e-9]) / 0.86
         styles: tuple[tuple[list[float], dict[str, Any]], ...] = (
-            (spread.gaussian, {"color": "#C9D1D6", "fill": True, "linewidth": 0, "label": "Gaussian"}),
+            (spread.gaussian, {"color": PALE, "fill": True, "linewidth": 0, "label": "Gaussian"}),
             (spread.density, {"color": LINE, "fill": False, "linewidth": 1.2, "label": layer.name}),
         )
         for values, style in styles:
@@ -165,7 +167,7 @@ def draw_weights(
                 width = smallest * (1.2 if style["fill"] else 0.6)
                 axes.bar(0, at_zero, width, base, color=style["color"], linewidth=0, label="_at zero")
             axes.stairs(heights, spread.edges, baseline=base, **style)
-        axes.axhline(base, color="#E8ECEF", linewidth=0.7, zorder=0)
+        axes.axhline(base, color=GRID, linewidth=0.7, zorder=0)
         zeros, near = layer.weight_sparsity, layer.weight_near_zeros
         for place, value in ((zeros_at, zeros), (near_zeros_at, near)):
             strong = value is not None and value > 0.05

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@picture(8)
+@picture(3)
 def worst_feature_maps(reports: Sequence[Report]) -> Figure | None:
     """What the layer that is worst off makes of the same sample; None where that is the first, or all is well."""
     kept = kept_layers(reports[-1])

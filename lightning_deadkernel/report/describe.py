@@ -67,6 +67,7 @@ def describe(
     others = _section("Remarks" if report.problems else "Findings", _statements(_others(report)))
     blocks: list[Block | None] = [
         Paragraph(sentences.watched_and_not(report)),
+        Paragraph(about) if (about := sentences.about(report)) else None,
         _section("Problems", _statements([_problem(report, problem) for problem in report.problems])),
         *([] if report.problems else [others]),
         _section("Pictures", _pictures(pictures or {})),

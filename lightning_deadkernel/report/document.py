@@ -124,7 +124,7 @@ class KernelMap:
 
 @dataclass(frozen=True)
 class Pictures:
-    """PNGs by title; left out where only text can be shown."""
+    """PNGs, or SVGs that are parts of a page, by title; left out where only text can be shown."""
 
     items: tuple[tuple[str, bytes], ...]
 

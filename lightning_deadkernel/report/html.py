@@ -15,8 +15,8 @@ from lightning_deadkernel.report.document import Document, Section, Strip, addre
 
 STRIP_WIDTH = 640
 """Pixels of the widest strip of the kernel map."""
-MOST_STATEMENTS = 12
-"""Findings that are on the page at once; a click shows the others."""
+MOST_STATEMENTS, MOST_PARTS = 12, 5
+"""Findings that are on the page at once, and those of one problem; a click shows the others."""
 _LEAST_MARKED_CELL = 5.0
 
 
@@ -55,11 +55,13 @@ def _environment() -> Environment:
     )
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.globals.update(
+        picture=_picture,
         parts=parts,
         addresses=addresses,
         packed=_packed,
         outline=outline,
         most=MOST_STATEMENTS,
+        most_parts=MOST_PARTS,
         base64=lambda png: base64.b64encode(png).decode("ascii"),
     )
     return environment
@@ -70,6 +72,14 @@ def _file(name: str) -> str:
     environment = _environment()
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
+
+
+def _picture(title: str, content: bytes) -> Markup:
+    """An SVG as a part of the page, a PNG within it."""
+    if content.startswith(b"<svg"):
+        return Markup(content.decode())
+    png = base64.b64encode(content).decode("ascii")
+    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(title, png)
 
 
 def _packed(measures: tuple[tuple[str, tuple[str, ...]], ...]) -> str:

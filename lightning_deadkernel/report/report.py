@@ -123,7 +123,7 @@ class Report(ReportRecord):
 
         Args:
             path: the file to write.
-            pictures: title -> PNG, shown in `.html` only.
+            pictures: title -> PNG, or SVG that becomes a part of the page as it is; shown in `.html` only.
 
         Raises:
             ValueError: for any other ending.

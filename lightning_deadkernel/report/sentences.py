@@ -123,6 +123,20 @@ def moment(report: ReportRecord) -> str:
     return f"window {report.window:,} ({epochs(report)}, global step {report.global_step:,})"
 
 
+def about(report: ReportRecord) -> str:
+    """Whose training it is, in a line: ``"Net by AdamW (lr 0.001), 32-true, torch 2.13.0, 2026-11-26 07:03"``."""
+    run = report.run
+    if run is None:
+        return ""
+    rates = [(one.name, one.settings.get("lr")) for one in run.optimizers]
+    by = ", ".join(name + (f" (lr {number(lr)})" if lr is not None else "") for name, lr in rates)
+    versions = [f"{package} {run.versions[package]}" for package in ("torch", "lightning") if package in run.versions]
+    ranks = f" on {count(run.ranks, 'rank')}" if run.ranks > 1 else ""
+    ended = (run.ended or run.started)[:16].replace("T", " ")
+    parts = [run.model + (f" trained by {by}" if by else ""), run.precision + ranks, *versions, ended]
+    return ", ".join(part for part in parts if part)
+
+
 def epochs(report: ReportRecord) -> str:
     """Which epochs the window lies in: ``"epoch 2"``, ``"epochs 3 to 9"``."""
     if report.first_epoch is None:

@@ -77,7 +77,7 @@ class Outputs:
         self._options, self._trainer = options, trainer
         self._drawing, self._writing = Budget(*DRAWING), Budget(*WRITING)
         self._took = 0.0
-        self._pictures: dict[str, bytes] = {}
+        self._drawn = figures.Drawn({}, {}, {})
         self._drawn_window = 0
         self._step = 0
         self._window = -1
@@ -130,7 +130,7 @@ class Outputs:
         if self._drawn_window < report.window and self._can_draw(report):
             self._say("drawing the pictures ...")
             self._try("the last pictures", lambda: self._draw(reports))
-        self._save("report.html", lambda path: report.save(path, self._pictures))
+        self._save_page(report)
         if (folder := self._folder) is not None:
             self._to_loggers("files", lambda log: log.files(folder))
 
@@ -147,7 +147,7 @@ class Outputs:
         if in_full:
             self._try("the table", lambda: print_document(describe_briefly(reports[-1])))
         else:
-            self._save("report.html", lambda path: reports[-1].save(path, self._pictures))
+            self._save_page(reports[-1])
         command = why_command(self._trainer) if in_full and reports[-1].problems else ""
         if command:
             write(f"Which change would have spared them: {command}\n", sys.stdout)
@@ -209,6 +209,9 @@ class Outputs:
         if (folder := self._folder) is not None:
             self._try(name, lambda: write(folder / name))
 
+    def _save_page(self, report: Report) -> None:
+        self._save("report.html", lambda path: report.save(path, self._drawn.for_page()))
+
     def _to_loggers(self, part: str, write: Callable[[RunLog], None]) -> None:
         if self._log is None and self._trainer.loggers:
             self._try("to the loggers", self._find_loggers)
@@ -226,13 +229,13 @@ class Outputs:
     def _draw(self, reports: list[Report]) -> None:
         self._tell("drawing")
         with self._drawing.spent():
-            self._pictures, faults = figures.draw_all(reports)
-        for name, fault in faults.items():
+            self._drawn = figures.draw_all(reports)
+        for name, fault in self._drawn.faults.items():
             self._say_once(f"picture {name}", f"the picture {name} could not be drawn ({fault}); the others were.")
         self._drawn_window = reports[-1].window
-        for name, picture in self._pictures.items():
+        for name, picture in self._drawn.pictures.items():
             self._save(f"{name}.png", partial(write_atomically, content=picture))
-        self._to_loggers("the pictures", lambda log: log.pictures(self._pictures, self._step))
+        self._to_loggers("the pictures", lambda log: log.pictures(self._drawn.pictures, self._step))
 
     def _say_once(self, part: str, text: str) -> None:
         if part not in self._named:

@@ -584,8 +584,8 @@ def visible_texts(figure: Any) -> list[Any]:
 
 def test_nothing_watched_gives_no_pictures() -> None:
     (report,) = history((("fc", "Linear", 3, None),), 0)
-    assert figures.draw_all([with_layer(report, "fc", excluded="requires_grad=False")]) == ({}, {})
-    assert figures.draw_all([]) == ({}, {})
+    assert figures.draw_all([with_layer(report, "fc", excluded="requires_grad=False")]) == ({}, {}, {})
+    assert figures.draw_all([]) == ({}, {}, {})
 
 
 def test_every_picture_is_named_after_its_file_and_says_what_it_shows() -> None:
@@ -600,7 +600,7 @@ def test_a_fault_in_one_picture_costs_that_picture_alone(unwell: list[Report], m
         raise ZeroDivisionError("of this test")
 
     monkeypatch.setitem(figures.PICTURES, "weights", figures.Picture(0, fails))
-    pictures, faults = figures.draw_all(unwell)
+    pictures, faults, _ = figures.draw_all(unwell)
     assert list(pictures) == [name for name in figures.PICTURES if name != "weights"]
     assert faults == {"weights": "ZeroDivisionError: of this test"}
 
@@ -652,6 +652,6 @@ class StoredByInput(nn.Module):
 )
 def test_a_real_run_has_pictures_and_no_fault_whatever_became_of_it(net: nn.Module, rate: float) -> None:
     monitor = fit(Training(net, sgd(rate)), DataLoader(digits(), 64), max_epochs=2)
-    pictures, faults = figures.draw_all(monitor.reports)
+    pictures, faults, _ = figures.draw_all(monitor.reports)
     assert faults == {}
     assert {"overview", "kernel_map"} <= set(pictures)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.example_reports import MALICIOUS, healthy_report, malicious_report, sick_report
-from helpers.reports import codes
+from helpers.reports import codes, history
 from lightning_deadkernel.report.describe import describe, kernels_in_words
 from lightning_deadkernel.report.document import Document, KernelMap, Section, Strip, printable
 from lightning_deadkernel.report.html import Outline, outline, to_html, to_notebook
@@ -81,10 +81,8 @@ def page_of(report: Report, pictures: dict[str, bytes] | None = None) -> Page:
 
 def test_the_verdict_comes_first_then_findings_map_table_and_what_was_not_watched() -> None:
     text = page_of(sick_report()).text
-    places = [
-        text.index(part)
-        for part in ("In all: 4 problems", "Story", "all active", "zero activations", "requires_grad", "Adam (lr 0.001")
-    ]
+    parts = ("In all: 4 problems", "Story", "all active", "zero activations", "requires_grad", "Optimizer: Adam (lr")
+    places = [text.index(part) for part in parts]
     assert places == sorted(places)
 
 
@@ -293,3 +291,48 @@ def test_a_browser_paints_the_states_in_their_colours(tmp_path: Path) -> None:
     assert painted["dead"] > 32 * 30
     assert painted["active"] > 32 * 30
     assert painted["starved"] == 0
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+DEEP = [("stem", "Conv2d", 16, "relu")] + [
+    (f"stages.{place // 36}.{place % 36 // 2}.conv{place % 2 + 1}", "Conv2d", 16, "relu") for place in range(143)
+]
+
+
+def page_of_a_deep_network_that_went_wrong(path: Path) -> Report:
+    """144 layers, in all but a few of which most kernels have died; all pictures are there."""
+    figures = pytest.importorskip("lightning_deadkernel.figures")
+    reports = history(DEEP, 5, dies={name: dict.fromkeys(range(10), 2) for name, *_ in DEEP[5:]})
+    pictures = figures.draw_all(reports).for_page()
+    assert len(pictures) > 6
+    reports[-1].save(path, pictures)
+    return reports[-1]
+
+
+def test_pictures_are_parts_of_the_page_in_its_ink(tmp_path: Path) -> None:
+    page_of_a_deep_network_that_went_wrong(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert text.count('<span class="picture"><svg') == text.count('<span class="picture">') > 6
+    assert "First feature maps" in text
+    assert text.index("First layer kernels") < text.index("First feature maps") < text.index("Kernel map")
+    pictures = text[text.index('<span class="picture">') : text.index("Every kernel</h2>")]
+    for fixed in ("stroke: #000000", "fill: #ffffff", "<style", "<metadata", "#5a6670"):
+        assert fixed not in pictures
+    assert "<text" in pictures
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def test_the_page_of_a_deep_network_that_went_wrong_is_short_and_small(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    report = page_of_a_deep_network_that_went_wrong(path)
+    assert len(report.findings) > 100
+    assert path.stat().st_size < 2_000_000
+    picture = tmp_path / "page.png"
+    browse(path, tmp_path / "profile", "--window-size=1280,5000", "--hide-scrollbars", f"--screenshot={picture}")
+    plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib reads the picture")
+    pixels = plt.imread(picture)[..., :3]
+    assert pixels.shape[:2] == (5000, 1280)
+    assert (pixels[-40:] == pixels[-1, 0]).all(), "something is drawn where the page should have ended"
+    assert not (pixels[1000:2000] == pixels[-1, 0]).all()

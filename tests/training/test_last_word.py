@@ -85,7 +85,7 @@ def test_drawing_at_the_end_is_announced(
 
     def draw_all(reports: Any) -> Any:
         drawn.append([record.getMessage() for record in caplog.records])
-        return outputs.figures.Drawn({}, {})
+        return outputs.figures.Drawn({}, {}, {})
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO"):
         patch.setattr(outputs.figures, "draw_all", draw_all)
