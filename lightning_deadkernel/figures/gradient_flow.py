@@ -19,6 +19,7 @@ from lightning_deadkernel.figures.canvas import (
     basis,
     figure_of,
     finite,
+    inches_of,
     one_axes,
     spaced,
 )
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 _MOST_PAST = 25
 """Past windows drawn as faint lines."""
 _MOST_NAMES = 34
+_LABEL = 0.24
+"""Inches from one slanted label to the next."""
 _MOST_STAGES = 12
 
 
@@ -126,7 +129,11 @@ def name_places(axes: Axes, names: Sequence[str]) -> None:
         slanted = True
         stages = stages_of(names, _MOST_STAGES)
         starts = np.cumsum([0, *map(len, stages)])[:-1].tolist()
-        apart = [i for i, start in enumerate(starts) if not i or start - starts[i - 1] > 0.02 * len(names)]
+        least = _LABEL / inches_of(axes)[0] * len(names)
+        apart = list[int]()
+        for place in reversed(range(len(starts))):  # of two that are close, the one with which a stage begins
+            if not apart or starts[apart[-1]] - starts[place] >= least:
+                apart.append(place)
         axes.set_xticks([starts[i] for i in apart], [labels[stages[i][0]] for i in apart], fontsize=SMALL, rotation=40)
         axes.grid(axis="x", color=GRID, linewidth=0.7)
     for label in axes.get_xticklabels() if slanted else ():
