@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ _BITS = {
 
 IN_BLOCKS = {"cpu"}
 """Devices on which entries are read block by block, each small enough for a cache."""
+PIECE = 1 << 25
+"""Entries that are read at once on others."""
 
 
 def why_unreadable(x: Tensor) -> str | None:
@@ -254,13 +256,22 @@ def _firing_if_finite(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Ten
     return (balance + filled) / 2, total, entries - filled
 
 
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """(outer, C, inner) in pieces, so that what is made of one on the way takes little of a GPU's memory."""
+    if x.numel() <= PIECE:
+        return (x,)
+    along = 0 if x.shape[0] >= x.shape[2] else 2
+    return x.split(max(1, PIECE * x.shape[along] // x.numel()), along)  # type: ignore[no-untyped-call,no-any-return]
+
+
 def _firing_in_few_launches(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Tensor]:
     """`firing` of (outer, C, inner) on a device with memory so fast that launches and temporaries are what costs."""
-    positive = (h > 0).sum((0, 2)).double()
-    sizes, dtype = h if nonnegative else h.abs(), torch.promote_types(h.dtype, torch.float32)
-    total = sizes.sum((0, 2), dtype=dtype).double()
-    zeros = h.shape[0] * h.shape[2] - positive if nonnegative else (h == 0).sum((0, 2)).double()
-    return positive, total, zeros
+    entries, dtype = h.shape[0] * h.shape[2], torch.promote_types(h.dtype, torch.float32)
+    pieces = _pieces(h)
+    positive: Any = sum((part > 0).sum((0, 2)) for part in pieces)
+    total: Any = sum((part if nonnegative else part.abs()).sum((0, 2), dtype=dtype).double() for part in pieces)
+    zeros: Any = entries - positive if nonnegative else sum((part == 0).sum((0, 2)) for part in pieces)
+    return positive.double(), total, zeros.double()
 
 
 def _signs(values: Tensor, scratch: Tensor) -> Iterator[Tensor]:
@@ -297,5 +308,6 @@ def count_outside(x: Tensor, at: ChannelAxis, low: float, high: float, inclusive
     if x.device.type in IN_BLOCKS:
         found = _summed(x, 2, outside).sum(0)
     else:
-        found = (below(x, low) | above(x, high)).sum((0, 2)).double()
+        late: Any = sum((below(part, low) | above(part, high)).sum((0, 2)) for part in _pieces(x))
+        found = late.double()
     return found.view(fold, at.size).sum(0) * repeats

@@ -130,6 +130,7 @@ def test_dtypes_and_axes_that_cannot_be_read_are_named():
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on the CPU, and as on a GPU."""
     monkeypatch.setattr(firing, "IN_BLOCKS", {"cpu"} if request.param == "in blocks" else set())
+    monkeypatch.setattr(firing, "PIECE", 100)
 
 
 both_ways = pytest.mark.usefixtures("_way")
