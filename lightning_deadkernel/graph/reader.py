@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -263,7 +264,7 @@ class StepMap:
                 return True
         return False
 
-    @property
+    @cached_property
     def sized(self) -> list[ActivationRead]:
         """The reads whose channels were found for feature maps of one size only."""
         return [read for _, read in self.reads if read.shape is not None]
