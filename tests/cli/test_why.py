@@ -93,6 +93,7 @@ def cure(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ten trainings
 def test_of_the_zero_kernels_decay_through_adam_is_the_cause_and_adamw_the_smallest_change(
     started: list[list[str]], tmp_path: Path
 ) -> None:
@@ -357,6 +358,7 @@ def test_a_script_of_ones_own_is_trained_by_its_own_command_in_processes(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # processes that are waited for
 def test_ctrl_c_tells_what_there_is_ends_what_runs_and_the_same_command_goes_on(own_script: Path) -> None:
     words = [sys.executable, "-m", "lightning_deadkernel", "why", "--jobs=1", "--seeds=1"]
     words += ["--arm=no bias: --model.bias=0", "--", sys.executable, "main.py", "fit", "-c", "own.yaml"]
