@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -97,6 +98,16 @@ def test_it_keeps_the_report_and_what_was_logged_and_leaves_out_what_writes(tmp_
     assert not any(name.startswith("deadkernel") for name in result["metrics"])
     assert (result["device"], result["settings"]) == ("cpu", {})
     assert checkpoint not in trainer.callbacks
+
+
+def test_it_keeps_the_settings_of_the_command_by_their_dotted_names(tmp_path: Path) -> None:
+    class SaveConfigCallback(L.Callback):  # as Lightning's, it has the config of the command
+        config = Namespace(model=Namespace(lr=0.1, betas=(0.9, 0.99), name="a", none=None), data=[Namespace(a=1)])
+
+    trained(tmp_path / "a", callbacks=[SaveConfigCallback()])
+    settings = json.loads((tmp_path / "a" / "result.json").read_text())["settings"]
+    assert settings.pop("data").startswith("[Namespace")
+    assert settings == {"model.lr": 0.1, "model.betas": [0.9, 0.99], "model.name": "a", "model.none": None}
 
 
 @pytest.mark.parametrize(

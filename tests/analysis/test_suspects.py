@@ -125,6 +125,16 @@ def test_a_narrow_type_an_l1_term_and_a_rate_that_is_too_small_have_their_change
     assert tried("slow updates", {"model.lr": 0.02}) == {"ten times the learning rate": ["--model.lr=0.2"]}
 
 
+def test_adams_memory_is_shortened_and_its_epsilon_made_small() -> None:
+    settings = {"model.optimizer.init_args.betas": [0.9, 0.999], "optimizer.init_args.eps": 1e-8, "model.lr": 0.02}
+    found = tried("slingshot", settings)
+    assert found["Adam's beta2 0.95"] == ["--model.optimizer.init_args.betas=[0.9,0.95]"]
+    assert list(found) == ["gradients clipped at 1", "Adam's beta2 0.95", TENTH]
+    assert tried("slingshot", {"model.beta2": 0.99})["Adam's beta2 0.95"] == ["--model.beta2=0.95"]
+    assert "no setting called betas" in tried("slingshot", {"model.betas": [0.9, 0.95]})["Adam's beta2 0.95"][0]
+    assert tried("epsilon dominates", settings) == {"a millionth of Adam's eps": ["--optimizer.init_args.eps=1e-14"]}
+
+
 def test_where_no_change_is_known_that_is_said() -> None:
     assert tried("pruned", {}) == {"pruned": ["no change is known to try against it: give one as --arm"]}
 

@@ -131,9 +131,11 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if "SaveConfigCallback" in _names(callback):
             flat = vars(callback.config.as_flat())
-            return {
-                name: value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
-                for name, value in flat.items()
-                if value == value
-            }
+            return {name: _as_json(value) for name, value in flat.items() if value == value}
     return {}
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, (list, tuple)) and all(isinstance(one, (int, float)) for one in value):
+        return list(value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)

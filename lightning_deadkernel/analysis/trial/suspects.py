@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_deadkernel.analysis.trial.records import Arm, Untried
 from lightning_deadkernel.analysis.trial.target import Target
@@ -18,6 +19,7 @@ from lightning_deadkernel.diagnosis.causes import (
     CONSTANT_INITIALISATION,
     DECAYED,
     DEPTH,
+    EPSILON_DOMINATES,
     FADED,
     HEAVY_TAILS,
     KNOCKED_OUT,
@@ -28,15 +30,17 @@ from lightning_deadkernel.diagnosis.causes import (
     SATURATED_DOWNSTREAM,
     SCALE_COLLAPSED,
     SHIFT_NEGATIVE,
+    SLINGSHOT,
     SLOW_UPDATES,
     UNDERFLOW,
     UNKNOWN,
     ZERO_AT_INITIALISATION,
     CauseKind,
 )
+from lightning_deadkernel.diagnosis.rules.dead_channels import SHORT_MEMORY
 from lightning_deadkernel.report.records import ReportRecord
 
-Settings = Mapping[str, object]
+Settings = Mapping[str, Any]
 """Of a command, by dotted names: ``{"model.init_args.lr": 0.1, ...}``."""
 
 RATES = ("lr", "learning_rate", "max_lr", "base_lr", "peak_lr")
@@ -174,6 +178,19 @@ def _no_decay(run: Suspicion) -> list[str]:
     return [f"--{key}=0" for key in run.numbers(DECAYS, "weight_decay")]
 
 
+def _shorter_memory(run: Suspicion) -> list[str]:
+    pairs = run.keys(("betas",), lambda value: isinstance(value, list) and len(value) == 2 and value[1] > SHORT_MEMORY)
+    changes = [f"--{key}=[{run.settings[key][0]:g},{SHORT_MEMORY:g}]" for key in pairs]
+    changes += [f"--{key}={SHORT_MEMORY:g}" for key in run.keys(("beta2", "adam_beta2"), _is_positive)]
+    if not changes:
+        raise CannotTry("the command has no setting called betas or beta2")
+    return changes
+
+
+def _smaller_epsilon(run: Suspicion) -> list[str]:
+    return [f"--{key}={value * 1e-6:.6g}" for key, value in run.numbers(("eps", "epsilon"), "eps").items()]
+
+
 def _no_penalty(run: Suspicion) -> list[str]:
     return [f"--{key}=0" for key in run.numbers(PENALTIES)]
 
@@ -229,7 +246,9 @@ def _normed(run: Suspicion) -> list[str]:
 
 STEPS_TOO_LARGE = (KNOCKED_OUT, RECKLESS_UPDATES, SHIFT_NEGATIVE, UNKNOWN)
 SUSPECTS = (
-    Suspect(lambda run: f"gradients clipped at {_limit(run):g}", (*STEPS_TOO_LARGE, OVERFLOW), _clip),
+    Suspect(lambda run: f"gradients clipped at {_limit(run):g}", (*STEPS_TOO_LARGE, SLINGSHOT, OVERFLOW), _clip),
+    Suspect(f"Adam's beta2 {SHORT_MEMORY:g}", (SLINGSHOT,), _shorter_memory),
+    Suspect("a millionth of Adam's eps", (EPSILON_DOMINATES,), _smaller_epsilon),
     Suspect(lambda run: f"warm-up over {_steps(run):,} steps", STEPS_TOO_LARGE, _warm_up),
     Suspect("AdamW in place of Adam", (DECAYED, SCALE_COLLAPSED, HEAVY_TAILS, UNKNOWN), _decoupled, _uses_decayed_adam),
     Suspect("no weight decay", (DECAYED, SCALE_COLLAPSED, HEAVY_TAILS, UNKNOWN), _no_decay, _decays),
@@ -237,7 +256,7 @@ SUSPECTS = (
     Suspect("float32", (BELOW_RESOLUTION, UNDERFLOW, OVERFLOW), _in_float32, _is_narrow),
     Suspect(
         "a tenth of the learning rate",
-        (*STEPS_TOO_LARGE, OVERFLOW, DECAYED, FADED, SATURATED, LOW_ACTIVITY),
+        (*STEPS_TOO_LARGE, SLINGSHOT, OVERFLOW, DECAYED, FADED, SATURATED, LOW_ACTIVITY),
         _rate_times(0.1),
     ),
     Suspect("ten times the learning rate", (SLOW_UPDATES,), _rate_times(10)),
