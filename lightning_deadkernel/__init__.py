@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_deadkernel.analysis.revive import Revival, revive
     from lightning_deadkernel.analysis.trial.trial import Trial
     from lightning_deadkernel.analysis.trial.why import why
     from lightning_deadkernel.errors import DeadKernelError, DeadKernelWarning
@@ -25,9 +26,11 @@ __all__ = [
     "LayerReport",
     "Problem",
     "Report",
+    "Revival",
     "Thresholds",
     "Trial",
     "plot_feature_maps",
+    "revive",
     "why",
 ]
 
@@ -39,9 +42,11 @@ _HOMES = {
     "LayerReport": "report.records",
     "Problem": "report.records",
     "Report": "figures",  # which teaches it to draw itself
+    "Revival": "analysis.revive",
     "Thresholds": "thresholds",
     "Trial": "analysis.trial.trial",
     "plot_feature_maps": "figures.feature_maps",
+    "revive": "analysis.revive",
     "why": "analysis.trial.why",
 }
 

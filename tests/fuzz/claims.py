@@ -17,7 +17,7 @@ from fuzz.network import Loader, Network, batches, build
 from fuzz.oracle import Oracle, probed
 from fuzz.programs import Program
 from helpers.training import ACCELERATOR
-from lightning_deadkernel import DeadKernelMonitor, Report
+from lightning_deadkernel import DeadKernelMonitor, Report, revive
 from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.report.records import LayerReport
 
@@ -89,7 +89,8 @@ def disagreements(program: Program) -> list[Disagreement]:
         known = layer.name in oracle.truths and not (layer.name in oracle.turned and layer.name not in program.live())
         if known and layer.excluded is None:
             found += _states(layer, oracle)
-    return [*found, *_certificates(program, seen), *_savings(seen.report, oracle)]
+    certified = _certificates(program, seen)
+    return [*found, *certified, *_savings(seen.report, oracle), *_revival(program, seen, seen.report)]
 
 
 FAR = (1.0, -1.0, 1e3, -1e3)
@@ -227,3 +228,24 @@ def _savings(report: Report, oracle: Oracle) -> Iterator[Disagreement]:
         removable += len(oracle.may_go(layer.name, quiet))
     if report.savings.channels > removable:
         yield Disagreement("savings", "", f"{report.savings.channels} channels are said to go, {removable} may")
+
+
+def _revival(program: Program, seen: Outcome, report: Report) -> Iterator[Disagreement]:
+    """Dead kernels that are drawn anew leave the losses of the batches of the window as they are."""
+    if any(op.name == "halt" for op in program.ops):  # what reads a detached copy is in no graph
+        return
+    before = _losses(program, seen.net)
+    revived = revive(seen.net, report, seen.net.trainer.optimizers).revived
+    after = _losses(program, seen.net)
+    if revived and not torch.allclose(before, after, rtol=1e-4, atol=1e-6):
+        yield Disagreement("revival", ", ".join(revived), f"{dict(revived)}: the losses {before} became {after}")
+
+
+def _losses(program: Program, net: Network) -> torch.Tensor:
+    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    losses = []
+    for number, batch in enumerate(batches(program)):
+        net.run_step(batch, number)
+        losses.append(net.data_loss.detach().double())  # what a penalty asks of the weights is another matter
+    net.load_state_dict(kept)
+    return torch.stack(losses)

@@ -16,7 +16,7 @@ used. A whole dead layer cuts the network off.
 
 The finding names the likely cause and what helps against it. Mostly: lower the learning rate or warm it up, put a norm
 before the activation, use He initialisation, or use LeakyReLU or GELU. A few dead kernels are normal in deep networks
-without norms, and can be pruned without changing the output.
+without norms, and can be pruned without changing the output, or drawn anew (`lightning_deadkernel.revive`).
 
 ## Reference
 
