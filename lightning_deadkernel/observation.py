@@ -397,7 +397,8 @@ class Window:
     """Parameter with one axis (gains and shifts of norms, biases) held in two bytes -> share of its entries with a
     gradient, other than exact zeros, that an optimizer step left bitwise unchanged, over the sampled steps."""
     strangers: int = 0
-    """Parameters of two or more axes that reach the loss and belong to no module of the model (a plain list)."""
+    """Weights of two or more axes that reach the loss and belong to no module of the model (a layer in a plain list, a
+    tensor that an optimizer was given)."""
 
 
 @dataclass(frozen=True)

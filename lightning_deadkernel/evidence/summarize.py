@@ -115,7 +115,7 @@ def summarize(
         counts.samples,
         [LayerWindow(**entry) for entry in drafts],
         compiled=observer.reader.compiled,
-        strangers=observer.reader.strangers,
+        strangers=observer.reader.strangers(groups),
     )
     if index and counts.backwards:
         window.first_non_finite = first_non_finite(observer, seen, counts.optimizer_steps, global_step)

@@ -5,8 +5,9 @@ Past 300 lines because what a new shape of graph teaches and what a known one as
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Container, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -297,14 +298,16 @@ class GraphReader:
         """Channels are followed through an index that reorders them, as it has been the same so far."""
         self.unknown_ops: dict[str, str] = {}
         """Unknown op -> a layer that met it."""
-        self.strangers = 0
+        self._strangers = 0
         """Weights of two or more axes in a graph that are parameters of no module."""
+        self._bare: dict[int, weakref.ref[Tensor]] = {}
+        """Tensors of two or more axes in a graph that are no parameters: inputs, or weights."""
         self.forget()
 
     def forget(self) -> None:
         """Drops all that graphs have taught, but for the layers that had to be given up."""
         known, self.facts, self.maps = self.facts, {}, {}
-        self.unknown_ops, self.strangers, self.has_dropped = {}, 0, False
+        self.unknown_ops, self._strangers, self._bare, self.has_dropped = {}, 0, {}, False
         for layer in self.table.layers:
             self.facts[layer.name] = facts = LayerFacts(layer, holds_no_kernels=layer.is_vector)
             if layer.name in known:
@@ -403,7 +406,8 @@ class GraphReader:
         found = GraphMap(nodes, self.table, gathered, self.facts, self.reorders)
         graph, self.has_learned = found.graph, True
         self.compiled = self.compiled or graph.compiled
-        self.strangers = max(self.strangers, 0 if gathered else self._strangers(nodes, graph))
+        if not gathered:
+            self._note_strangers([nodes[leaf].variable for leaf in graph.leaves.values()])
         for use in found.uses:
             facts = self.facts[use.layer.name]
             facts.learn(use)
@@ -491,11 +495,20 @@ class GraphReader:
                         if known.slices != consumer.slices:
                             facts.consumers[consumer.layer] = replace(consumer, slices=None)
 
-    def _strangers(self, nodes: list[Any], graph: Topology) -> int:
-        """How many weights of the graph the model does not own; an input that needs a gradient is none."""
-        leaves = [nodes[leaf].variable for leaf in graph.leaves.values()]
+    def _note_strangers(self, leaves: list[Tensor]) -> None:
         owned = self.table.parameters
-        return sum(isinstance(p, nn.Parameter) and p.ndim > 1 and id(p) not in owned for p in leaves) if owned else 0
+        strange = [leaf for leaf in leaves if leaf.ndim > 1 and id(leaf) not in owned] if owned else []
+        self._strangers = max(self._strangers, sum(isinstance(leaf, nn.Parameter) for leaf in strange))
+        self._bare = {key: known for key, known in self._bare.items() if known() is not None}
+        self._bare.update((id(leaf), weakref.ref(leaf)) for leaf in strange if not isinstance(leaf, nn.Parameter))
+
+    def strangers(self, trained: Container[int]) -> int:
+        """How many weights the model does not own. A tensor that is no parameter may be an input: optimizers tell.
+
+        Args:
+            trained: ids of what optimizers hold.
+        """
+        return self._strangers + sum(key in trained and known() is not None for key, known in self._bare.items())
 
     def _unconfirmed(self, facts: LayerFacts, graph: Topology) -> None:
         """A layer whose weight is in the graph while no kernel op of it was found."""

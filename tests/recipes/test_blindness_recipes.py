@@ -70,6 +70,28 @@ def test_layers_in_a_plain_list_are_found_to_be_in_no_module(seed: int) -> None:
     assert "ModuleList" in finding.advice
 
 
+class BareTensors(Training):
+    """A weight, a shift and an input that are tensors and no parameters; the input is another at each step."""
+
+    def __init__(self, given: bool) -> None:
+        super().__init__(nn.Linear(64, 48), sgd(0.05))
+        self.bare, self.shift = (0.1 * torch.randn(48, 10)).requires_grad_(), torch.zeros(10, requires_grad=True)
+        self.given = given
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        pictures = batch[0].flatten(1).clone().requires_grad_()
+        return F.cross_entropy(self.net(pictures).relu() @ self.bare + self.shift, batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([*self.net.parameters(), *([self.bare, self.shift] if self.given else [])], 0.05)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_tensor_that_an_optimizer_was_given_is_a_weight_in_no_module_and_an_input_is_none(given: bool) -> None:
+    findings = found(last(train(BareTensors(given))), "unwatched_layers")
+    assert [finding.evidence["in_no_module"] for finding in findings] == [1] * given
+
+
 class WithoutWeightInTheLoss(Training):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         hidden = self.net.backbone(batch[0])

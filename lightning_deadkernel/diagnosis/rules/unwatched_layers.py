@@ -75,7 +75,7 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
         parts.append(
             f"{strangers:,} weight{'s reach the loss, belong' if strangers > 1 else ' reaches the loss, belongs'} to no"
             f" module and {'are' if strangers > 1 else 'is'} not watched: self.parameters() does not hold them, so that"
-            " they are neither trained, saved nor moved to a device"
+            " they are neither saved nor moved to a device, and trained only where an optimizer was given them"
         )
     advice = []
     if kind is CUT_OFF:
