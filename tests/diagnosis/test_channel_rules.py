@@ -57,8 +57,8 @@ def _faded() -> Finding:
     return begun(**few).next(layer(**FIRST_OFF)).only("dead_channels")
 
 
-def _unknown() -> Finding:
-    return begun().next(layer(**FIRST_OFF)).only("dead_channels")
+def _unknown(**window: Any) -> Finding:
+    return begun().next(layer(**FIRST_OFF), **window).only("dead_channels")
 
 
 DEAD = [
@@ -113,7 +113,14 @@ def test_channels_of_one_layer_that_died_for_different_reasons_are_told_apart() 
 
 
 def test_unknown_names_what_was_ruled_out() -> None:
-    assert "a reckless update (none was sampled)" in _unknown().cause
+    assert "; no step that was sampled was reckless, but one between them may have been" in _unknown().cause
+    assert "log_every_n_steps=1" in _unknown().advice
+    everywhere = _unknown(sampled_steps=20)
+    assert "ruled out: a reckless update, " in everywhere.cause
+    assert "log_every_n_steps=1" not in everywhere.advice
+    unmeasured: dict[str, Any] = {"update_ratio": None, "update_ratio_max": None}
+    blind = Run().next(start()).next(layer(**unmeasured)).next(layer(**FIRST_OFF, **unmeasured))
+    assert "reckless" not in blind.only("dead_channels").cause
     assert "a zero kernel" in _unknown().cause
 
 

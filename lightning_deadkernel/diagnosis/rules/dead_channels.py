@@ -355,15 +355,19 @@ def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
             text += f" (on {_rate(rate)} over that window)"
     else:
         text = "has not fired since it is watched, and the run had begun before that"
+    measured = bool((past.reckless[channels] > 0).any())
+    between = once and measured and layer.window.sampled_steps < layer.window.optimizer_steps
     ruled_out = [
-        "a reckless update (none was sampled)" if once else "",
+        "a reckless update" if once and measured and not between else "",
         "a zero kernel" if not bool(is_zero(layer)[channels].any()) else "decay of the kernel, which is zero",
         "a shift out of reach" if layer.observed.shift is not None else "",
         "a dead layer before it" if layer.observed.producers else "",
     ]
     return UNKNOWN.because(
-        f"{text}; ruled out: {', '.join(filter(None, ruled_out))}",
+        f"{text}; ruled out: {', '.join(filter(None, ruled_out))}"
+        + ("; no step that was sampled was reckless, but one between them may have been" if between else ""),
         _is_it_normal(len(layer.report.dead) / layer.observed.channels)
+        + ("Trainer(log_every_n_steps=1) looks at every step's update. " if between else "")
         + f"If their number grows from window to window, lower {layer.rate} or put a norm before the activation; a"
         " small, steady number costs little.",
         f"{references.LU}; {references.CS231N}",
