@@ -36,7 +36,15 @@ def diagnose(
     """
     layers = _layer_reports(window, history, thresholds)
     history.update(window, layers)
+    layers = tuple(_with_since(layer, history) for layer in layers)
     return layers, _findings(window, layers, history, thresholds)
+
+
+def _with_since(layer: LayerReport, history: History) -> LayerReport:
+    past = history.get(layer.name)
+    if layer.values is None or past is None:
+        return layer
+    return replace(layer, values=replace(layer.values, since=past.since.tolist()))
 
 
 def first_sight(window: Window, history: History, thresholds: Thresholds) -> None:

@@ -324,7 +324,8 @@ def _measures(layer: LayerReport) -> tuple[tuple[str, tuple[str, ...]], ...]:
     values = layer.values
     if values is None:
         return ()
-    known = (
+    known: tuple[tuple[str, Sequence[float] | None, Callable[[float], str]], ...] = (
+        ("since window", values.since, str),
         ("fires", values.firing_rate, percent),
         ("fires on", values.sample_rate, partial(sentences.of_samples, layer.rated_samples)),
         ("norm", values.norms, number),

@@ -84,7 +84,7 @@ def _picture(title: str, content: bytes) -> Markup:
 
 def _packed(measures: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
     """All measures of a strip in few letters, for the page's script: there may be tens of thousands of kernels."""
-    return "|".join(f"{title} {' '.join(values)}" for title, values in measures)
+    return "|".join(";".join((title, *values)) for title, values in measures)
 
 
 @dataclass(frozen=True)

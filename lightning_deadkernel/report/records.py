@@ -128,6 +128,8 @@ class ChannelValues:
     """ReDo's score, mean activation over the layer's mean of it (Sokar et al. 2023, arXiv 2302.12902)."""
     norms: list[float] | None = None
     """L2 norm of each kernel at the window's end."""
+    since: list[int] | None = None
+    """Window in which each channel's present state began."""
 
 
 Entangled = Literal["hidden", "statistics", "other inputs", "not zero"]

@@ -193,3 +193,11 @@ def test_a_gradient_is_missing_only_where_all_sources_say_so() -> None:
     some, none = layer(gradient=None).gradient_seen
     assert not some.any()
     assert not none.any()
+
+
+def test_a_report_says_of_each_channel_since_which_window_it_is_what_it_is() -> None:
+    history, layers = History(), ()
+    for index, observed in enumerate([start(), layer(), layer(**OFF), layer(**OFF), layer()]):
+        layers, _ = diagnose(window(index, observed), history, Thresholds())
+    assert layers[0].values is not None
+    assert layers[0].values.since == [4, 0, 0, 0]

@@ -242,7 +242,12 @@ def test_a_click_sorts_the_layers_and_the_pointer_tells_of_a_kernel(tmp_path: Pa
     if CHROMIUM is None or driver_path is None:
         pytest.skip("no chromium and chromedriver on PATH")
     path = tmp_path / "report.html"
-    sick_report().save(path)
+    report = sick_report()
+    first = report.layers[0]
+    assert first.values is not None
+    told = replace(first.values, sample_rate=[0.25] * 3 + [0.0] + [0.5] * 12, since=[1] * 3 + [2] + [1] * 12)
+    first = replace(first, values=told, rated_samples=688)
+    replace(report, layers=(first, *report.layers[1:])).save(path)
     options = selenium.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,2000"):
@@ -268,7 +273,8 @@ def test_a_click_sorts_the_layers_and_the_pointer_tells_of_a_kernel(tmp_path: Pa
         place = round(-svg.size["width"] / 2 + 3.5 * cell)
         selenium.ActionChains(driver).move_to_element_with_offset(svg, place, 0).perform()
         told = strip.find_element("css selector", ".soft").text
-        assert told == "kernel 3: dead, fires 0%, norm 1.0e-12, gradient 0, certified no"
+        seen = "since window 2, fires 0%, fires on 0 of 688 samples"
+        assert told == f"kernel 3: dead, {seen}, norm 1.0e-12, gradient 0, certified no"
         selenium.ActionChains(driver).move_to_element(dead).perform()
         assert strip.find_element("css selector", ".soft").text == before
         assert driver.get_log("browser") == []

@@ -41,7 +41,7 @@ for (const map of document.querySelectorAll(".deadkernel .map")) {
   const names = JSON.parse(map.parentElement.querySelector("[data-names]").dataset.names);
   for (const strip of map.querySelectorAll(".strip")) {
     const svg = strip.querySelector("svg"), text = strip.querySelector(".soft"), whole = text.textContent;
-    const cells = atob(strip.dataset.cells), measures = strip.dataset.measures.split("|").filter(Boolean).map((line) => line.split(" "));
+    const cells = atob(strip.dataset.cells), measures = strip.dataset.measures.split("|").filter(Boolean).map((line) => line.split(";"));
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect(), { width: columns, height: rows } = svg.viewBox.baseVal;
       const column = Math.floor((event.clientX - box.left) / box.width * columns);
