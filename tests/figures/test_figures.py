@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import re
 import sys
@@ -655,3 +656,16 @@ def test_a_real_run_has_pictures_and_no_fault_whatever_became_of_it(net: nn.Modu
     pictures, faults, _ = figures.draw_all(monitor.reports)
     assert faults == {}
     assert {"overview", "kernel_map"} <= set(pictures)
+
+
+@pytest.mark.parametrize("layers", [40, 100, 144, 300])
+def test_names_of_stages_under_the_gradients_keep_their_distance(layers: int) -> None:
+    names = [f"model.encoder.stages.{place // 40}.block.{place % 40}.conv" for place in range(layers)]
+    figure = gradient_flow(history([(name, "Conv2d", 8, "relu") for name in names], 1))
+    assert figure is not None
+    axes = figure.axes[0]
+    inches = axes.get_position().width * figure.get_size_inches()[0] / (axes.get_xlim()[1] - axes.get_xlim()[0])
+    ticks = sorted(axes.get_xticks())
+    assert len(ticks) > 2
+    assert min(b - a for a, b in itertools.pairwise(ticks)) * inches > 0.2
+    assert set(range(40, layers, 40)) <= set(ticks), "a stage's beginning is left out for the end of the one before"

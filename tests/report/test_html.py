@@ -342,3 +342,36 @@ def test_the_page_of_a_deep_network_that_went_wrong_is_short_and_small(tmp_path:
     assert pixels.shape[:2] == (5000, 1280)
     assert (pixels[-40:] == pixels[-1, 0]).all(), "something is drawn where the page should have ended"
     assert not (pixels[1000:2000] == pixels[-1, 0]).all()
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_desktop_and_a_phone_and_can_be_read_in_the_light_and_in_the_dark(tmp_path: Path) -> None:
+    selenium = pytest.importorskip("selenium.webdriver")
+    driver_path = shutil.which("chromedriver")
+    if CHROMIUM is None or driver_path is None:
+        pytest.skip("no chromium and chromedriver on PATH")
+    path = tmp_path / "report.html"
+    page_of_a_deep_network_that_went_wrong(path)
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(flag)
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(driver_path))
+    inks = """
+        const of = (selector) => getComputedStyle(document.querySelector(selector));
+        return [of("body").backgroundColor, of("h1").color, of(".picture svg text").fill]
+    """
+    try:
+        for scheme in ("light", "dark"):
+            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            for width in (1280, 390):
+                size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+                driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+                driver.get(path.as_uri())
+                assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            paper, *texts = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in driver.execute_script(inks))
+            assert all(abs(paper - text) > 500 for text in texts), "hard to read"
+            assert (paper > 380) == (scheme == "light")
+    finally:
+        driver.quit()
