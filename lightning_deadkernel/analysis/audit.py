@@ -173,6 +173,7 @@ def _read(
         bytes_per_parameter=weight.element_size(),
         norms=row_norms(rows).where(rows.isfinite().all(1), torch.nan),
         largest=row_max(rows),
+        input_largest=row_max(wide.movedim(1, 0).flatten(1)) if wide.shape[1] > 1 else None,
         norm_scale=scale,
         shift=None if shift is None or unreadable(shift) else shift.float(),
         masked=None if mask is None or mask.is_meta else ~mask.flatten(1).bool().any(1),

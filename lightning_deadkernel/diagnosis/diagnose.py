@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from lightning_deadkernel.diagnosis.cascades import with_cascades
 from lightning_deadkernel.diagnosis.classify import activity, classify, not_finite
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import UNDERFLOW_SHARE
@@ -34,7 +35,7 @@ def diagnose(
         The layers in the window's order, and the findings: errors first, then warnings, then infos; within a severity
         what has its root elsewhere last, the network before its layers, and layers in forward order.
     """
-    layers = _layer_reports(window, history, thresholds)
+    layers = with_cascades(window, _layer_reports(window, history, thresholds), thresholds)
     history.update(window, layers)
     layers = tuple(_with_since(layer, history) for layer in layers)
     return layers, _findings(window, layers, history, thresholds)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start, window
-from lightning_deadkernel.observation import AdamState, Consumer, NonFinite, Prospect
+from lightning_deadkernel.observation import AdamState, Consumer, InputSlice, NonFinite, Prospect
 from lightning_deadkernel.report.sentences import evidence
 
 HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
@@ -167,6 +167,12 @@ STORIES: dict[str, Callable[[], Run]] = {
     "no batch can make most of a layer fire": lambda: two_windows(
         {}, off(0, 1, 2) | {"certified_dead": each(True, True, False, False), "certified_batch": 6272}
     ),
+    "weights that read a dead kernel have faded": lambda: two_windows(
+        {},
+        FIRST_OFF | {"consumers": (Consumer("other", 4, (InputSlice(0, 4, 0, 4),)),)},
+        layer("other", input_largest=each(1e-30, 0.5, 0.5, 0.5)),
+    ),
+    "weights in a file have faded on an input": lambda: file(input_largest=each(1e-30, 0.5, 0.5, 0.5)),
     "nothing moves dead kernels": lambda: dead_with(Prospect((0, 1), False, None, (), None)),
     "decay ends dead kernels": lambda: dead_with(Prospect((0, 1), True, 4600, (), None)),
     "decay may bring a dead kernel back": lambda: dead_with(Prospect((0, 1), True, 4600, (1,), 300)),
