@@ -86,10 +86,10 @@ def summarize(
         if counts.backwards:
             _read_gradients(entry, facts, observer, seen.segments, counts.backwards)
             _read_activations(entry, facts, seen)
-            if not observer.window.steps.sharded:
+            if entry["gating"] is not None and not observer.window.steps.sharded:
                 _certify(entry, facts)
-            read = "fired" in entry and entry["gating"] == "rectifier" and not observer.window.steps.sharded
-            entry["prospect"] = prospect(entry, facts, groups, thresholds) if read else None
+                if entry["gating"] == "rectifier":
+                    entry["prospect"] = prospect(entry, facts, groups, thresholds)
         else:
             entry["gating"] = None
         if not layer.is_looked_up:  # of a table, a step has a gradient for few rows, and none for the others
@@ -307,7 +307,7 @@ def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
 
 def _certify(entry: Draft, facts: LayerFacts) -> None:
     """What the weights of now prove of the channels that were not seen to fire, where every step's graph was read."""
-    if entry["gating"] is None or not entry["exact"]:
+    if not entry["exact"]:
         return
     silent = (~entry["fired"]).nonzero().flatten().tolist()
     proven, entry["certified_batch"] = facts.never_open(silent)

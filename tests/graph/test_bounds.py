@@ -413,3 +413,50 @@ def test_a_layer_that_is_used_in_another_way_later_on_loses_its_certificate() ->
     first, second = (PATHS[name][0] for name in ("plain", "no norm"))
     counts = [len(reader.facts["unit"].never_open(range(8))[0]) for reader, _ in changing([first, second])]
     assert counts == [8, 0]
+
+
+def test_padding_is_an_input_of_zero_where_the_limits_have_none() -> None:
+    net = nn.Sequential(nn.Hardtanh(0.5, 1.0), nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 1))
+    with torch.no_grad():
+        net[1].weight.fill_(-1.0)
+        net[1].bias.copy_(torch.tensor([3.0, -1e-3]))  # nine times -0.5 within, and four times in a corner
+    x = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    assert bool((net[:2](x)[0, 0] > 0).any())
+    assert proven(net, x, layer="1") == {1}
+
+
+def test_padding_is_an_input_of_zero_where_a_norm_has_none() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv, self.out = nn.LayerNorm(4), nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(2, 1, 1)
+
+        def ungated(self, x: Tensor) -> Tensor:
+            return self.conv(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.relu(self.ungated(x)))
+
+    net = Shifted()
+    with torch.no_grad():
+        net.norm.weight.fill_(0.1)
+        net.norm.bias.fill_(1.0)  # each of four features is about 1
+        net.conv.weight.fill_(-1.0)
+        net.conv.bias.copy_(torch.tensor([20.0, -0.1]))  # nine times -4 within, and four times in a corner
+    x = torch.randn(1, 4, 4, 4, requires_grad=True)
+    assert bool((net.ungated(x)[0, 0] > 0).any())
+    assert not bool((net.ungated(x)[0, 0, 1:3, 1:3] > 0).any())
+    assert proven(net, x, layer="conv") == {1}
+
+
+def test_layers_that_change_take_certificates_until_a_graph_is_read_again() -> None:
+    net = Net(PATHS["plain"][0])
+    reader = reader_of(net, torch.randn(6, 8))
+    net.norm = nn.LayerNorm(8)
+    table = reader.table.now()
+    assert table is not None
+    reader.renew(table)
+    assert reader.facts["unit"].never_open(range(8))[0] == set()
+    reader.forget()
+    reader.read(net(torch.randn(6, 8)).square().mean().grad_fn)
+    assert len(reader.facts["unit"].never_open(range(8))[0]) == 8
