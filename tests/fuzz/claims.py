@@ -112,6 +112,7 @@ def _certificates(program: Program, seen: Outcome) -> Iterator[Disagreement]:
                 wrong = [channel for channel in certified.get(layer, ()) if float(fires[channel]) != 0]
                 if wrong:
                     yield Disagreement("certified though it fires", layer, f"channels {wrong} at {far} times the input")
+    seen.net.watcher = None
 
 
 def _training(program: Program, seen: Outcome) -> list[Disagreement]:
