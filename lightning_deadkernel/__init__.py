@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_deadkernel.report.report import Report
     from lightning_deadkernel.thresholds import Thresholds
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DeadKernelError",
