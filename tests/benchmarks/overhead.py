@@ -9,6 +9,8 @@ figures come out, and the second is the one to steer by, as whole steps vary by 
   one step in `--nominal` sampled, as by Lightning's default. Work done elsewhere (forward hooks of other packages) is
   in the ratio alone.
 
+With `--threads 1` on the CPU the thread's own clock is read, so that a busy machine does not count.
+
 A window's end (statistics, histograms, diagnosis, logging) is timed apart, and so is its last step, on which the update
 ratio of every layer is taken. `--fits` times whole fits at default options instead, see `fits.py`. This script asserts
 nothing.
