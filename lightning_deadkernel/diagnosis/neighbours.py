@@ -15,7 +15,7 @@ def neighbours(layer: LayerWindow, layers: Mapping[str, LayerWindow]) -> Neighbo
         layer: whose channels are read.
         layers: all of the window, by name.
     """
-    if layer.excluded is not None or layer.gating is None:
+    if layer.excluded is not None:
         return None
     return Neighbours(layer.norm, layer.consumers or (), _entangled(layer, layers))
 

@@ -243,7 +243,7 @@ def _revival(program: Program, seen: Outcome, report: Report) -> Iterator[Disagr
 
 
 def _losses(program: Program, net: Network) -> torch.Tensor:
-    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    net.watcher, kept = None, {name: value.clone() for name, value in net.state_dict().items()}
     losses = []
     for number, batch in enumerate(batches(program)):
         net.run_step(batch, number)
