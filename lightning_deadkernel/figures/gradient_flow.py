@@ -134,6 +134,7 @@ def name_places(axes: Axes, names: Sequence[str]) -> None:
         for place in reversed(range(len(starts))):  # of two that are close, the one with which a stage begins
             if not apart or starts[apart[-1]] - starts[place] >= least:
                 apart.append(place)
+        apart.reverse()
         axes.set_xticks([starts[i] for i in apart], [labels[stages[i][0]] for i in apart], fontsize=SMALL, rotation=40)
         axes.grid(axis="x", color=GRID, linewidth=0.7)
     for label in axes.get_xticklabels() if slanted else ():

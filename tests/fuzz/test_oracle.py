@@ -138,6 +138,7 @@ def _kinds(found: list[Disagreement], layer: str = "v1") -> set[str]:
                 "dead with a gradient at the output",
                 "dead though it fires",
                 "dead though it matters",
+                "revival",
             },
         ),
         (
