@@ -110,6 +110,7 @@ def test_of_the_zero_kernels_decay_through_adam_is_the_cause_and_adamw_the_small
 
 
 @pytest.mark.slow
+@pytest.mark.seeds
 def test_of_the_frozen_weights_a_tenth_of_the_rate_suffices_and_is_not_named_alone(
     started: list[list[str]], tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_of_the_frozen_weights_a_tenth_of_the_rate_suffices_and_is_not_named_alo
 
 
 @pytest.mark.slow
+@pytest.mark.seeds
 @pytest.mark.skipif(not Path(DEBIAN_FASHION_MNIST).is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_of_the_silent_maps_a_tenth_of_the_rate_alone_suffices(started: list[list[str]], tmp_path: Path) -> None:
     small = ["--trainer.max_epochs=2", "--data.subset=4000", "--data.val_size=500", "--trainer.limit_val_batches=0"]
@@ -135,6 +137,7 @@ def test_of_the_silent_maps_a_tenth_of_the_rate_alone_suffices(started: list[lis
 
 
 @pytest.mark.slow
+@pytest.mark.seeds
 def test_of_what_the_twin_of_the_vanishing_gradient_changes_each_is_told_apart(
     started: list[list[str]], tmp_path: Path
 ) -> None:
@@ -154,6 +157,7 @@ def test_of_what_the_twin_of_the_vanishing_gradient_changes_each_is_told_apart(
 
 
 @pytest.mark.slow
+@pytest.mark.seeds
 def test_of_the_sparse_weights_the_l1_term_is_the_cause(started: list[list[str]], tmp_path: Path) -> None:
     small = ["--trainer.limit_val_batches=0"]
     found = trial(tmp_path, "--config", str(CONFIGS / "sparse_weights.yaml"), "--seeds=2", *small)
