@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import inf, prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_deadkernel.functional.certificates import Precision
 from lightning_deadkernel.functional.firing import ChannelAxis
@@ -31,6 +32,7 @@ from lightning_deadkernel.graph.bounds import (
     clipped,
     here,
     multiplied,
+    rounded,
     vector,
 )
 from lightning_deadkernel.graph.channel_axis import output_shape, unwrapped
@@ -40,7 +42,8 @@ from lightning_deadkernel.graph.parts import Part, follow
 from lightning_deadkernel.graph.paths import ActivationRead
 from lightning_deadkernel.graph.topology import Value
 
-PLAIN = VIEWS | frozenset("T Transpose Permute ToCopy Clone Alias".split())
+COPIES = frozenset("ToCopy Clone Alias".split())
+PLAIN = VIEWS | COPIES | frozenset("T Transpose Permute".split())
 """Ops that show a value in another form."""
 WHOLE_POSITIONS = PLAIN | SPLITS | frozenset("Expand Slice Narrow Repeat Flip Roll IndexSelect".split())
 """Ops that move or take positions, each with all of its features."""
@@ -75,6 +78,8 @@ CLIPS = {"Relu": (), "Hardtanh": ("min_val", "max_val"), "Clamp": ("min", "max")
 """Functions that clip, and the names of their limits; ReLU has the one that all know."""
 GATES = frozenset("Relu Threshold Hardtanh Clamp ClampMin Maximum LeakyRelu".split())
 """Activations that may be off at 0 and below."""
+SMALLEST_EPS = 1e-30
+"""Beside which squares that are no normal numbers of float32 count for nothing."""
 FAR = 64
 """Nodes that are looked through, one behind the other."""
 UNTOLD: Any = object()
@@ -134,10 +139,28 @@ class Bounding:
             self._known[value, inside] = self._find(value, inside, far + 1)
         return self._known[value, inside]
 
+    def _into(self, index: int, value: Value | None, inside: bool, far: int) -> Held:
+        """What is known of an input of a node; what was rounded more coarsely than the node rounds says so itself."""
+        held = self._of(value, inside, far)
+        if value is None or held == Held():
+            return held
+        before = self.graph.nodes[value[0]]._input_metadata[value[1]].dtype
+        if torch.finfo(before).eps <= torch.finfo(self.graph.nodes[index]._input_metadata[0].dtype).eps:
+            return held
+        precision = Precision.of(before, self._device)
+        changed = held.changed(rounded(precision))
+        vectors = tuple(
+            (replace(bound, precision=precision), part) if isinstance(bound, Normalised) else new
+            for (bound, part), new in zip(held.pieces, changed.pieces, strict=True)
+        )
+        return Held(vectors, changed.rest)
+
     def _find(self, value: Value, inside: bool, far: int) -> Held:
         index, slot = value
         name, inputs = self.graph.names[index], self.graph.inputs[index]
         given = [one for one in inputs if one is not None]
+        if _is_written(self.graph.nodes[index]):
+            return Held()
         if index in self.kernels.ops:
             return Held() if inside else self._kernel_op(index)
         if slot and name not in SPLITS:
@@ -147,20 +170,20 @@ class Bounding:
         if name == "Embedding":
             return self._lookup(index)
         if name == "Cat":
-            return self._joined(index, [self._of(one, inside, far) for one in inputs])
+            return self._joined(index, [self._into(index, one, inside, far) for one in inputs])
         if name in ("Add", "Mul", "Div") and len(given) == 2:
             return self._with_another(index, given, inside, far)
         if len(given) != 1 or (inputs[0] is None and name != "Mul"):
             return Held()
-        held = self._of(given[0], inside, far)
+        held = self._into(index, given[0], inside, far)
         if name in WHOLE_POSITIONS or name in OF_EACH_CHANNEL or name in AVERAGES:
             return self._moved(index, slot, held)
-        if name in RANGES:
-            return Held(rest=RANGES[name])
+        if name in RANGES:  # a softplus of a beta below zero is never above it
+            return Held(rest=RANGES[name]) if getattr(self.graph.nodes[index], "_saved_beta", 1) > 0 else Held()
         if name in LOWEST:
             return held.changed(at_least(LOWEST[name]))
         limits = constant(self.graph.nodes[index], name)
-        if limits is None or (name == "Mul" and self.graph.shape(given[0]) != self.graph.shapes[index][0]):
+        if limits is None or (name == "Mul" and not self._is_scale(index, given[0])):
             return Held()
         self.constants[index] = limits
         return held.changed(clipped(*limits)) if name in CLIPS else _dropped(held, *limits)
@@ -196,14 +219,32 @@ class Bounding:
         low, high = zip(*(one.rest for one in held), strict=True)
         return Held(tuple(pieces), (min(low), max(high)))
 
+    def _is_scale(self, index: int, value: Value) -> bool:
+        """Whether what multiplies a value is of the model: a number, a buffer or a dropout's mask, and not data."""
+        if self.graph.shape(value) != self.graph.shapes[index][0]:
+            return False
+        (factor,) = _factors(self.graph.nodes[index])
+        number = torch.result_type(factor, torch.zeros((), dtype=torch.float16)) is torch.float16  # a Python number
+        most = float(factor.amax())
+        dropped = most > 1 and bool((factor == 0).any())
+        return dropped or factor.dtype is torch.bool or (number and not factor.ndim) or self._is_buffer(factor)
+
+    def _is_buffer(self, values: Tensor) -> bool:
+        model = self.graph.table.model
+        return model is not None and any(
+            one.data_ptr() == values.data_ptr() and one.shape == values.shape for one in model.buffers()
+        )
+
     # -- with parameters -----------------------------------------------------------------------------------------
 
-    def _parameter(self, value: Value | None, also: frozenset[str] = frozenset()) -> Tensor | None:
+    def _parameter(self, value: Value | None, through: frozenset[str] = PLAIN) -> Tensor | None:
         """The parameter that a value shows, and nothing else."""
-        graph = self.graph
+        graph, coarsest = self.graph, inf
         while value is not None and not graph.is_leaf(value[0]):
-            if graph.names[value[0]] not in PLAIN | also:
+            rounding = torch.finfo(graph.nodes[value[0]]._input_metadata[value[1]].dtype).eps
+            if graph.names[value[0]] not in through or rounding > coarsest:
                 return None
+            coarsest = rounding
             value = graph.inputs[value[0]][0]
         return None if value is None or graph.parameters[value[0]] is None else graph.parameter(value[0])
 
@@ -241,11 +282,17 @@ class Bounding:
         name, layer = self.graph.names[index], self.kernels.ops[index].layer
         if name in CONVOLUTIONS:
             return bool(getattr(self.graph.nodes[index], "_saved_bias_sym_sizes_opt", (1,)))
-        return name not in ("Mm", "Bmm") and (layer is None or getattr(layer.module, "bias", 0) is not None)
+        if name in ("Linear", "MkldnnLinear"):
+            return layer is None or getattr(layer.module, "bias", 0) is not None
+        return name not in ("Mm", "Bmm")
 
     def _lookup(self, index: int) -> Held:
-        table = self._parameter(self.graph.inputs[index][0])
-        if table is None or table.ndim != 2:
+        table = self._parameter(self.graph.inputs[index][0], through=COPIES)
+        owners = [] if self.graph.table.model is None else self.graph.table.model.modules()
+        lookups = [one for one in owners if isinstance(one, nn.Embedding) and one.weight is table]
+        if table is None or not lookups:
+            return Held()
+        if any(one.max_norm is not None for one in lookups):  # a lookup makes rows smaller
             return Held()
         axis = ChannelAxis(len(self.graph.shapes[index][0]) - 1, table.shape[1])
         return Held(((TableRows(table), Part.whole(axis)),))
@@ -256,15 +303,17 @@ class Bounding:
         is_vector = "Layer" in name or "Rms" in name
         axis = len(shape) - 1 if is_vector else 1
         gain, shift = self._beside(index, 1, "weight"), None if "Rms" in name else self._beside(index, 2, "bias")
-        if gain is UNTOLD or shift is UNTOLD or (is_vector and len(node._saved_normalized_shape) != 1):
+        untold = gain is UNTOLD or shift is UNTOLD or (is_vector and len(node._saved_normalized_shape) != 1)
+        if untold or self._may_divide_by_zero:
             return Held()
         width = next((one.numel() for one in (gain, shift) if one is not None), shape[axis])
         if shape[axis] % width:
             return Held()
         part = Part.whole(ChannelAxis(axis, width, shape[axis] // width))
         training = getattr(node, "_saved_training", None)
+        self.constants[index] = _normalises(node)
         if training is False:
-            return self._with_running(index, part, gain, shift, self._of(graph.inputs[index][0], inside, far))
+            return self._with_running(index, part, gain, shift, self._into(index, graph.inputs[index][0], inside, far))
         if is_vector:
             values: float = shape[axis]
         elif "Group" in name:
@@ -285,7 +334,7 @@ class Bounding:
         inputs, node = self.graph.inputs[index], self.graph.nodes[index]
         value = inputs[place] if place < len(inputs) else None
         if value is not None:
-            found = self._parameter(value, also=frozenset({"Repeat"}))
+            found = self._parameter(value, through=PLAIN | {"Repeat"})
             return UNTOLD if found is None or found.ndim != 1 else found
         frozen = peek(node, saved) if hasattr(node, f"_saved_{saved}") else UNTOLD
         if not isinstance(frozen, Tensor):
@@ -299,8 +348,8 @@ class Bounding:
         node = self.graph.nodes[index]
         means, variances = peek(node, "running_mean"), peek(node, "running_var")
         eps = getattr(node, "_saved_eps", getattr(node, "_saved_epsilon", None))
-        if means is None or variances is None or eps is None:
-            return Held()
+        if means is None or variances is None or eps is None or not self._is_buffer(means):
+            return Held()  # copies are those of that step
 
         def numbers(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             ones = torch.ones(len(rows), dtype=torch.float64)
@@ -316,16 +365,18 @@ class Bounding:
     def _with_another(self, index: int, given: Sequence[Value], inside: bool, far: int) -> Held:
         """A parameter is added, as a bias, or multiplied, as a gain; or a vector is divided by its size (RMSNorm)."""
         graph, name = self.graph, self.graph.names[index]
-        for one, other in (given, given[::-1]):
+        for one, other in (given, given[::-1]) if name != "Div" else (given,):
             if (norm := self._root_mean_square(index, one, other)) is not None:
                 return norm
             parameter = self._parameter(other)
             if parameter is None or name == "Div" or graph.shape(one) != graph.shapes[index][0]:
                 continue
+            if parameter.numel() != max(parameter.shape, default=0):
+                continue  # its entries may stand in another order
             shape, ndim = graph.shape(other), len(graph.shape(one))
             along = next((ndim - len(shape) + axis for axis, size in enumerate(shape) if size == parameter.numel()), -1)
             whole = Part.whole(ChannelAxis(along, parameter.numel()))
-            pieces = tuple((bound, part) for bound, part in self._of(one, inside, far).pieces if part == whole)
+            pieces = tuple((bound, part) for bound, part in self._into(index, one, inside, far).pieces if part == whole)
             changed = [self._with_parameter(index, bound, parameter) for bound, _ in pieces]
             return Held(tuple((bound, whole) for bound in changed if bound is not None))
         return Held()
@@ -355,10 +406,15 @@ class Bounding:
         ):
             return None
         mean = graph.inputs[root][0]
-        if mean is not None and graph.names[mean[0]] == "Add":
-            mean = next((value for value in graph.inputs[mean[0]] if value is not None), None)
-        square = graph.inputs[mean[0]][0] if mean is not None and graph.names[mean[0]] == "Mean" else None
-        if mean is None or square is None or graph.names[square[0]] != "Pow":
+        if mean is None or graph.names[mean[0]] != "Add" or self._may_divide_by_zero:
+            return None
+        means = [value for value in graph.inputs[mean[0]] if value is not None]
+        alpha = getattr(graph.nodes[mean[0]], "_saved_alpha", 1)
+        if len(means) != 1 or alpha != 1:  # a parameter may come to be below zero
+            return None
+        mean = means[0]
+        square = graph.inputs[mean[0]][0] if graph.names[mean[0]] == "Mean" else None
+        if square is None or graph.names[square[0]] != "Pow":
             return None
         power = graph.nodes[square[0]]
         of_rows = unwrapped(graph.nodes[mean[0]]._saved_dim, len(shape)) == (len(shape) - 1,)
@@ -375,10 +431,21 @@ class Bounding:
         bound = Normalised(shape[-1], False, None, None, precision, is_vector=True)
         return Held(((bound, Part.whole(ChannelAxis(len(shape) - 1, shape[-1]))),))
 
+    @cached_property
+    def _may_divide_by_zero(self) -> bool:
+        """Whether a norm adds next to nothing to a variance: that of values whose squares vanish is wrong."""
+        model = self.graph.table.model
+        return any(
+            isinstance(eps := getattr(module, "eps", None), float) and eps < SMALLEST_EPS
+            for module in (() if model is None else model.modules())
+        )
+
     def _precision(self, index: int) -> Precision:
-        node = self.graph.nodes[index]
-        device = next(iter(self.graph.table.parameters.values())).device
-        return Precision.of(node._input_metadata[0].dtype, device)
+        return Precision.of(self.graph.nodes[index]._input_metadata[0].dtype, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.graph.table.parameters.values())).device
 
     def _share(self, index: int) -> float:
         precision = self._precision(index)
@@ -414,6 +481,8 @@ def constant(node: Any, name: str) -> tuple[float, float] | None:
         return 0.0, 1.0 / kept if kept > 0 else 1.0
     if name == "Mul":
         return _kept(node)
+    if name in NORMS:
+        return _normalises(node)
     return _rounds(node) if name in CONVOLUTIONS or name in MATMULS else None
 
 
@@ -421,9 +490,25 @@ def _rounds(node: Any) -> tuple[float, float]:
     return 0.0, float(torch.finfo(node._input_metadata[0].dtype).eps)
 
 
+def _normalises(node: Any) -> tuple[float, float]:
+    """1 if by the statistics of what comes, 0 if by those that a norm has."""
+    own = float(getattr(node, "_saved_training", True))
+    return own, own
+
+
+def _is_written(node: Any) -> bool:
+    """Whether it is a user's own `torch.autograd.Function`, whatever its name."""
+    written = getattr(type(node), "_forward_cls", None)
+    return written is not None and not written.__module__.startswith("torch.")
+
+
+def _factors(node: Any) -> list[Tensor]:
+    return [one for one in (peek(node, "other"), peek(node, "self")) if isinstance(one, Tensor)]
+
+
 def _kept(node: Any) -> tuple[float, float] | None:
     """By what a product with a single number multiplies, or with a dropout's mask: 0 and what that scales by."""
-    masks = [mask for mask in (peek(node, "other"), peek(node, "self")) if isinstance(mask, Tensor)]
+    masks = _factors(node)
     if len(masks) != 1 or masks[0].requires_grad or not masks[0].numel():
         return None
     mask = masks[0]

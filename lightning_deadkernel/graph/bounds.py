@@ -278,6 +278,17 @@ def at_least(low: float) -> Change:
     return lambda of, rows: Interval(torch.full_like(of.low, low), of.high.clamp(min=0))
 
 
+def rounded(precision: Precision) -> Change:
+    """To a coarser type."""
+    share, least = precision.roundings * precision.operands, precision.smallest * precision.operands * 2
+
+    def change(of: Interval, rows: Tensor) -> Interval:
+        low, high = of.low - share * of.low.abs(), of.high + share * of.high.abs()
+        return Interval(torch.where(low < 0, low - least, low), torch.where(high > 0, high + least, high))
+
+    return change
+
+
 def averaged(share: float) -> Change:
     """Means of some of its values and of zeros, with a relative error."""
     return lambda of, rows: Interval(of.low.clamp(max=0) * (1 + share), of.high.clamp(min=0) * (1 + share))

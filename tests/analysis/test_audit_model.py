@@ -60,6 +60,7 @@ def weights(code: Path) -> Path:
         net.conv.weight[0] = 0.0  # zero, and its norm's shift above zero: a constant, and no rectifier is shut
         net.norm.bias[:3] = torch.tensor([1.0, -0.5, -0.5])
         net.norm.weight[1] = 0.0  # no input passes, and the shift is below zero
+        net.unit.weight.abs_()
         net.unit.weight[2] = -net.unit.weight[2].abs()  # reads a rectifier
         net.unit.bias[2:] = -1.0
     torch.save(net.state_dict(), code / "net.pt")
