@@ -153,7 +153,7 @@ class Affine(Bound):
     @property
     def batch(self) -> int | None:  # type: ignore[override]
         """See `Bound`."""
-        return largest(bound.batch for bound, _ in self.inputs.pieces)
+        return smallest(bound.batch for bound, _ in self.inputs.pieces)
 
     def interval(self, rows: Tensor, unlimited: bool = False) -> Interval:
         """See `Bound`."""
@@ -250,9 +250,9 @@ def vector(parameter: Tensor, rows: Tensor) -> Tensor:
     return here(parameter).flatten()[rows]
 
 
-def largest(numbers: Iterable[int | None]) -> int | None:
+def smallest(numbers: Iterable[int | None]) -> int | None:
     """Of those that are known."""
-    return max((number for number in numbers if number is not None), default=None)
+    return min((number for number in numbers if number is not None), default=None)
 
 
 # -- changes -----------------------------------------------------------------------------------------------------------

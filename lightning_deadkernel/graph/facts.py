@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_deadkernel.graph.activations import Activation
 from lightning_deadkernel.graph.ahead import Ahead
-from lightning_deadkernel.graph.bounds import Affine, Gate, Normalised, largest
+from lightning_deadkernel.graph.bounds import Affine, Gate, Normalised, smallest
 from lightning_deadkernel.graph.kernel_ops import Neighbourhood
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import FROZEN
@@ -227,7 +227,7 @@ class LayerFacts:
         for gate in self.gates:
             left -= gate.opens_for(left)
         limited = [gate for gate in self.gates if gate.bound.batch and gate.opens_for(left, unlimited=True)]
-        return left, largest(gate.bound.batch for gate in limited)
+        return left, smallest(gate.bound.batch for gate in limited)
 
     def reach(self, channel: int) -> float | None:
         """How far any input lifts a channel above its shift, with the weights of now; None where that is not known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from lightning_deadkernel.observation import OF_KERNELS
@@ -45,11 +45,19 @@ def certified(findings: Sequence[Finding]) -> str:
     if not proven:
         return ""
     limits = [int(finding.evidence.get("certified_up_to_values_of_a_channel", 0)) for finding in asked]
-    what = "no input at all" + (f", of up to {max(limits):,} values a channel," if any(limits) else "")
+    what = _no_input(limits)
     which = "It is" if total == 1 else "All of them are" if proven == total else f"{proven:,} of them are"
     which = which if proven > 1 or total == 1 else "1 of them is"
     rest = f"; the other{'s were' if total - proven > 1 else ' was'} not seen to fire" * (proven < total)
     return f"{which} certified: {what} can make {'it' if proven == 1 else 'them'} fire with these weights{rest}"
+
+
+def _no_input(limits: Iterable[int]) -> str:
+    """What cannot make certified channels fire; where norms' own statistics do that, of so many values, 0 elsewhere."""
+    values = min(filter(None, limits), default=0)
+    if not values:
+        return "no input at all"
+    return f"no input at all, of up to {values:,} values a channel (in training only, if a batch norm takes these),"
 
 
 def prospect(finding: Finding) -> str:
@@ -186,7 +194,8 @@ def watched_and_not(report: ReportRecord) -> str:
     if certified_dead:
         dead = sum(len(layer.dead) for layer in report.watched)
         parts.append(
-            f"{certified_dead:,} of {count(dead, 'dead kernel')} certified: no input at all can make them fire"
+            f"{certified_dead:,} of {count(dead, 'dead kernel')} certified:"
+            f" {_no_input(layer.certified_batch or 0 for layer in report.watched)} can make them fire"
         )
     for state, meaning in (
         ("zero_gradient", "without any gradient"),
