@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_deadkernel.functional.permanence import Decay
 from lightning_deadkernel.graph.facts import LayerFacts
+from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.observation import Prospect
 from lightning_deadkernel.thresholds import Thresholds
 
@@ -56,9 +57,7 @@ def prospect(entry: Mapping[str, Any], facts: LayerFacts, groups: Groups, thresh
     return Prospect(
         tuple(channels),
         _moves(kernel, scale, rules[1]),
-        _fades_in(
-            layer.rows(layer.main)[channels], kernel, thresholds.zero_kernel * float(norms.max()), layer.main, groups
-        ),
+        _fades_in(layer, channels, kernel, thresholds.zero_kernel * float(norms.max()), groups),
         None if None in opens.values() else tuple(returning),
         _earliest(returning, values, facts, scale, rules[1]),
     )
@@ -66,7 +65,10 @@ def prospect(entry: Mapping[str, Any], facts: LayerFacts, groups: Groups, thresh
 
 def _rule(parameter: nn.Parameter, groups: Groups) -> Decay | None:
     held = groups.get(id(parameter))
-    return Decay("none", 0.0, 0.0) if held is None else Decay.of(*held)
+    if held is None:
+        return Decay("none", 0.0, 0.0)
+    stands = not held[1]["lr"] and held[1].get("weight_decay")  # at one end of a schedule, which may raise it again
+    return None if stands else Decay.of(*held)
 
 
 def _moves(*rules: Decay | None) -> bool:
@@ -82,16 +84,18 @@ def _opens(shift: float, scale: Decay | None, of_shift: Decay | None) -> bool | 
     return scale.is_slower(of_shift) if shift < 0 else of_shift.is_slower(scale)
 
 
-def _fades_in(rows: Tensor, rule: Decay, target: float, leaf: nn.Parameter, groups: Groups) -> int | None:
-    """Steps until the last of the kernels, (R, K), has a norm of no more than the target; None: not known, or never."""
-    rows = rows.double().cpu()
+def _fades_in(layer: Layer, channels: list[int], rule: Decay, target: float, groups: Groups) -> int | None:
+    """Steps until the last of some kernels has a norm of no more than the target; None: not known, or never."""
+    rows = layer.rows(layer.main)[channels].double().cpu()
     if not target:
         return None
     if rule.kind == "adam":  # entry by entry
-        return rule.steps_until(float(rows.abs().max()), target / math.sqrt(rows.shape[1]))
+        state = groups[id(layer.main)][0].state.get(layer.main, {})
+        squares, taken = state.get("exp_avg_sq"), int(state.get("step", 0))
+        square = 0.0 if squares is None else float(layer.rows(squares)[channels].max())
+        return rule.steps_until(float(rows.abs().max()), target / math.sqrt(rows.shape[1]), square=square, taken=taken)
     norms = rows.norm(dim=1)
-    largest = int(norms.argmax())
-    return rule.steps_until(float(norms[largest]), target)
+    return rule.steps_until(float(norms.max()), target)
 
 
 def _earliest(

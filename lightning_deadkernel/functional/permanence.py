@@ -51,9 +51,11 @@ class Decay:
         if not rate or not decay:
             return cls("none", rate, decay)
         if kind == "sgd":
-            return cls(kind, rate, decay, float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"]))
+            momentum, dampening = float(group["momentum"]), float(group["dampening"])
+            rule = cls(kind, rate, decay, momentum, dampening, bool(group["nesterov"]))
+            return None if rule.overshoots else rule
         if kind == "decoupled" or group.get("decoupled_weight_decay"):
-            return cls("decoupled", rate, decay)
+            return cls("decoupled", rate, decay) if rate * decay < 1 else None
         betas = tuple(map(float, group["betas"]))
         return None if group["amsgrad"] else cls(kind, rate, decay, betas=betas, eps=float(group["eps"]))  # type: ignore[arg-type]
 
@@ -66,24 +68,39 @@ class Decay:
             return (1 - self.rate * self.decay * (self.kind == "decoupled")) ** steps, 0.0
         if not self.momentum:
             return (1 - self.rate * self.decay) ** steps, 0.0
-        buffer = np.array([(1 - self.dampening) * self.decay, self.momentum])
-        update = buffer if not self.nesterov else np.array([self.decay, 0.0]) + self.momentum * buffer
-        step = np.array([np.array([1.0, 0.0]) - self.rate * update, buffer])
-        left = np.linalg.matrix_power(step, steps)[0]
+        left = np.linalg.matrix_power(self._step(), steps)[0]
         return float(left[0]), float(left[1])
 
-    def steps_until(self, size: float, target: float, buffer: float = 0.0) -> int | None:
+    @property
+    def overshoots(self) -> bool:
+        """Of `sgd`: it takes a weight past zero, as it does where momentum is large beside a step's decay."""
+        if not self.momentum:
+            return self.rate * self.decay >= 1
+        kept = np.linalg.eigvals(self._step())
+        return bool(np.iscomplexobj(kept) or (kept <= 0).any() or (kept >= 1).any())
+
+    def _step(self) -> Any:
+        """(2, 2) what a step makes of (w, buffer)."""
+        buffer = np.array([(1 - self.dampening) * self.decay, self.momentum])
+        update = buffer if not self.nesterov else np.array([self.decay, 0.0]) + self.momentum * buffer
+        return np.array([np.array([1.0, 0.0]) - self.rate * update, buffer])
+
+    def steps_until(
+        self, size: float, target: float, buffer: float = 0.0, square: float = 0.0, taken: int = 0
+    ) -> int | None:
         """Steps until a weight of this size is no larger than the target; None: never, or not within those followed.
 
         Args:
             size: of the weight, or norm of a kernel.
             target: above zero.
             buffer: SGD's momentum buffer of it, along the weight.
+            square: Adam's running mean of squared gradients, from before the gradient was zero: it makes steps smaller.
+            taken: Adam's steps so far.
         """
         if size <= target:
             return 0
         if self.kind == "adam":
-            return self._followed(size, target)
+            return self._followed(size, target, square, taken)
 
         def is_small(steps: int) -> bool:
             own, carried = self.shares(steps)
@@ -100,15 +117,15 @@ class Decay:
             low, high = (low, middle) if is_small(middle) else (middle, high)
         return high
 
-    def _followed(self, w: float, target: float) -> int | None:
-        """Adam from moments that are zero, as they are when a gradient has long been so."""
-        (b1, b2), m, v = self.betas, 0.0, 0.0
-        for step in range(1, FOLLOWED + 1):
+    def _followed(self, w: float, target: float, v: float, taken: int) -> int | None:
+        """Adam from a running mean of gradients that is zero, as it soon is when gradients are."""
+        (b1, b2), m = self.betas, 0.0
+        for step in range(taken + 1, taken + FOLLOWED + 1):
             gradient = self.decay * w
             m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient * gradient
             w -= self.rate * m / (1 - b1**step) / (math.sqrt(v / (1 - b2**step)) + self.eps)
             if abs(w) <= target:
-                return step
+                return step - taken
         return None
 
     def is_slower(self, other: Decay) -> bool | None:

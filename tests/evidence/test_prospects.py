@@ -138,3 +138,23 @@ def test_without_decay_nothing_moves_them_and_of_an_unknown_optimizer_nothing_is
     assert prospect(finding) == "Nothing moves them any more: they have no gradient and no weight decay"
     finding = dead_finding(Block(whole(torch.optim.RMSprop, lr=1e-3, weight_decay=0.1)))
     assert not {"moved_by", "faded_in_steps", "opened_by_decay"} & set(finding.evidence)
+
+
+def test_a_learning_rate_of_zero_at_the_end_of_a_schedule_says_nothing_of_what_comes() -> None:
+    finding = dead_finding(Block(whole(torch.optim.AdamW, lr=0.0, weight_decay=0.1)))
+    assert "moved_by" not in finding.evidence
+
+
+def test_adams_date_rests_on_the_gradients_that_it_remembers() -> None:
+    def date(remembered: float) -> int:
+        finding = dead_finding(Block(lambda net: warmed(net, remembered)))
+        return int(finding.evidence["faded_in_steps"])
+
+    def warmed(net: Block, remembered: float) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-2)
+        kernels = net.unit.weight
+        state = {"exp_avg": torch.zeros_like(kernels), "exp_avg_sq": torch.full_like(kernels, remembered)}
+        optimizer.state[kernels] = {"step": torch.tensor(1000.0), **state}
+        return optimizer
+
+    assert date(1e-2) > 2 * date(0.0)

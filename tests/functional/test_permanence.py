@@ -109,3 +109,43 @@ def test_which_of_two_parameters_keeps_more() -> None:
     assert decoupled(0.1).is_slower(decoupled(0.1)) is False
     assert decoupled(0.1).is_slower(decoupled(0.0)) is False
     assert decoupled(0.1).is_slower(rule(OPTIMIZERS["Adam"]([nn.Parameter(torch.ones(1))]))) is None
+
+
+OVERSHOOTING: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, 1.0, weight_decay=1.5),
+    "SGD that diverges": lambda p: torch.optim.SGD(p, 100.0, weight_decay=1.0),
+    "momentum": lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.05, momentum=0.9),
+    "dampening": lambda p: torch.optim.SGD(p, 0.5, weight_decay=0.1, momentum=0.9, dampening=0.5),
+    "AdamW": lambda p: torch.optim.AdamW(p, 1.0, weight_decay=1.5),
+}
+
+
+@pytest.mark.parametrize("name", OVERSHOOTING)
+def test_nothing_is_said_where_decay_takes_a_weight_past_zero(name: str) -> None:
+    shift = nn.Parameter(torch.tensor([-5.0]))
+    optimizer = OVERSHOOTING[name]([shift])
+    shift.grad = torch.zeros_like(shift)
+    signs = set()
+    for _ in range(100):
+        optimizer.step()
+        signs.add(float(shift.detach().sign()))
+    assert 1.0 in signs  # what was shut is open
+    assert Decay.of(optimizer, optimizer.param_groups[0]) is None
+
+
+def test_gradients_from_before_make_the_first_steps_of_adam_smaller() -> None:
+    weight = nn.Parameter(torch.tensor([0.5], dtype=torch.float64))
+    optimizer = torch.optim.Adam([weight], 1e-3, weight_decay=1e-2)
+    for step in range(200):
+        weight.grad = torch.full_like(weight, 0.1 * (-1) ** step)
+        optimizer.step()
+    for _ in range(100):
+        weight.grad.zero_()
+        optimizer.step()
+    state, size = optimizer.state[weight], weight.item()
+    foretold = rule(optimizer).steps_until(
+        size, 5e-4, square=state["exp_avg_sq"].item(), taken=int(state["step"].item())
+    )
+    assert foretold is not None
+    assert foretold > 2 * (rule(optimizer).steps_until(size, 5e-4) or 0)
+    assert foretold == pytest.approx(steps_of(optimizer, weight, 5e-4), rel=0.01)
