@@ -318,6 +318,8 @@ class LayerWindow(LayerStatistics):
     """Layers whose activations are this layer's only inputs; None where anything else (images, embeddings) enters."""
     consumers: tuple[Consumer, ...] | None = None
     """Layers that read this layer's channels; None where the graph does not show them all."""
+    used_elsewhere: bool = False
+    """The graph reads its weight, its bias or the norm behind it past their own ops, too."""
     passes_zero: bool = False
     """Of a channel whose activation is 0 everywhere, all that reads it gets exactly 0."""
     norm: str | None = None

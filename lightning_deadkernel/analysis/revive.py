@@ -28,6 +28,7 @@ WHY_ENTANGLED = {
     "hidden": "the graph does not show all that reads their channels: those are added to others, or leave the network",
     "statistics": "the values of other channels depend on theirs, through a norm or the like",
     "other inputs": "the weights that read their channels read other things too",
+    "elsewhere": "their weights, or those that read them, are used beside their own layer, too",
     "not zero": "what reads their channels gets something else than 0 where their activation is 0",
 }
 

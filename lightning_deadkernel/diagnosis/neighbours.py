@@ -29,4 +29,6 @@ def _entangled(layer: LayerWindow, layers: Mapping[str, LayerWindow]) -> Entangl
         reader = layers.get(consumer.layer)
         if consumer.slices is None or reader is None or reader.producers != (layer.name,):
             return "other inputs"
+    if layer.used_elsewhere or any(layers[consumer.layer].used_elsewhere for consumer in layer.consumers):
+        return "elsewhere"
     return None if layer.passes_zero else "not zero"

@@ -97,7 +97,7 @@ def summarize(
             if id(layer.main) in groups:
                 entry["adam"] = _adam_state(layer, *groups[id(layer.main)], counts.optimizer_steps)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
-        entry["passes_zero"] = facts.passes_zero
+        entry["passes_zero"], entry["used_elsewhere"] = facts.passes_zero, facts.used_elsewhere
         if facts.scale is not None:
             entry["norm"] = norms.get(id(facts.scale))
         if with_tensors:

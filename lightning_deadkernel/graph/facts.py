@@ -125,6 +125,8 @@ class LayerFacts:
     gates: list[Gate] = field(default_factory=list)
     unbounded: int = 0
     """Channels of which no certificate is possible; a bit mask."""
+    used_elsewhere: bool = False
+    """See `LayerWindow.used_elsewhere`."""
     passes_zero: bool = True
     """See `LayerWindow.passes_zero`."""
     exclusion: str | None = None

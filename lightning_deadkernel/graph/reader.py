@@ -28,6 +28,7 @@ from lightning_deadkernel.graph.parts import Part, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths
 from lightning_deadkernel.graph.rows_in_graph import (
     NO_KERNEL_OPS,
+    behind_views,
     first_ops,
     is_factor,
     lookups_of,
@@ -193,6 +194,16 @@ class GraphMap:
             for layer, parts in found.items()
             if layer is not None and None not in found
         ]
+
+    def used_elsewhere(self, use: LayerUse) -> bool:
+        """Whether something reads a parameter of the layer, or of the norm behind it, that is not their own op."""
+        weight = self.graph.leaves.get(id(use.layer.main))
+        own = set() if weight is None else behind_views(self.graph, weight)
+        if not use.layer.reparametrized and own - self.kernels.ops.keys():
+            return True
+        beside = {id(p) for p in (use.beside.bias, use.beside.shift, use.beside.scale) if p is not None}
+        leaves = [self.graph.leaves[one] for one in beside if one in self.graph.leaves]
+        return any(len(behind_views(self.graph, leaf)) > max(1, len(own)) for leaf in leaves)
 
     def passes_zero(self, use: LayerUse) -> bool:
         """Whether what reads a channel gets exactly 0 where its activations are 0 everywhere."""
@@ -484,6 +495,7 @@ class GraphReader:
                     facts.producers = None
                 else:
                     facts.producers.update(*(names for names in inputs if names))
+            facts.used_elsewhere = facts.used_elsewhere or found.used_elsewhere(use)
             facts.passes_zero = facts.passes_zero and found.passes_zero(use)
             if facts.consumers is not None:
                 consumers = found.consumers(use)

@@ -132,7 +132,7 @@ class ChannelValues:
     """Window in which each channel's present state began."""
 
 
-Entangled = Literal["hidden", "statistics", "other inputs", "not zero"]
+Entangled = Literal["hidden", "statistics", "other inputs", "not zero", "elsewhere"]
 """See `Neighbours.entangled`."""
 
 
@@ -148,7 +148,7 @@ class Neighbours:
     """Why the weights that read a channel whose activation is off cannot change without changing what the network
     computes: ``"hidden"``, the graph does not show all that reads it; ``"statistics"``, other channels depend on it,
     through a norm or the like; ``"other inputs"``, the same weights read other things too; ``"not zero"``, they get
-    something else than 0 from it. None where they can."""
+    something else than 0 from it; ``"elsewhere"``, weights are used beside their own op, too. None where they can."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,6 +174,12 @@ def residual() -> Case:
     return Net(lambda net, x: net.head(F.relu(net.first(x)) + net.skip(x)), **layers), images()
 
 
+def elsewhere(use: Callable[[Any], Tensor]) -> Case:
+    net, x = chain(conv(dead=DEAD), images(), nn.Conv2d(8, 2, 1))
+    net._forward = lambda net, x: net.head(F.relu(net.first(x))) + use(net)
+    return net, x
+
+
 def tied() -> Case:
     net, x = chain(linear(8, 8, *DEAD), rows(16, 8), nn.Linear(8, 8))
     net.twin = nn.Linear(8, 8)
@@ -200,6 +206,14 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     "a reader with weight norm": (
         lambda: chain(conv(dead=DEAD), images(), weight_norm(nn.Conv2d(8, 2, 1))),
         "computed from others",
+    ),
+    "a weight used elsewhere": (
+        lambda: elsewhere(lambda net: net.first.weight.sum()),
+        "beside their own layer",
+    ),
+    "a reader used elsewhere": (
+        lambda: elsewhere(lambda net: net.head.weight.square().sum()),
+        "beside their own layer",
     ),
     "a reader that is frozen": (
         lambda: chain(conv(dead=DEAD), images(), nn.Conv2d(8, 2, 1).requires_grad_(False)),
