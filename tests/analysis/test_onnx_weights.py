@@ -74,6 +74,7 @@ def test_each_op_is_read_with_its_kernels_along_the_first_axis(tmp_path: Path) -
     assert channels == {layer.name: layer.channels for layer in audit_state_dict(expected, "it").layers}
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="beside the oldest releases, onnx reads no bfloat16")
 def test_bfloat16_is_read_and_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
     raw = onnx.helper.make_tensor("a.weight", onnx.TensorProto.BFLOAT16, [2, 2], [1.0, 2.0, 0.0, 0.0])
     graph = onnx.helper.make_graph([node("Conv", "x", "a.weight")], "graph", [], [], [raw])
