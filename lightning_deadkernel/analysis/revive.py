@@ -76,7 +76,8 @@ def revive(
     begins anew for its channel, and the weights that read it become zero. So the network computes what it did before;
     from the first step on the reading weights learn, and through them the kernel does. Where that cannot be known (a
     residual sum, a norm over several channels, tied weights, ...) the kernel is left as it is. What reads a detached
-    copy of the channels leaves no trace in a graph, and is not known.
+    copy of the channels leaves no trace in a graph, and is not known; nor is what the kernel does in evaluation, where
+    a batch norm's running statistics may let it fire.
 
     What the optimizer remembers of these weights goes: running means of gradients become 0. Those of squared gradients
     take their mean over the parameter's other weights, and not 0: how many steps Adam has taken is one number for a

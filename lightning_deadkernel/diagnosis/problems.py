@@ -9,6 +9,7 @@ from lightning_deadkernel.diagnosis.rule import titled
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.report.records import SEVERITIES, Finding, Problem
 from lightning_deadkernel.report.sentences import certified, listed, prospect
+from lightning_deadkernel.report.text import count
 
 SHOWN = 3
 _RULES = {rule.kind: rule for rule in RULES}
@@ -114,21 +115,31 @@ def _story(
     """What, since when, and what to do, in a sentence or two each."""
     explanation = first.cause.split(": ", 1)[-1]
     since = sorted({int(finding.evidence["since_window"]) for finding in roots if "since_window" in finding.evidence})
-    sentences = [f"{title}: {explanation}"]
+    sentences = [f"{title}: {_whose(first, roots, since)}{explanation}"]
     if len(since) > 1:
         sentences.append(f"The first since {when(since[0])}, the last since {when(since[-1])}")
     elif since:
         sentences.append(f"Since {when(since[0])}")
     if certainty := certified(roots):
         sentences.append(certainty)
-    if future := prospect(first):
-        sentences.append(future)
+    futures = {prospect(finding) for finding in roots}  # one for all, or none
+    sentences += futures - {""} if len(futures) == 1 else ()
     named = {finding.layer for finding in roots}
     others = [layer for layer in dict.fromkeys(finding.layer for finding in all_) if layer and layer not in named]
     if others:
         names = listed(others, SHOWN)
         sentences.append(f"It also holds up {names}")
     return " ".join(f"{sentence.rstrip('.')}." for sentence in [*sentences, first.advice])
+
+
+def _whose(first: Finding, roots: Sequence[Finding], since: Sequence[int]) -> str:
+    """Of several findings, by whose numbers and times they are explained; empty where these are true of all."""
+    if len({finding.cause for finding in roots if finding.kind == first.kind}) == 1:
+        return ""
+    where = f"in {first.layer or 'the network'}"
+    rule = _RULES.get(first.kind)
+    some = f" ({count(len(first.channels), rule.noun)})" if first.channels and rule is not None else ""
+    return f"{'first ' if len(since) > 1 else ''}{where}{some}: "
 
 
 def new_problems(problems: Sequence[Problem], known: set[tuple[str, str | None]]) -> tuple[Problem, ...]:

@@ -64,7 +64,9 @@ def prospect(finding: Finding) -> str:
     """What becomes of dead kernels if the optimizer goes on as it is; empty where that is not known."""
     evidence = finding.evidence
     if evidence.get("moved_by") == "nothing":
-        return "Nothing moves them any more: they have no gradient and no weight decay"
+        still = "Nothing moves their weights any more: they have no gradient and no weight decay"
+        proven = evidence.get("certified") == len(finding.channels)
+        return still if proven else f"{still}; they fire again only if what they read changes"
     fades, opened = evidence.get("faded_in_steps"), evidence.get("opened_by_decay")
     if opened:
         first = evidence.get("opened_in_steps_at_the_earliest")

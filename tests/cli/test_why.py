@@ -47,7 +47,7 @@ class InThisProcess:
             main(words[3:])
         except SystemExit as end:
             self.returncode = int(end.code or 0)
-        except Exception:
+        except Exception:  # as a process would, it prints it and ends with 1
             stdout.write(traceback.format_exc().encode())
             self.returncode = 1
         finally:

@@ -130,4 +130,23 @@ def test_a_problem_counts_all_kernels_of_its_layer_and_tells_of_the_first_to_go(
     (problem,) = find_problems([found((12,), 8), found((2, 6), 3)], lambda window: f"window {window}")
     assert problem.title == "conv: 3 of 16 kernels are dead (decayed)"
     assert problem.cause == "decayed: gone at 3"
-    assert problem.story == f"{problem.title}: gone at 3. The first since window 3, the last since window 8. Use AdamW."
+    assert problem.story == (
+        f"{problem.title}: first in conv (2 kernels): gone at 3. The first since window 3, the last since window 8. "
+        "Use AdamW."
+    )
+
+
+def test_what_is_true_of_one_finding_alone_is_not_told_of_all() -> None:
+    def found(layer: str, cause: str, moved_by: str = "") -> Finding:
+        evidence = {"of": 16, "since_window": 3, **({"moved_by": moved_by} if moved_by else {})}
+        title = "1 of 16 kernels is dead (decayed)"
+        return Finding("dead_channels", "warning", layer, (1,), evidence, cause, "Use AdamW.", "", 9, 10, title)
+
+    def story(*findings: Finding) -> str:
+        (problem,) = find_problems(findings, lambda window: f"window {window}")
+        return problem.story.removeprefix(f"{problem.title}: ")
+
+    one, other = found("a", "decayed: gone at 3", "nothing"), found("b", "decayed: gone at 5")
+    assert story(one, other) == "in a (1 kernel): gone at 3. Since window 3. Use AdamW."
+    same = found("b", "decayed: gone at 3", "nothing")
+    assert story(one, same).startswith("gone at 3. Since window 3. Nothing moves their weights any more")

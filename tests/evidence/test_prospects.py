@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -135,7 +136,10 @@ def test_no_input_opens_them_before_the_date_and_some_input_does_soon_after() ->
 def test_without_decay_nothing_moves_them_and_of_an_unknown_optimizer_nothing_is_said() -> None:
     finding = dead_finding(Block(whole(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)))
     assert finding.evidence["moved_by"] == "nothing"
-    assert prospect(finding) == "Nothing moves them any more: they have no gradient and no weight decay"
+    still = "Nothing moves their weights any more: they have no gradient and no weight decay"
+    assert prospect(finding) == still, "they are certified: no change of what they read lets them fire"
+    open_to_change = replace(finding, evidence={**finding.evidence, "certified": 0})
+    assert prospect(open_to_change) == f"{still}; they fire again only if what they read changes"
     finding = dead_finding(Block(whole(torch.optim.RMSprop, lr=1e-3, weight_decay=0.1)))
     assert not {"moved_by", "faded_in_steps", "opened_by_decay"} & set(finding.evidence)
 
