@@ -16,10 +16,9 @@ from lightning_deadkernel.evidence.observer import Observer
 from lightning_deadkernel.evidence.open_window import Checksums, Seen
 from lightning_deadkernel.evidence.prospects import groups_of, prospect
 from lightning_deadkernel.evidence.step_values import StepValues
+from lightning_deadkernel.evidence.weights import Draft, read_weights
 from lightning_deadkernel.functional.adam import share_below_epsilon, steady_step_of
 from lightning_deadkernel.functional.histograms import bit_histogram, bit_histograms
-from lightning_deadkernel.functional.kernels import SMALL, by_rows, row_max, row_norms
-from lightning_deadkernel.functional.sparsity import weight_summaries
 from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
@@ -28,8 +27,6 @@ from lightning_deadkernel.thresholds import Thresholds
 
 ASKED = 1 << 14
 """Entries of an optimizer's state that are looked at, of a larger one: a share is known to 0.004."""
-Draft = dict[str, Any]
-"""The fields of a `LayerWindow` on its way."""
 
 CUT_OFF = "not in the graph of the loss: never used in the training step, or detached"
 
@@ -75,7 +72,7 @@ def summarize(
             entry["missed"] = _missed(facts, entry["excluded"])
             entry["parameters"] = 0 if facts.layer.channels == 0 else layer.main.numel()
     watched = [(entry, facts) for entry, facts in described if entry["excluded"] is None]
-    _read_weights(watched, tensors if with_tensors else None)
+    read_weights(watched, tensors if with_tensors else None)
     for entry, facts in watched:
         layer = facts.layer
         entry["in_optimizer"] = not optimizers or id(layer.main) in groups
@@ -171,7 +168,7 @@ def first_sight(observer: Observer, names: Collection[str], index: int, epoch: i
     for facts in observer.reader.facts.values():
         if facts.layer.name in names and not facts.holds_no_kernels:
             described.append((_describe(facts), facts))
-    _read_weights(described, None)
+    read_weights(described, None)
     window.layers = [LayerWindow(**entry) for entry, _ in described]
     return window
 
@@ -180,67 +177,6 @@ def _missed(facts: LayerFacts, excluded: str) -> Literal["cut off", "unreadable"
     if facts.layer.excluded is not None:  # someone wants it so
         return None
     return "cut off" if excluded == CUT_OFF else "unreadable" if facts.exclusion is not None else None
-
-
-def _read_weights(described: Sequence[tuple[Draft, LayerFacts]], tensors: WindowTensors | None) -> None:
-    """Statistics of the weights; those of all small layers at once."""
-    kernels: list[tuple[Draft, LayerFacts]] = []
-    for entry, facts in described:
-        layer = facts.layer
-        entry["bytes_per_parameter"] = layer.main.element_size()
-        extras = [facts.scale, facts.source.parameter if facts.source else None]
-        owned = {id(p): p.numel() for p in (layer.bias, *extras) if p is not None}
-        entry["parameters"] = layer.own(layer.main).numel() + sum(owned.values())
-        if layer.is_looked_up:
-            padding = getattr(layer.module, "padding_idx", None)
-            if padding is not None:
-                entry["masked"] = torch.arange(layer.channels) == padding
-        elif layer.main.numel() > SMALL:  # one at a time, as a weight may have to be made
-            _read_kernels([(entry, facts)], tensors)
-        else:
-            kernels.append((entry, facts))
-    _read_kernels(kernels, tensors)
-
-
-def _read_kernels(described: Sequence[tuple[Draft, LayerFacts]], tensors: WindowTensors | None) -> None:
-    weights = [whole(facts.layer.weight()) for _, facts in described]
-    rows = [facts.layer.rows(weight) for (_, facts), weight in zip(described, weights, strict=True)]
-    norms = [found.cpu() for found in by_rows(row_norms, rows)]
-    largest = [found.cpu() for found in by_rows(row_max, rows)]
-    owned = [facts.layer.own(weight) for (_, facts), weight in zip(described, weights, strict=True)]
-    summaries = weight_summaries(owned)
-    for place, (entry, facts) in enumerate(described):
-        layer, weight, summary, source = facts.layer, weights[place], summaries[place], facts.source
-        entry["norms"], entry["largest"] = norms[place], largest[place]
-        if facts.scale is not None:
-            entry["norm_scale"] = _on_host(whole(facts.scale.detach()).abs())
-        # where the kernel itself is the source (its norm has no shift, there are several), its bias is still added
-        shift = source.parameter if source is not None and source.parameter is not None else layer.bias
-        if shift is not None:
-            entry["shift"] = _on_host(whole(shift.detach()))
-        entry["weight_sparsity"], entry["weight_near_zeros"] = summary.zeros, summary.near_zeros
-        entry["gini"], entry["hoyer"] = summary.gini, summary.hoyer
-        if layer.groups == 1 and layer.channel_dim == 0 and weight.ndim >= 2:
-            entry["input_largest"] = _on_host(row_max(layer.columns(weight)))
-        entry["identical"] = _are_identical(rows[place])
-        mask = layer.mask()
-        if mask is not None:
-            entry["masked"] = (layer.rows(mask) == 0).all(1).cpu()
-    if tensors is not None and described:
-        names = [entry["name"] for entry, _ in described]
-        counts = [summary.histogram for summary in summaries]
-        tensors.histograms.setdefault("weights", {}).update(zip(names, counts, strict=True))
-        tensors.histograms.setdefault("kernel_norms", {}).update(zip(names, bit_histograms(norms), strict=True))
-
-
-def _are_identical(rows: Tensor) -> bool:
-    """Whether all kernels are equal; two rows tell almost always, and only if they are equal the rest is compared."""
-    return len(rows) > 1 and torch.equal(rows[0], rows[1]) and bool((rows == rows[:1]).all())
-
-
-def _on_host(values: Tensor) -> Tensor:
-    """On the CPU, in at least float32."""
-    return values.to("cpu", torch.promote_types(values.dtype, torch.float32))
 
 
 def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segments: Segments, backwards: int) -> None:

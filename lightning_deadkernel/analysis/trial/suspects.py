@@ -37,7 +37,7 @@ from lightning_deadkernel.diagnosis.causes import (
     ZERO_AT_INITIALISATION,
     CauseKind,
 )
-from lightning_deadkernel.diagnosis.rules.dead_channels import SHORT_MEMORY
+from lightning_deadkernel.diagnosis.death_causes import SHORT_MEMORY
 from lightning_deadkernel.report.records import ReportRecord
 
 Settings = Mapping[str, Any]

@@ -31,7 +31,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
     BORN_DEAD,
     DECAYED,
@@ -44,46 +43,21 @@ from lightning_deadkernel.diagnosis.causes import (
     UNKNOWN,
     UPSTREAM_DEAD,
     ZERO_AT_INITIALISATION,
-    Cause,
     CauseKind,
     Evidence,
 )
-from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext, span
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.death_causes import CAUSES, CHANCE_SHARE, proven, unknown
 from lightning_deadkernel.diagnosis.gradient_causes import BY_DEAD_INPUTS
-from lightning_deadkernel.diagnosis.layer_past import NEVER
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import (
-    BY_DECAY,
-    BY_DECAY_FIRST,
-    BY_DECAY_OF_SCALE,
     BY_MASK,
-    BY_SCALE,
-    FROM_THE_START,
-    ChannelCause,
     assign,
-    has_scale_fallen,
-    is_zero,
 )
-from lightning_deadkernel.functional.adam import step_after_quiet
 from lightning_deadkernel.report.records import Severity
 
 FEW_BATCHES = 5
 """One batch is no evidence: in a healthy layer of 1024 units 9 % were silent in one batch of 32, 0 % over ten."""
-CHANCE_SHARE = 0.5
-"""Healthy He-initialised networks, 20 layers deep and 64 wide, have up to 44 % of a deep layer dead from the first draw
-and ordinary drift."""
-SHIFT_REACH = 3.0
-"""A normalised input rarely passes three standard deviations: a shift below -3 |gamma| keeps the rectifier shut."""
-BARE_SHIFT_REACH = 10.0
-"""Without a norm the input's size is unknown: ten times what an input of unit rms reaches leaves room for that."""
-SHORT_MEMORY = 0.95
-"""The beta2 of most large language models: a running mean of squares over twenty steps instead of a thousand."""
-FIRST_RATE = 0.5
-"""Half of the inputs is what the draw of the initial weights gives a channel: the rate of its first window is a mean
-over the way down from there."""
-FADED_RATE = 0.3
-"""In healthy He-initialised networks, 20 layers deep and 64 wide, the channels that drift off fired on 0.05 to 24 % of
-inputs in their last window."""
 AS_OUTPUT = (
     "These are outputs of the network: take away the rectifier after the last layer, or see whether any target asks for"
     " a value above zero there."
@@ -117,7 +91,7 @@ def dead_channels(context: WindowContext) -> Iterator[Found]:
         if not bool(dead.any()):
             continue
         audited = context.window.audited
-        groups = assign(layer, dead, (BY_MASK,) if audited else CAUSES, _proven if audited else _unknown)
+        groups = assign(layer, dead, (BY_MASK,) if audited else CAUSES, proven if audited else unknown)
         chance = sum(float(channels.float().mean()) for channels, cause in groups if cause.kind.by_chance)
         for channels, cause in groups:
             severity = _severity(layer, bool(dead.all()), channels, cause.kind, chance)
@@ -182,223 +156,3 @@ def _looked_at(layer: LayerContext) -> int | None:
         return layer.samples if layer.observed.passed_positions is None else None
     finite = window.batches - window.non_finite_batches
     return passed * finite // window.batches if window.batches else passed
-
-
-# -- causes -----------------------------------------------------------------------------------------------------------
-
-
-def _is_upstream_dead(layer: LayerContext) -> Tensor:
-    """All layers that feed this one are wholly dead."""
-    producers = layer.observed.producers or ()
-    return layer.everywhere(bool(producers) and all(layer.wholly_dead(name) for name in producers))
-
-
-def _upstream_dead(layer: LayerContext, channels: Tensor) -> Cause:
-    names = ", ".join(layer.observed.producers or ())
-    return UPSTREAM_DEAD.because(
-        f"every channel of what feeds this layer is dead ({names}), so it sees a constant zero",
-        f"Revive {names} first; this layer follows by itself or shows a cause of its own then.",
-        references.LU,
-        {"producers": names},
-    )
-
-
-def _was_knocked_out(layer: LayerContext) -> Tensor:
-    """It fired until a window in which, or right after which, an update was reckless."""
-    return (layer.past.last_fired > 0) & (layer.past.reckless > layer.thresholds.update_large)
-
-
-def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
-    past = layer.past
-    ratio = past.reckless[channels]
-    return KNOCKED_OUT.because(
-        f"fired until {layer.when(past.last_fired[channels])}, when one optimizer step changed the weights by"
-        f" {span(ratio)} of their own norm (above {layer.thresholds.update_large:g} is reckless)",
-        f"Lower {layer.rate} three- to tenfold, or warm it up over the first few hundred steps; clip the gradient norm"
-        " if the jump came late in training.",
-        f"{references.WARMUP}; {references.CS231N}",
-        {"last_fired_in_window": int(past.last_fired[channels].max()), "update_ratio_max": float(ratio.max())},
-    )
-
-
-def _was_slung(layer: LayerContext) -> Tensor:
-    """It fired until a window in which, or right after which, gradients outgrew Adam's running mean of squares."""
-    return (layer.past.last_fired > 0) & (layer.past.slung > 0)
-
-
-def _slingshot(layer: LayerContext, channels: Tensor) -> Cause:
-    past, adam = layer.past, layer.observed.adam
-    times = past.slung[channels]
-    betas = "" if adam is None else f" with betas=({adam.beta1:g}, {adam.beta2:g})"
-    first = 0.9 if adam is None else adam.beta1
-    return SLINGSHOT.because(
-        f"fired until {layer.when(past.last_fired[channels])}, when a step of {layer.observed.optimizer or 'Adam'} was"
-        f" {span(times, '.2g')} times its steady size: gradients had been quiet{betas}, its running mean of squares was"
-        " far behind those that came; a usual step is small enough",
-        f"Set betas=({first:g}, {SHORT_MEMORY:g}), under which a step after a quiet spell is at most"
-        f" {step_after_quiet(first, SHORT_MEMORY):.2g} times the learning rate; or clip the gradient norm near what it"
-        " is while it is quiet; or warm the learning rate up again where data, loss or layers change in the middle of"
-        " training.",
-        f"{references.STABLE_ADAMW}; {references.WARMUP}",
-        {
-            "last_fired_in_window": int(past.last_fired[channels].max()),
-            "times_steady_step": float(times.max()),
-            "update_ratio_max": float(past.reckless[channels].max()),
-        },
-    )
-
-
-def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
-    """The shift lies below what the input can make up for."""
-    observed = layer.observed
-    if observed.shift is None:
-        return layer.everywhere(False)
-    if observed.norm_scale is not None:
-        # beside a scale that has fallen any shift looks large: then it is the scale that is to blame
-        scale = torch.where(has_scale_fallen(layer), layer.past.first_scale, observed.norm_scale)
-        return (observed.shift < 0) & (observed.shift < -SHIFT_REACH * scale)
-    if observed.norms is None:
-        return layer.everywhere(False)
-    # beside a kernel that is small among its layer's any bias looks large: then the draw of the kernel is to blame
-    return observed.shift < -BARE_SHIFT_REACH * observed.norms.clamp(min=float(observed.norms.median()))
-
-
-def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
-    observed = layer.observed
-    assert observed.shift is not None
-    normed = observed.norm_scale is not None
-    reach = observed.norm_scale if observed.norm_scale is not None else observed.norms
-    assert reach is not None
-    name, against = ("norm's shift (beta)", "|gamma|") if normed else ("bias", "kernel norm")
-    return SHIFT_NEGATIVE.because(
-        f"the {name} is {span(observed.shift[channels])} against a {against} of {span(reach[channels])}: no usual input"
-        " lifts the channel above zero",
-        f"Set the shift of these channels to 0 to revive them; if it happens again, lower {layer.rate} or warm it up.",
-        f"{references.CS231N}; {references.BATCH_NORM}" if normed else references.CS231N,
-        {"shift": float(observed.shift[channels].min()), "reach": float(reach[channels].max())},
-    )
-
-
-def _is_it_normal(share: float) -> str:
-    """The dead share of a layer against what healthy networks have."""
-    if share >= CHANCE_SHARE:
-        return f"{share:.0%} of the layer dead is more than healthy networks have (44% in a deep layer at most). "
-    return f"{share:.0%} of the layer dead is within what healthy deep networks without norms have (up to 44%). "
-
-
-def _was_born_dead(layer: LayerContext) -> Tensor:
-    """It was watched from its first step and has not fired once."""
-    return (layer.past.last_fired == NEVER) & layer.watched_from_start
-
-
-def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
-    step = layer.past.first_step
-    began = f"it came at step {step:,}" if step else "training began at step 0"
-    return BORN_DEAD.because(
-        f"has not fired once since {began}: the draw of the initial weights put it there",
-        _is_it_normal(len(layer.report.dead) / layer.observed.channels)
-        + "Where it is much: put a norm before the activation, make the layer wider, or use He initialisation,"
-        " LeakyReLU or GELU.",
-        f"{references.LU}; {references.HE}",
-    )
-
-
-def _rate(rates: Tensor) -> str:
-    """Firing rates for a sentence; they are from sampled steps, so that of what fired seldom they may be zero."""
-    low, high = float(rates.min()), float(rates.max())
-    if high == 0:
-        return "too few samples for the sampled steps to see"
-    span_ = f"at most {100 * high:.2g}" if low == 0 else span(rates * 100, ".2g")
-    return f"{span_}% of samples and positions"
-
-
-def _has_faded(layer: LayerContext) -> Tensor:
-    """It fired on few inputs in its last window and then on none, without a reckless step: ordinary drift."""
-    past = layer.past
-    first = past.last_fired == past.first_window + 1
-    few = past.rate < torch.where(first, FIRST_RATE, FADED_RATE)
-    return (past.last_fired > 0) & few
-
-
-def _faded(layer: LayerContext, channels: Tensor) -> Cause:
-    past = layer.past
-    share = len(layer.report.dead) / layer.observed.channels
-    many = share >= CHANCE_SHARE
-    return FADED.because(
-        f"fired on {_rate(past.rate[channels])} in {layer.when(past.last_fired[channels])} and then on none, with no"
-        " reckless step seen: "
-        + ("they faded, and far more of them than by the drift of ordinary training" if many else "ordinary drift"),
-        _is_it_normal(share)
-        + (
-            "Look for a term of the loss that pushes activations down (the L1 of a sparse autoencoder): lower it or"
-            " warm it up, or draw dead kernels anew. Else lower "
-            if many
-            else "Some come back. If their number grows from window to window, put a norm before the activation, lower "
-        )
-        + f"{layer.rate}, or use LeakyReLU or GELU.",
-        f"{references.LU}; {references.CS231N}",
-        {
-            "last_fired_in_window": int(past.last_fired[channels].max()),
-            "last_firing_rate": float(past.rate[channels].max()),
-        },
-    )
-
-
-def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
-    past, fired = layer.past, layer.past.last_fired[channels]
-    once = bool((fired > 0).any())
-    if once:
-        text = f"fired until {layer.when(fired[fired > 0])} and then stopped"
-        rate = past.rate[channels][fired > 0]
-        rate = rate[rate.isfinite()]
-        if rate.numel():
-            text += f" (on {_rate(rate)} over that window)"
-    else:
-        text = "has not fired since it is watched, and the run had begun before that"
-    measured = bool((past.reckless[channels] > 0).any())
-    between = once and measured and layer.window.sampled_steps < layer.window.optimizer_steps
-    ruled_out = [
-        "a reckless update" if once and measured and not between else "",
-        "a zero kernel" if not bool(is_zero(layer)[channels].any()) else "decay of the kernel, which is zero",
-        "a shift out of reach" if layer.observed.shift is not None else "",
-        "a dead layer before it" if layer.observed.producers else "",
-    ]
-    return UNKNOWN.because(
-        f"{text}; ruled out: {', '.join(filter(None, ruled_out))}"
-        + ("; no step that was sampled was reckless, but one between them may have been" if between else ""),
-        _is_it_normal(len(layer.report.dead) / layer.observed.channels)
-        + ("Trainer(log_every_n_steps=1) looks at every step's update. " if between else "")
-        + f"If their number grows from window to window, lower {layer.rate} or put a norm before the activation; a"
-        " small, steady number costs little.",
-        f"{references.LU}; {references.CS231N}",
-        {"last_fired_in_window": int(fired.max())} if once else {},
-    )
-
-
-def _proven(layer: LayerContext, channels: Tensor) -> Cause:
-    """Of a file that has nothing of the past."""
-    return UNKNOWN.because(
-        "with these weights, and with what stands before the layer, no input lifts them above zero; what made it so,"
-        " weights alone do not tell",
-        "They can be pruned without changing the output. If they should not be dead, train with DeadKernelMonitor from"
-        " the start: it tells since when, and why.",
-        references.LU,
-    )
-
-
-CAUSES = (
-    BY_MASK,
-    ChannelCause(UPSTREAM_DEAD, _is_upstream_dead, _upstream_dead),
-    BY_DEAD_INPUTS,
-    FROM_THE_START,
-    BY_DECAY_FIRST,
-    ChannelCause(SLINGSHOT, _was_slung, _slingshot),
-    ChannelCause(KNOCKED_OUT, _was_knocked_out, _knocked_out),
-    ChannelCause(SHIFT_NEGATIVE, _is_shift_out_of_reach, _shift_negative),
-    BY_DECAY,
-    BY_DECAY_OF_SCALE,
-    BY_SCALE,
-    ChannelCause(BORN_DEAD, _was_born_dead, _born_dead),
-    ChannelCause(FADED, _has_faded, _faded),
-)
-"""In the order in which they are tried."""
