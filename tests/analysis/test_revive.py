@@ -180,6 +180,19 @@ def elsewhere(use: Callable[[Any], Tensor]) -> Case:
     return net, x
 
 
+def normalised() -> Case:
+    net, x = chain(linear(6, 8, *DEAD), rows(16, 6), nn.Linear(8, 2))
+    net._forward = lambda net, x: F.linear(F.relu(net.first(x)), net.head.weight / net.head.weight.norm())
+    return net, x
+
+
+def gain_elsewhere() -> Case:
+    net, x = normed()
+    forward = net._forward
+    net._forward = lambda net, x: forward(net, x) + net.norm.weight.sum()
+    return net, x
+
+
 def tied() -> Case:
     net, x = chain(linear(8, 8, *DEAD), rows(16, 8), nn.Linear(8, 8))
     net.twin = nn.Linear(8, 8)
@@ -215,6 +228,8 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
         lambda: elsewhere(lambda net: net.head.weight.square().sum()),
         "beside their own layer",
     ),
+    "a reader divided by its norm": (normalised, "beside their own layer"),
+    "a norm's gain used elsewhere": (gain_elsewhere, "beside their own layer"),
     "a reader that is frozen": (
         lambda: chain(conv(dead=DEAD), images(), nn.Conv2d(8, 2, 1).requires_grad_(False)),
         "the graph does not show",
