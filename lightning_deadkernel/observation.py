@@ -383,6 +383,8 @@ class Window:
     """Sampled optimizer steps skipped by AMP for overflow."""
     gradient_norm: float | None = None
     """Median over the sampled steps of the L2 norm of all gradients, unscaled and unclipped."""
+    gradient_clip: float | None = None
+    """Norm to which the Trainer scales down the gradients of a step where theirs is larger; None: it does not."""
     compiled: bool = False
     audited: bool = False
     """The weights in a file: nothing was run, and nothing is known of how they came to be."""

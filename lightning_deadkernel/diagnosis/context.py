@@ -47,8 +47,10 @@ class WindowContext:
 
     @cached_property
     def loss_is_flat(self) -> bool:
-        """No watched layer had any gradient, though all were looked at."""
-        return bool(self.watched) and all(bool(layer.without_gradient.all()) for layer in self.watched)
+        """No watched layer had any gradient, though all were looked at, and it is not the outputs that are shut."""
+        outputs = [layer for layer in self.layers if layer.is_output]
+        shut = bool(outputs) and all(layer.is_shut for layer in outputs)
+        return bool(self.watched) and not shut and all(bool(layer.without_gradient.all()) for layer in self.watched)
 
     @cached_property
     def wholly_non_finite(self) -> bool:
@@ -108,6 +110,11 @@ class LayerContext:
     def is_output(self) -> bool:
         """Whether nothing but the loss reads it."""
         return self.observed.depth == 0 and not self.observed.consumers and self.window.index > 0
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether every channel is dead, or lies on a flat end of its activation."""
+        return 0 < self.observed.channels in (len(self.report.dead), len(self.report.saturated))
 
     @property
     def rate(self) -> str:

@@ -18,6 +18,7 @@ from lightning_deadkernel.diagnosis.causes import (
     SATURATED_DOWNSTREAM,
     UNDERFLOW,
     UNKNOWN,
+    ZEROED_BETWEEN,
     Cause,
 )
 from lightning_deadkernel.diagnosis.context import LayerContext
@@ -168,6 +169,32 @@ def _outgoing_zero(layer: LayerContext, channels: Tensor) -> Cause:
     )
 
 
+# -- zeroed in between ------------------------------------------------------------------------------------------------
+
+
+def _is_zeroed_between(layer: LayerContext) -> Tensor:
+    """All that reads it has zeros for inputs, though it fires: its shift has a gradient, and none of its weights."""
+    return _in_all_consumers(layer, lambda layer, consumer: layer.everywhere(_gets_zeros_of(layer, consumer.observed)))
+
+
+def _gets_zeros_of(layer: LayerContext, consumer: LayerWindow) -> bool:
+    alone = consumer.producers == (layer.name,)
+    # behind a rectifier it may be shut just where these fire
+    open_ = bool(consumer.gradient_seen[0].any()) and (consumer.gating != "rectifier" or _computes_constants(consumer))
+    return alone and open_ and consumer.gradient_rms == 0 and not consumer.penalised and underflow(consumer) is None
+
+
+def _zeroed_between(layer: LayerContext, channels: Tensor) -> Cause:
+    names = ", ".join(_consumers(layer))
+    return ZEROED_BETWEEN.because(
+        f"they fire, and {names}, which reads them, gets a gradient at its bias and none at its weights: what reaches"
+        " it is zero",
+        f"Look at what lies between {layer.name} and {names}: a dropout with p=1, a mask, a gate or a scale of zero.",
+        references.AUTOGRAD_DOCS,
+        {"reader": names},
+    )
+
+
 # -- saturated downstream, nothing downstream -------------------------------------------------------------------------
 
 
@@ -262,6 +289,7 @@ NO_GRADIENT_CAUSES = (
     ChannelCause(DEAD_DOWNSTREAM, _is_dead_downstream, _dead_downstream),
     ChannelCause(UNDERFLOW, _underflows, _underflow),
     ChannelCause(OUTGOING_ZERO, _is_outgoing_zero, _outgoing_zero),
+    ChannelCause(ZEROED_BETWEEN, _is_zeroed_between, _zeroed_between),
     ChannelCause(SATURATED_DOWNSTREAM, _is_saturated_downstream, _saturated_downstream),
     ChannelCause(IGNORED_BY_LOSS, _is_ignored_by_loss, _ignored_by_loss),
     ChannelCause(NO_GRADIENT_DOWNSTREAM, _has_no_gradient_downstream, _no_gradient_downstream),
@@ -275,9 +303,13 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
     if names:
         text = (
             f"ruled out: that {names} is dead or saturated, that its weights for these channels are zero, that it has"
-            " no gradient itself; what is left is that what reads them is off whenever they fire"
+            " no gradient itself; what is left is that what reads them is off whenever they fire, or that something"
+            " between is zero then"
         )
-        advice = f"Look at which inputs {names} fires for; where these channels fire seldom, this is normal."
+        advice = (
+            f"Look at which inputs {names} fires for, and at a mask or a gate between; where these channels fire"
+            " seldom, this is normal."
+        )
     elif _beside(layer):
         text = (
             f"{_beside(layer)}, and what fires is read of all together; ruled out: a flat loss, since other layers have"

@@ -364,6 +364,7 @@ def _run(report: ReportRecord) -> list[Text]:
             f"Model: {run.model}",
             *(f"Optimizer: {optimizer}" for optimizer in optimizers),
             f"Precision {run.precision} on {count(run.ranks, 'rank')}",
+            *([] if run.gradient_clip is None else [f"Gradients clipped to a norm of {run.gradient_clip:g}"]),
             f"Begun {run.started}" + (f", ended {run.ended}" if run.ended else ""),
             ", ".join(f"{package} {version}" for package, version in run.versions.items()),
         ]

@@ -264,6 +264,8 @@ class RunDescription:
     """As Lightning names it."""
     ranks: int = 1
     """Processes that trained together."""
+    gradient_clip: float | None = None
+    """Norm to which the Trainer scales down the gradients of a step where theirs is larger; None: it does not."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version, of Python, torch, lightning and this package."""
     started: str = ""

@@ -27,9 +27,16 @@ def describe_run(trainer: Any, model: nn.Module, ranks: int) -> RunDescription:
         optimizers=describe_optimizers(trainer.optimizers),
         precision=str(trainer.precision),
         ranks=ranks,
+        gradient_clip=_clip(trainer),
         versions={"python": platform.python_version(), **_versions()},
         started=now(),
     )
+
+
+def _clip(trainer: Any) -> float | None:
+    algorithm = trainer.gradient_clip_algorithm
+    by_norm = algorithm is None or str(getattr(algorithm, "value", algorithm)) == "norm"
+    return float(trainer.gradient_clip_val) if trainer.gradient_clip_val and by_norm else None
 
 
 def describe_optimizers(optimizers: Sequence[Any]) -> tuple[OptimizerDescription, ...]:

@@ -57,6 +57,7 @@ def close_window(
     window, tensors, checksums = summarize(
         observer, seen, epochs[1], global_step, optimizers, options.thresholds, with_tensors
     )
+    window.gradient_clip = run.gradient_clip
     layers, findings = diagnose(window, history, options.thresholds)
     report = Report(
         window=window.index,

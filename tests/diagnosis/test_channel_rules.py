@@ -370,8 +370,14 @@ HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
     ],
 )
 def test_each_cause_of_frozen_weights(evidence: dict[str, Any], cause: str, severity: str) -> None:
-    finding = begun().next(layer(**HELD | evidence)).only("frozen_weights")
+    before = {"learning_rate": evidence["learning_rate"] or 0.1} if evidence.get("bytes_per_parameter") is None else {}
+    finding = begun(**before).next(layer(**HELD | evidence)).only("frozen_weights")
     assert (finding.cause_word, finding.severity) == (cause, severity)
+
+
+def test_a_rate_that_has_come_down_to_nothing_is_what_freezes_float32_weights() -> None:
+    finding = begun().next(layer(**HELD, learning_rate=1e-8)).only("frozen_weights")
+    assert (finding.cause_word, finding.severity) == ("learning rate next to zero", "warning")
 
 
 def test_a_learning_rate_of_zero_is_no_finding() -> None:

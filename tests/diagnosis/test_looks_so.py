@@ -143,6 +143,22 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         lambda: read({"input_largest": torch.zeros(4), "producers": ("conv",)}),
         lambda: read({"input_largest": torch.full((4,), 1e-3), "producers": ("conv",)}),
     ),
+    "zeroed in between": (
+        "starved_channels",
+        lambda: read({"gradient_rms": 0.0, "producers": ("conv",), "gating": None}),
+        lambda: read({"gradient_rms": 0.0, "producers": ("conv",)}),  # behind a rectifier, shut wherever they fire
+    ),
+    "learning rate next to zero": (
+        "frozen_weights",
+        lambda: begun().next(layer(unchanged=torch.ones(4, dtype=torch.bool), learning_rate=1e-12)),
+        lambda: begun(learning_rate=1e-12).next(layer(unchanged=torch.ones(4, dtype=torch.bool), learning_rate=1e-12)),
+    ),
+    "clipped": (
+        "update_too_small",
+        lambda: twice(layer(update_ratio=1e-8, optimizer="SGD"), gradient_clip=1e-6),
+        lambda: twice(layer(update_ratio=1e-8, optimizer="Adam"), gradient_clip=1e-6),  # divides by what is left
+        lambda: twice(layer(update_ratio=1e-8, optimizer="SGD"), gradient_clip=1.0),
+    ),
     "another summand": (
         "starved_channels",
         lambda: read({}, {"consumers": None, "joined": "summed", "together": ("far",)}),
@@ -172,6 +188,7 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         "no_gradient",
         lambda: begun().next(layer(**NO_GRADIENT), layer("b", **NO_GRADIENT)),
         lambda: begun().next(layer(**NO_GRADIENT, gating=None), layer("b", **off(0, 1, 2))),
+        lambda: begun().next(layer(**NO_GRADIENT), layer("b", **ALL_OFF, depth=0)),  # the outputs are dead
     ),
     "underflow": (
         "starved_channels",
@@ -185,7 +202,7 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
     ),
     "below resolution": (
         "frozen_weights",
-        lambda: begun().next(layer(unchanged=torch.ones(4, dtype=torch.bool), learning_rate=1e-7)),
+        lambda: begun(learning_rate=1e-7).next(layer(unchanged=torch.ones(4, dtype=torch.bool), learning_rate=1e-7)),
         lambda: begun().next(layer(unchanged=torch.ones(4, dtype=torch.bool), learning_rate=0.1)),
     ),
     "saturated": (

@@ -28,6 +28,7 @@ RUN = RunDescription(
     model="SmallNet",
     optimizers=(OptimizerDescription("Adam", {"lr": 1e-3, "weight_decay": 0.01}),),
     precision="32-true",
+    gradient_clip=1.0,
     ranks=2,
     versions={"torch": "2.13.0", "lightning": "2.6.6", "lightning-deadkernel": "0.2.0"},
     started="2026-11-25T20:00:00+00:00",

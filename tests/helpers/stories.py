@@ -200,6 +200,9 @@ STORIES: dict[str, Callable[[], Run]] = {
     "the weights that read a layer are zero": lambda: starved({"norms": torch.zeros(4), "largest": torch.zeros(4)}),
     "all that reads a layer is saturated": lambda: starved(SIGMOID | {"saturated_share": torch.ones(4)} | NO_GRADIENT),
     "what reads a layer has no gradient": lambda: starved(NO_GRADIENT | {"depth": 0, "consumers": ()}),
+    "what lies between a layer and its reader is zero": lambda: starved(
+        {"gradient_rms": 0.0, "producers": ("conv",), "gating": None}
+    ),
     "nothing explains why a layer has no gradient": lambda: starved({}),
     "the graph does not show what reads a layer": lambda: starved({}, consumers=None),
     # frozen, lost
@@ -210,6 +213,10 @@ STORIES: dict[str, Callable[[], Run]] = {
     "gradients are below Adam's epsilon": lambda: two_windows(BELOW_EPSILON, HELD | BELOW_EPSILON),
     "steps round away in float32": lambda: two_windows({}, HELD | {"update_ratio": 1e-7}),
     "the learning rate is too small for float32": lambda: two_windows({}, HELD | {"learning_rate": 1e-8}),
+    "the schedule has left nothing of the learning rate": lambda: two_windows({}, HELD | {"learning_rate": 1e-12}),
+    "clipping has left nothing of the step": lambda: begun(update_ratio=1e-8, **SGD).next(
+        layer(update_ratio=1e-8, **SGD), gradient_clip=1e-6
+    ),
     "something holds the weights": lambda: two_windows({}, HELD),
     "most updates of a layer are lost": lambda: two_windows(
         {}, {"lost_updates": 0.95, "bytes_per_parameter": 2, "update_ratio": 1e-4, **SGD}

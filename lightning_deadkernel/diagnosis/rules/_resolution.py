@@ -11,7 +11,7 @@ EPSILON = {2: 2.0**-8, 4: 2.0**-24, 8: 2.0**-53}
 def advice(layer: LayerContext) -> str:
     """What helps where steps are smaller than the weights resolve."""
     if layer.observed.bytes_per_parameter > 2:
-        return "Raise the gradient of this layer (a norm, a shorter path to the loss) or its learning rate."
+        return f"Raise the gradient of this layer (a norm, a shorter path to the loss) or {layer.rate}."
     return (
         "Keep float32 master weights (precision='bf16-mixed' in place of 'bf16-true'), take an optimizer that keeps"
         f" them or rounds stochastically, or raise {layer.rate}."

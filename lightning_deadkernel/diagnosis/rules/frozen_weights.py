@@ -9,12 +9,13 @@ meant: they are listed as not watched.
 ## Why it matters
 
 Their backward pass is paid for and nothing is learned. Either no optimizer holds the parameter, or its steps are
-smaller than the number format can resolve and are rounded away.
+smaller than the number format can resolve and are rounded away, maybe as the schedule has left nothing of the learning
+rate.
 
 ## What to do
 
-Pass the parameter to the optimizer, keep float32 master weights (`bf16-mixed` in place of `bf16-true`), or raise a
-gradient that is too small.
+Pass the parameter to the optimizer, look at the schedule, keep float32 master weights (`bf16-mixed` in place of
+`bf16-true`), or raise a gradient that is too small.
 
 ## Reference
 
@@ -31,16 +32,20 @@ from torch import Tensor
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
     BELOW_RESOLUTION,
+    CLIPPED,
     EPSILON_DOMINATES,
     NOT_IN_OPTIMIZER,
+    RATE_SPENT,
     UNKNOWN,
     Cause,
     Evidence,
 )
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._clipping import clipped
 from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
 from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
+from lightning_deadkernel.diagnosis.rules._schedule import ADVICE, is_annealed
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_vanishing, is_weak
 
 SPREAD = 16.0
@@ -49,7 +54,10 @@ HALF = 0.5
 """Below this share of a layer, kernels that stand still are no more than worth knowing: their inputs may be zero."""
 
 
-@rule("{of} frozen: not one bit changed", causes=(NOT_IN_OPTIMIZER, EPSILON_DOMINATES, BELOW_RESOLUTION, UNKNOWN))
+@rule(
+    "{of} frozen: not one bit changed",
+    causes=(NOT_IN_OPTIMIZER, RATE_SPENT, CLIPPED, EPSILON_DOMINATES, BELOW_RESOLUTION, UNKNOWN),
+)
 def frozen_weights(context: WindowContext) -> Iterator[Found]:
     """Channels flagged as frozen."""
     for layer in context.layers:
@@ -59,7 +67,7 @@ def frozen_weights(context: WindowContext) -> Iterator[Found]:
         cause = _why(layer, channels)
         # a small gradient is a finding of its own, and the root of this one
         few = is_vanishing(layer) or is_weak(layer) or float(channels.float().mean()) < HALF
-        usual = cause.kind in (UNKNOWN, EPSILON_DOMINATES)
+        usual = cause.kind in (UNKNOWN, CLIPPED, EPSILON_DOMINATES, RATE_SPENT)
         usual |= cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2
         evidence: Evidence = {"optimizer_steps": layer.window.optimizer_steps}
         yield Found(layer, "info" if few and usual else "warning", cause, evidence, channels)
@@ -87,13 +95,25 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
     half = observed.bytes_per_parameter == 2
     resolution = EPSILON.get(observed.bytes_per_parameter, EPSILON[4])
     step = observed.update_ratio  # of the whole layer, from which some kernels depart
+    if is_annealed(layer) and rate * size < EPSILON[4] * largest:  # of two bytes, the format may be to blame
+        return RATE_SPENT.because(
+            f"the learning rate is down to {rate:.1e} from {layer.past.largest_learning_rate:g}: steps of that size"
+            " round away in the weights",
+            ADVICE,
+            references.SCHEDULE_DOCS,
+            evidence,
+        )
     if step is not None and step < SPREAD * resolution:
-        return epsilon_dominates(layer) or BELOW_RESOLUTION.because(
-            f"a typical step changes the layer by {step:.1e} of its weights, which resolve {resolution:.0e}: smaller"
-            " ones round away",
-            advice(layer),
-            references.MIXED,
-            evidence | {"update_ratio": step},
+        return (
+            clipped(layer)
+            or epsilon_dominates(layer)
+            or BELOW_RESOLUTION.because(
+                f"a typical step at learning rate {rate:g} changes the layer by {step:.1e} of its weights, which"
+                f" resolve {resolution:.0e}: smaller ones round away",
+                advice(layer),
+                references.MIXED,
+                evidence | {"update_ratio": step},
+            )
         )
     if half or rate * size < resolution * largest:
         return BELOW_RESOLUTION.because(

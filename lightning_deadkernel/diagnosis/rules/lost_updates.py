@@ -31,10 +31,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import BELOW_RESOLUTION, EPSILON_DOMINATES, UNKNOWN, Cause
+from lightning_deadkernel.diagnosis.causes import BELOW_RESOLUTION, CLIPPED, EPSILON_DOMINATES, UNKNOWN, Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._clipping import clipped
 from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
 from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
 from lightning_deadkernel.diagnosis.rules._schedule import is_scheduled
@@ -44,7 +45,7 @@ COARSE = 4.0
 NAMED = 3
 
 
-@rule("optimizer steps are rounded away", causes=(EPSILON_DOMINATES, BELOW_RESOLUTION, UNKNOWN))
+@rule("optimizer steps are rounded away", causes=(CLIPPED, EPSILON_DOMINATES, BELOW_RESOLUTION, UNKNOWN))
 def lost_updates(context: WindowContext) -> Iterator[Found]:
     """Layers most of whose updates are lost, and the parameters with one axis."""
     line = context.thresholds.lost_updates
@@ -65,13 +66,17 @@ def _why(layer: LayerContext, share: float) -> Cause:
     ratio = observed.update_ratio
     stood = f"on a sampled step {share:.0%} of its weights that had a gradient did not change in one bit"
     if ratio is None or ratio < COARSE * EPSILON.get(observed.bytes_per_parameter, EPSILON[4]):
-        return epsilon_dominates(layer) or BELOW_RESOLUTION.because(
-            f"{stood}: steps at learning rate {observed.learning_rate or 0.0:g} are smaller than"
-            f" {observed.bytes_per_parameter} bytes resolve"
-            + ("" if ratio is None else f" (an update of {ratio:.1e} of the weights' norm)"),
-            advice(layer),
-            f"{references.MIXED}; {references.BFLOAT16}",
-            {"learning_rate": observed.learning_rate or 0.0, "bytes_per_parameter": observed.bytes_per_parameter},
+        return (
+            clipped(layer)
+            or epsilon_dominates(layer)
+            or BELOW_RESOLUTION.because(
+                f"{stood}: steps at learning rate {observed.learning_rate or 0.0:g} are smaller than"
+                f" {observed.bytes_per_parameter} bytes resolve"
+                + ("" if ratio is None else f" (an update of {ratio:.1e} of the weights' norm)"),
+                advice(layer),
+                f"{references.MIXED}; {references.BFLOAT16}",
+                {"learning_rate": observed.learning_rate or 0.0, "bytes_per_parameter": observed.bytes_per_parameter},
+            )
         )
     return UNKNOWN.because(
         f"{stood}; ruled out: steps below the weights' resolution (the others change by {ratio:.1e} of the norm)",

@@ -54,7 +54,7 @@ def starved_channels(context: WindowContext) -> Iterator[Found]:
             severity: Severity = "warning"
             if bool(starved.all()):
                 severity = "error"
-            elif cause.kind is UNKNOWN and bool((~channels | _fires_seldom(layer)).all()):
+            elif cause.kind is UNKNOWN and (bool((~channels | _fires_seldom(layer)).all()) or _is_read_seldom(layer)):
                 severity = "info"
             yield Found(layer, severity, cause, layer.since(channels), channels)
 
@@ -63,3 +63,10 @@ def _fires_seldom(layer: LayerContext) -> Tensor:
     """(C,) bool: it fires on so few inputs that what reads it may well be off on all of these."""
     rate = layer.observed.channel_firing_rate
     return layer.everywhere(False) if rate is None else rate < SELDOM
+
+
+def _is_read_seldom(layer: LayerContext) -> bool:
+    """Whether each layer that reads it fires on so few inputs."""
+    by_name = layer.network.by_name
+    readers = [by_name.get(consumer.layer) for consumer in layer.observed.consumers or ()]
+    return bool(readers) and all(reader is not None and bool(_fires_seldom(reader).all()) for reader in readers)

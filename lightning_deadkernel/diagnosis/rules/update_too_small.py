@@ -13,9 +13,9 @@ practical purposes.
 
 ## What to do
 
-Fix the weak gradient first, if that is why; lower the `eps` of Adam where gradients are below it. Else raise the
-learning rate of this layer, or freeze it on purpose. A rate of zero comes from a schedule that has ended or counts
-steps as epochs; missing steps from a manual optimization.
+Fix the weak gradient first, if that is why; raise `gradient_clip_val` where it cuts every step; lower the `eps` of Adam
+where gradients are below it. Else raise the learning rate of this layer, or freeze it on purpose. A rate of zero comes
+from a schedule that has ended or counts steps as epochs; missing steps from a manual optimization.
 
 ## Reference
 
@@ -29,15 +29,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import EPSILON_DOMINATES, NO_RATE, NO_STEP, SLOW_UPDATES, Cause
+from lightning_deadkernel.diagnosis.causes import CLIPPED, EPSILON_DOMINATES, NO_RATE, NO_STEP, SLOW_UPDATES, Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._clipping import clipped
 from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
-from lightning_deadkernel.diagnosis.rules._schedule import is_scheduled
+from lightning_deadkernel.diagnosis.rules._schedule import ADVICE, is_scheduled
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
 
 
-@rule("updates are too small to matter", causes=(EPSILON_DOMINATES, SLOW_UPDATES, NO_RATE, NO_STEP))
+@rule("updates are too small to matter", causes=(CLIPPED, EPSILON_DOMINATES, SLOW_UPDATES, NO_RATE, NO_STEP))
 def update_too_small(context: WindowContext) -> Iterator[Found]:
     """Layers whose median update ratio is below the line, though not by the schedule, and a network at rest."""
     yield from _standing_still(context)
@@ -49,7 +50,7 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
             continue
         again = 0 < layer.past.previous_update_ratio < line
         weak = observed.gradient_ratio is not None and observed.gradient_ratio < context.thresholds.weak_gradient
-        cause = epsilon_dominates(layer) or _slow(layer, ratio, weak)
+        cause = clipped(layer) or epsilon_dominates(layer) or _slow(layer, ratio, weak)
         # where steps are as large as gradients, a weak one is a finding of its own, and the root of this; so are zeros
         follows = (weak and not is_normalised(layer)) or _is_shut(layer)
         yield Found(layer, "warning" if again and not follows else "info", cause)
@@ -88,8 +89,7 @@ def _standing_still(context: WindowContext) -> Iterator[Found]:
             cause = NO_RATE.because(
                 "the learning rate was 0 on every step that was looked at, in this window and the one before: no weight"
                 " changes any more",
-                "See whether the schedule has ended before the training does (its number of steps, steps counted as"
-                " epochs, a decay applied at each step), and log the rate with LearningRateMonitor.",
+                ADVICE,
                 references.SCHEDULE_DOCS,
             )
             yield Found(None, "error", cause)

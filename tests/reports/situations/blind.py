@@ -210,3 +210,29 @@ def all_pictures_are_black_after_an_integer_division() -> DeadKernelMonitor:
     monitor = train(net, data=torch.utils.data.TensorDataset(pictures.float(), labels))
     assert torch.equal(net[1].weight, before)
     return monitor
+
+
+@situation(
+    "https://github.com/Lornatang/SRGAN-PyTorch/issues/1",
+    first="frozen_weights net.*: learning rate next to zero",
+    advice=("schedule has ended",),
+)
+def a_decay_meant_for_epochs_is_applied_at_each_step() -> DeadKernelMonitor:
+    net = mlp(64, 32, 10)
+    monitor = train(net, epochs=4, schedule=lambda step: 0.5**step)
+    assert last(monitor)["net.1"].frozen == list(range(32))
+    return monitor
+
+
+@situation(
+    "https://github.com/sktime/pytorch-forecasting/pull/1750",
+    first="update_too_small net.*: clipped",
+    advice=("Raise gradient_clip_val",),
+    besides=("frozen_weights net.*: clipped",),
+)
+def gradients_are_clipped_to_next_to_nothing() -> DeadKernelMonitor:
+    net = mlp(64, 32, 10)
+    monitor = train(net, epochs=3, gradient_clip_val=1e-6)
+    # of all parameters, to which no step of so small a norm adds more
+    assert all(float(layer.update_ratio or 0.0) < 1e-6 for layer in last(monitor).watched)
+    return monitor

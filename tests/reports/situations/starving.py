@@ -356,3 +356,32 @@ def the_loss_becomes_nan_in_the_second_epoch() -> DeadKernelMonitor:
     assert "came at step 41: the loss was" in last(monitor).problems[0].cause
     assert len(last(monitor).problems) == 1
     return monitor
+
+
+@situation(
+    "https://github.com/philipxjm/Deep-Convolution-Stock-Technical-Analysis/issues/8",
+    first="starved_channels net.1: zeroed in between",
+    advice=("dropout with p=1",),
+)
+def a_dropout_of_everything_stands_before_the_head() -> DeadKernelMonitor:
+    net = mlp(64, 32, 10)
+    net.insert(3, nn.Dropout(1.0))
+    before = net[1].weight.clone()
+    monitor = train(net)
+    assert torch.equal(net[1].weight, before)
+    return monitor
+
+
+@situation(
+    "https://community.deeplearning.ai/t/can-relu-activation-be-used-in-the-last-layer-of-a-neural-network/549422",
+    first="dead_channels net.3: *",
+    advice=("outputs of the network", "take away the rectifier"),
+    besides=("starved_channels net.1: dead downstream",),
+)
+def all_targets_are_negative_and_the_only_output_is_behind_a_relu() -> DeadKernelMonitor:
+    """Nothing has a gradient any more, and that is since the output is dead, not since the loss is flat."""
+    pictures = digits().tensors[0]
+    net = nn.Sequential(*mlp(64, 32, 1), nn.ReLU())
+    monitor = train(net, epochs=6, data=TensorDataset(pictures, torch.full((len(pictures), 1), -3.0)), loss=F.mse_loss)
+    assert bool((net(pictures) == 0).all())
+    return monitor
