@@ -45,7 +45,8 @@ def with_cascades(window: Window, reports: Sequence[LayerReport], thresholds: Th
                     f" to zero ({_beside(inputs, faded)}): what makes these may be dead, zero or not used"
                 )
     return tuple(
-        replace(report, note="; ".join(filter(None, (report.note, *notes[report.name]))) or None) for report in reports
+        replace(report, note="; ".join(filter(None, (report.note, *more)))) if (more := notes[report.name]) else report
+        for report in reports
     )
 
 

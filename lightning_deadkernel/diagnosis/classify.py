@@ -193,5 +193,6 @@ def _zero_kernel(layer: LayerWindow, past: LayerPast | None, thresholds: Thresho
             small &= past.first_zero | ~(layer.norms >= SHRUNK * past.first_norm)
         zero |= small
     if layer.norm_scale is not None:
-        zero |= layer.norm_scale < thresholds.norm_scale
+        # exactly zero is zero by any line
+        zero |= layer.norm_scale < max(thresholds.norm_scale, torch.finfo(torch.float32).tiny)
     return zero

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,6 +39,12 @@ class WindowContext:
             for layer in self.window.layers
             if layer.excluded is None and (past := self.history.get(layer.name)) is not None
         )
+
+    def having(self, word: str) -> Iterator[tuple[LayerContext, Tensor]]:
+        """The layers with channels in a state or with a flag, by the report's word for them; (C,) bool: which."""
+        for layer in self.layers:
+            if channels := getattr(layer.report, word):
+                yield layer, layer.mask(channels)
 
     @cached_property
     def by_name(self) -> Mapping[str, LayerContext]:

@@ -16,8 +16,8 @@ from lightning_deadkernel.diagnosis.neighbours import neighbours
 from lightning_deadkernel.diagnosis.rule import Found
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.observation import OF_KERNELS, LayerWindow, Window
-from lightning_deadkernel.report.records import SEVERITIES, ChannelValues, Finding, LayerReport
-from lightning_deadkernel.report.states import STATE_BITS, STATES
+from lightning_deadkernel.report.records import SEVERITIES, ChannelValues, Finding, LayerReport, Neighbours
+from lightning_deadkernel.report.states import STATE_BITS, STATES, channels_with
 from lightning_deadkernel.thresholds import Thresholds
 
 
@@ -35,33 +35,34 @@ def diagnose(
         The layers in the window's order, and the findings: errors first, then warnings, then infos; within a severity
         what has its root elsewhere last, the network before its layers, and layers in forward order.
     """
-    layers = with_cascades(window, _layer_reports(window, history, thresholds), thresholds)
-    history.update(window, layers)
-    layers = tuple(_with_since(layer, history) for layer in layers)
+    observed = {layer.name: layer for layer in window.layers}
+    scores = {layer.name: activity(layer) for layer in window.layers}
+    codes = {name: classify(layer, window, history, thresholds, scores[name]) for name, layer in observed.items()}
+    history.update(window, codes)
+    reports = []
+    for name, layer in observed.items():
+        values = None
+        if layer.excluded is None and layer.rows in OF_KERNELS:
+            values = ChannelValues(
+                firing_rate=_list(layer.channel_firing_rate),
+                sample_rate=_list(layer.sample_rate),
+                gradient=_list(layer.gradient),
+                dormant_score=_list(scores[name]),
+                norms=_list(layer.norms),
+                since=history[name].since.tolist(),
+            )
+        around = neighbours(layer, observed) if window.index else None
+        reports.append(_layer_report(layer, window, codes[name], values, around))
+    layers = with_cascades(window, reports, thresholds)
     return layers, _findings(window, layers, history, thresholds)
-
-
-def _with_since(layer: LayerReport, history: History) -> LayerReport:
-    past = history.get(layer.name)
-    if layer.values is None or past is None:
-        return layer
-    return replace(layer, values=replace(layer.values, since=past.since.tolist()))
 
 
 def first_sight(window: Window, history: History, thresholds: Thresholds) -> None:
     """Has the history begin with layers that have come in the middle of training, of which weights alone are known."""
-    history.begin(window, _layer_reports(replace(window, index=0), history, thresholds))
-
-
-def _layer_reports(window: Window, history: History, thresholds: Thresholds) -> tuple[LayerReport, ...]:
-    layers = {layer.name: layer for layer in window.layers}
-    reports = []
-    for layer in window.layers:
-        scores = activity(layer)
-        codes = classify(layer, window, history, thresholds, scores)
-        around = neighbours(layer, layers) if window.index else None
-        reports.append(replace(_layer_report(layer, window, codes, scores), neighbours=around))
-    return tuple(reports)
+    first = replace(window, index=0)
+    history.begin(
+        window, {layer.name: classify(layer, first, history, thresholds, activity(layer)) for layer in window.layers}
+    )
 
 
 def _findings(
@@ -79,14 +80,17 @@ def _findings(
     return tuple(finding for _, finding in sorted(found, key=lambda pair: rank(pair[0])))
 
 
-def _layer_report(layer: LayerWindow, window: Window, codes: Tensor, scores: Tensor | None) -> LayerReport:
-    watched = layer.excluded is None
-    dead = (codes & STATE_BITS) == STATES.index("dead")
-    proven = layer.certified_dead
-    certified: list[int] = [] if proven is None else (proven & dead).nonzero().flatten().tolist()
+def _layer_report(
+    layer: LayerWindow, window: Window, codes: Tensor, values: ChannelValues | None, around: Neighbours | None
+) -> LayerReport:
+    certified: list[int] = []
+    if layer.certified_dead is not None:
+        dead = (codes & STATE_BITS) == STATES.index("dead")
+        certified = (layer.certified_dead & dead).nonzero().flatten().tolist()
+    packed = codes.numpy().tobytes()
     return LayerReport(
-        **{**layer.statistics(), "note": _note(layer, window, codes)},
-        codes=codes.numpy().tobytes(),
+        **{**layer.statistics(), "note": _note(layer, window, packed)},
+        codes=packed,
         evidence=(
             "weight"
             if layer.gradient is None and (layer.gating is None or layer.fired is None)
@@ -99,23 +103,16 @@ def _layer_report(layer: LayerWindow, window: Window, codes: Tensor, scores: Ten
         certified_dead=certified,
         certified_batch=layer.certified_batch if certified else None,
         rated_samples=layer.rated_samples,
-        values=ChannelValues(
-            firing_rate=_list(layer.channel_firing_rate),
-            sample_rate=_list(layer.sample_rate),
-            gradient=_list(layer.gradient),
-            dormant_score=_list(scores),
-            norms=_list(layer.norms),
-        )
-        if watched and layer.rows in OF_KERNELS
-        else None,
+        values=values,
+        neighbours=around,
     )
 
 
-def _note(layer: LayerWindow, window: Window, codes: Tensor) -> str | None:
+def _note(layer: LayerWindow, window: Window, codes: bytes) -> str | None:
     """What the table of layers alone would not tell."""
-    states = codes & STATE_BITS
-    without = int((states == STATES.index("zero-gradient")).sum())
-    unknown = int((states == STATES.index("unknown")).sum())
+    without, unknown = (
+        len(channels_with(codes, STATE_BITS, STATES.index(state))) for state in ("zero-gradient", "unknown")
+    )
     parts = [layer.note] if layer.note else []
     if without and layer.rows not in OF_KERNELS:
         parts.append(f"{without} of {layer.channels} had no gradient in this window")

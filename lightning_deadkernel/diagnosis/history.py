@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.layer_past import TENSORS, LayerPast, begun, codes_of, values_of
+from lightning_deadkernel.diagnosis.layer_past import TENSORS, LayerPast, begun, values_of
 from lightning_deadkernel.observation import (
     ENOUGH_STEPS,
     HEALTHY_UPDATE_RATIO,
@@ -23,7 +23,6 @@ from lightning_deadkernel.observation import (
     NonFinite,
     Window,
 )
-from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.states import STATE_BITS, STATES
 
 VERSION = 1
@@ -98,34 +97,37 @@ class History:
         epoch, step = self.clock(index)
         return f"window {index}" if epoch < 0 else f"epoch {epoch:,} (step {step:,})"
 
-    def update(self, window: Window, layers: Sequence[LayerReport]) -> None:
+    def update(self, window: Window, codes: Mapping[str, Tensor]) -> None:
         """Take in a closed window and its verdicts.
 
         Args:
             window: what was observed.
-            layers: the verdicts, one for each of `window.layers` (by name). Excluded layers leave their past untouched.
+            codes: (C,) uint8 of each of `window.layers`, by name. Excluded layers leave their past untouched.
         """
         # what an interrupted closing of this same window has added is written over
         missing = 2 * window.index - len(self._clock)
         self._clock[2 * window.index :] = array("q", [-1] * missing + [window.epoch, window.global_step])
-        reports = {report.name: report for report in layers}
         ratios = {layer.name: self._ratio(layer, window) for layer in window.layers}
         slung = {layer.name: times_steady(layer) * bool(ratios[layer.name]) for layer in window.layers}
         for layer in window.layers:
-            report = reports[layer.name]
-            if layer.excluded is not None or report.excluded is not None:
+            if layer.excluded is not None:
                 continue
             past = self._layers.get(layer.name)
             if past is None or past.codes.numel() != layer.channels:
                 begins = window.index == window.global_step == 0
-                past = self._layers[layer.name] = begun(window, layer, report, begins)
+                past = self._layers[layer.name] = begun(window, layer, codes[layer.name], begins)
             else:
-                self._states(past, window, layer, report)
+                self._states(past, window, layer, codes[layer.name])
             self._evidence(past, window, layer)
             near = (layer.name, *(layer.producers or ()))
-            past.reckless = self._until_silent(past.reckless, past, window, max(ratios.get(name, 0.0) for name in near))
-            past.slung = self._until_silent(past.slung, past, window, max(slung.get(name, 0.0) for name in near))
-        self._layers = {name: past for name, past in self._layers.items() if name in reports}
+            fired, one_before = past.last_fired == window.index, past.last_fired == window.index - 1
+            for of, values in (("reckless", ratios), ("slung", slung)):
+                # the largest value in the window in which a channel last fired and the one after
+                now = min(max(values.get(name, 0.0) for name in near), torch.finfo(torch.float32).max)
+                before = getattr(past, of)
+                until = torch.where(one_before, before.clamp(min=now), before).masked_fill_(fired, now)
+                setattr(past, of, until)
+        self._layers = {name: past for name, past in self._layers.items() if name in codes}
         first = window.first_non_finite
         self.non_finite = None if first is None else self.non_finite or first
         if window.gradient_norm is not None and math.isfinite(window.gradient_norm):
@@ -134,26 +136,28 @@ class History:
     def _ratio(self, layer: LayerWindow, window: Window) -> float:
         """The largest update ratio; 0 if it was not observed, or means nothing as the layer has begun at zero."""
         ratio, past = layer.update_ratio_max, self._layers.get(layer.name)
-        if ratio is None or math.isnan(ratio):
+        young = past is not None and window.index <= past.first_window + 1
+        if ratio is None or math.isnan(ratio) or (past is not None and young and bool((past.first_norm == 0).all())):
             return 0.0
-        begun_at_zero = past is not None and bool((past.first_norm == 0).all())
-        return 0.0 if past is not None and begun_at_zero and window.index <= past.first_window + 1 else float(ratio)
+        return float(ratio)
 
     @staticmethod
-    def _states(past: LayerPast, window: Window, layer: LayerWindow, report: LayerReport) -> None:
-        codes = codes_of(report)
+    def _states(past: LayerPast, window: Window, layer: LayerWindow, codes: Tensor) -> None:
         changed = (codes & STATE_BITS) != (past.codes & STATE_BITS)
         past.before, past.before_since = past.codes, past.since
-        past.since = torch.where(changed, torch.full_like(past.since, window.index), past.since)
+        past.since = past.since.masked_fill(changed, window.index)
         past.codes = codes
         scale = values_of(layer.norm_scale, layer.channels)
-        if layer.norm_scale is not None and bool(past.first_scale.isnan().all()):
+        past.scale, before = scale, past.scale
+        if layer.norm_scale is None:
+            past.scale_moved = torch.zeros_like(changed)
+            return
+        past.scale_moved = (scale != before) & ~(scale.isnan() & before.isnan())
+        if bool(past.first_scale.isnan().all()):
             past.first_scale = scale.clone()
             if window.index == past.first_window + 1:
                 # no step of an optimizer lands on exactly zero: what is zero by then was so from the start
                 past.first_zero = past.first_zero | (scale == 0)
-        past.scale_moved = (scale != past.scale) & ~(scale.isnan() & past.scale.isnan())
-        past.scale = scale
 
     @staticmethod
     def _evidence(past: LayerPast, window: Window, layer: LayerWindow) -> None:
@@ -179,13 +183,6 @@ class History:
             past.largest_learning_rate = max(past.largest_learning_rate, rate)
             past.decay -= window.optimizer_steps * math.log1p(-min(rate * layer.weight_decay, 0.999))
             past.travel += window.optimizer_steps * rate
-
-    @staticmethod
-    def _until_silent(largest: Tensor, past: LayerPast, window: Window, now: float) -> Tensor:
-        """The largest value in the window in which a channel last fired and the one after."""
-        now = min(now, torch.finfo(torch.float32).max)
-        fired, one_before = past.last_fired == window.index, past.last_fired == window.index - 1
-        return torch.where(one_before, largest.clamp(min=now), largest).masked_fill_(fired, now)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole history as plain data; `load_state_dict` takes it back."""
@@ -252,12 +249,12 @@ class History:
         """
         self._layers = {names[name]: past for name, past in self._layers.items() if name in names}
 
-    def begin(self, window: Window, layers: Sequence[LayerReport]) -> None:
+    def begin(self, window: Window, codes: Mapping[str, Tensor]) -> None:
         """Take in the first sight of layers that came in the middle of training.
 
         Args:
             window: their weights before their first step.
-            layers: the verdicts, one for each of `window.layers`.
+            codes: (C,) uint8 of each of `window.layers`, by name.
         """
-        for layer, report in zip(window.layers, layers, strict=True):
-            self._layers[layer.name] = begun(window, layer, report, from_start=True)
+        for layer in window.layers:
+            self._layers[layer.name] = begun(window, layer, codes[layer.name], from_start=True)

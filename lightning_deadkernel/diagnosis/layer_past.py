@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.observation import ENOUGH_STEPS, LayerWindow, Window
-from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.states import ZERO_KERNEL
 
 NEVER = -1
@@ -93,18 +92,9 @@ def values_of(values: Tensor | None, channels: int) -> Tensor:
     return torch.full((channels,), math.nan) if values is None else values.detach().to("cpu", torch.float32).clone()
 
 
-def codes_of(report: LayerReport) -> Tensor:
-    """(C,) uint8."""
-    return (
-        torch.frombuffer(bytearray(report.codes), dtype=torch.uint8)
-        if report.codes
-        else torch.zeros(0, dtype=torch.uint8)
-    )
-
-
-def begun(window: Window, layer: LayerWindow, report: LayerReport, from_start: bool) -> LayerPast:
+def begun(window: Window, layer: LayerWindow, codes: Tensor, from_start: bool) -> LayerPast:
     """The past of a layer that is seen for the first time."""
-    count, codes = layer.channels, codes_of(report)
+    count = layer.channels
     scale, norms = values_of(layer.norm_scale, count), values_of(layer.norms, count)
     never = torch.full((count,), NEVER, dtype=torch.int32)
     begun = torch.full((count,), window.index, dtype=torch.int32)

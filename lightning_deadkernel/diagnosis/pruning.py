@@ -21,8 +21,9 @@ def _removable(layer: LayerWindow, report: LayerReport, seen: bool) -> Tensor:
     removable = torch.zeros(layer.channels, dtype=torch.bool)
     if layer.excluded is not None or (seen and layer.depth == 0 and not layer.consumers):
         return removable  # an output unit stands for something, whatever its value
-    if report.dead:
-        removable[report.dead] = True
+    if not (report.dead or report.zero_kernels):
+        return removable
+    removable[report.dead] = True
     nothing = torch.zeros(layer.channels, dtype=torch.bool)
     if layer.largest is not None and layer.norm_scale is None:
         nothing |= layer.largest == 0

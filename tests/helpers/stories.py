@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start, window
+from lightning_deadkernel.diagnosis.diagnose import first_sight
 from lightning_deadkernel.observation import AdamState, Consumer, InputSlice, NonFinite, Prospect
 from lightning_deadkernel.report.sentences import evidence
 
@@ -102,7 +103,7 @@ def summed(**changes: Any) -> Run:
 def late() -> Run:
     """A layer that is seen before its first step, in mid-training."""
     run, new = begun(), start("late")
-    run.history.begin(window(1, new), [Run().next(new).report("late")])
+    first_sight(window(1, new), run.history, run.thresholds)
     return run.next(layer(), layer("late", **FIRST_OFF))
 
 

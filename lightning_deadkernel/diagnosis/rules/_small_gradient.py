@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import accumulate
 
 from lightning_deadkernel.diagnosis import references
@@ -21,7 +21,9 @@ from lightning_deadkernel.diagnosis.causes import (
 )
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
+from lightning_deadkernel.diagnosis.rule import Found
 from lightning_deadkernel.diagnosis.weight_causes import PLAIN
+from lightning_deadkernel.report.records import Severity
 
 SMALL_SCALE = 0.1
 """Scales of norms are initialised to one; a branch whose scale is below a tenth is all but shut."""
@@ -50,7 +52,10 @@ CAUSES = (
 )
 
 
-def shares(layer: LayerContext) -> tuple[float, float]:
+WEAK, VANISHING = 0, 1
+
+
+def _shares(layer: LayerContext) -> tuple[float, float]:
     """Shares of the last sampled steps on which the gradient was weak and vanishing; zeros while they are too few."""
     known = layer.past.small_gradient_shares if layer.observed.gradient_ratio is not None else None
     return known or (0.0, 0.0)
@@ -58,23 +63,12 @@ def shares(layer: LayerContext) -> tuple[float, float]:
 
 def is_vanishing(layer: LayerContext) -> bool:
     """Whether the layer's gradient vanished on enough of the last sampled steps."""
-    return shares(layer)[1] >= layer.thresholds.share_of_steps
+    return _shares(layer)[VANISHING] >= layer.thresholds.share_of_steps
 
 
 def is_weak(layer: LayerContext) -> bool:
     """Whether the layer's gradient was weak on enough of the last sampled steps, and not vanishing."""
-    return shares(layer)[0] >= layer.thresholds.share_of_steps and not is_vanishing(layer)
-
-
-def evidence(layer: LayerContext, share_of_steps: float) -> Evidence:
-    """The numbers that a small gradient rests on."""
-    observed, largest_at = layer.observed, layer.window.largest_gradient_at
-    return {
-        "gradient_ratio": observed.gradient_ratio or 0.0,
-        "depth": observed.depth,
-        "share_of_steps": share_of_steps,
-        **({} if largest_at is None else {"largest_gradient_at": largest_at}),
-    }
+    return _shares(layer)[WEAK] >= layer.thresholds.share_of_steps and not is_vanishing(layer)
 
 
 def is_scale_growing(layer: LayerContext) -> bool:
@@ -107,6 +101,34 @@ def _step(layer: LayerContext) -> float | None:
     # through the gradient of an optimizer that normalises, decay makes the whole step where it is more than the rest
     weights = float(observed.norms.square().sum() / max(1, observed.parameters)) ** 0.5
     return ratio if (observed.gradient_rms or 0.0) > decay * weights else 0.0
+
+
+def explained(
+    context: WindowContext, layers: Sequence[LayerContext], share: int, margin: float, harmful: Severity
+) -> Iterator[Found]:
+    """What there is to say of the layers whose gradient is small.
+
+    Args:
+        context: the network's.
+        layers: those concerned.
+        share: `WEAK` or `VANISHING`.
+        margin: where no step was measured, a gradient of this times the line of weak and more is worth knowing, and no
+            more.
+        harmful: the severity where it keeps a layer from learning.
+    """
+    if not layers:
+        return
+    explain, largest_at = Explainer(context), context.window.largest_gradient_at
+    for layer in layers:
+        ratio = layer.observed.gradient_ratio or 0.0
+        harm = explain.does_harm(layer, ratio < margin * layer.thresholds.weak_gradient)
+        evidence: Evidence = {
+            "gradient_ratio": ratio,
+            "depth": layer.observed.depth,
+            "share_of_steps": _shares(layer)[share],
+            **({} if largest_at is None else {"largest_gradient_at": largest_at}),
+        }
+        yield Found(layer, harmful if harm else "info", explain.cause(layer), evidence)
 
 
 class Nearer:

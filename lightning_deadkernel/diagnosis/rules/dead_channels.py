@@ -86,10 +86,7 @@ SURE = 3.0
 )
 def dead_channels(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "dead", grouped by cause."""
-    for layer in context.layers:
-        dead = layer.mask(layer.report.dead)
-        if not bool(dead.any()):
-            continue
+    for layer, dead in context.having("dead"):
         audited = context.window.audited
         groups = assign(layer, dead, (BY_MASK,) if audited else CAUSES, proven if audited else unknown)
         chance = sum(float(channels.float().mean()) for channels, cause in groups if cause.kind.by_chance)

@@ -28,15 +28,15 @@ from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import LOW_ACTIVITY
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.report.states import STATE_BITS, STATES
 
 
 @rule("{of} dormant", causes=(LOW_ACTIVITY,))
 def dormant_channels(context: WindowContext) -> Iterator[Found]:
     """Active channels flagged as dormant."""
     lines = context.thresholds
-    for layer in context.layers:
-        states = layer.report.states
-        channels = layer.mask([channel for channel in layer.report.dormant if states[channel] == "active"])
+    for layer, flagged in context.having("dormant"):
+        channels = flagged & ((layer.past.codes & STATE_BITS) == STATES.index("active"))
         if not bool(channels.any()):
             continue
         rare = int(layer.mask(layer.report.rare)[channels].sum())

@@ -60,10 +60,7 @@ HALF = 0.5
 )
 def frozen_weights(context: WindowContext) -> Iterator[Found]:
     """Channels flagged as frozen."""
-    for layer in context.layers:
-        channels = layer.mask(layer.report.frozen)
-        if not bool(channels.any()):
-            continue
+    for layer, channels in context.having("frozen"):
         cause = _why(layer, channels)
         # a small gradient is a finding of its own, and the root of this one
         few = is_vanishing(layer) or is_weak(layer) or float(channels.float().mean()) < HALF

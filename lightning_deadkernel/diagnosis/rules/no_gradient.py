@@ -56,7 +56,7 @@ def no_gradient(context: WindowContext) -> Iterator[Found]:
             continue
         without = layer.mask(layer.report.zero_gradient)
         whole = bool(without.all())
-        if not bool(without.any()) or (layer.observed.rows not in OF_KERNELS and not whole):
+        if not layer.report.zero_gradient or (layer.observed.rows not in OF_KERNELS and not whole):
             continue  # single rows of a table, or experts, are a matter of `dead_rows`
         for channels, cause in assign(layer, without, NO_GRADIENT_CAUSES, unknown_absence):
             yield Found(layer, "warning" if whole else "info", cause, layer.since(channels), channels)

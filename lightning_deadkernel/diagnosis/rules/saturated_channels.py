@@ -51,10 +51,7 @@ FADED_OUTPUT = 0.05
 @rule("{of} saturated", causes=(SATURATED, *(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN))
 def saturated_channels(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "saturated"; where they do not lie on a flat end, why else they have no gradient."""
-    for layer in context.layers:
-        saturated = layer.mask(layer.report.saturated)
-        if not bool(saturated.any()):
-            continue
+    for layer, saturated in context.having("saturated"):
         causes = (ChannelCause(SATURATED, _is_flat, _saturated), *NO_GRADIENT_CAUSES)
         for channels, cause in assign(layer, saturated, causes, unknown_absence):
             if layer.is_output and cause.kind is SATURATED:

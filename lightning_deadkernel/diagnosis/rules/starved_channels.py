@@ -46,10 +46,7 @@ def starved_channels(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "starved", grouped by cause; a flat loss starves all, and is a finding of its own."""
     if context.loss_is_flat:
         return
-    for layer in context.layers:
-        starved = layer.mask(layer.report.starved)
-        if not bool(starved.any()):
-            continue
+    for layer, starved in context.having("starved"):
         for channels, cause in assign(layer, starved, NO_GRADIENT_CAUSES, unknown_absence):
             severity: Severity = "warning"
             if bool(starved.all()):

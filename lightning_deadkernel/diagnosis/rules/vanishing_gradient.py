@@ -25,18 +25,12 @@ evidence points to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.rules._small_gradient import (
-    CAUSES,
-    Explainer,
-    evidence,
-    is_vanishing,
-    shares,
-)
-from lightning_deadkernel.report.records import Severity
+from lightning_deadkernel.diagnosis.rules._small_gradient import CAUSES, VANISHING, explained, is_vanishing
 
 MANY_LAYERS = 3
 
@@ -46,7 +40,4 @@ def vanishing_gradient(context: WindowContext) -> Iterator[Found]:
     """Layers whose gradient is below the line of vanishing."""
     concerned = [layer for layer in context.layers if is_vanishing(layer)]
     many = len(concerned) >= MANY_LAYERS or 2 * len(concerned) >= len(context.layers)
-    explain = Explainer(context)
-    for layer in concerned:
-        severity: Severity = "info" if not explain.does_harm(layer, clear=True) else "error" if many else "warning"
-        yield Found(layer, severity, explain.cause(layer), evidence(layer, shares(layer)[1]))
+    yield from explained(context, concerned, VANISHING, math.inf, "error" if many else "warning")

@@ -27,14 +27,7 @@ from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.rules._small_gradient import (
-    CAUSES,
-    Explainer,
-    evidence,
-    is_weak,
-    shares,
-)
-from lightning_deadkernel.report.records import Severity
+from lightning_deadkernel.diagnosis.rules._small_gradient import CAUSES, WEAK, explained, is_weak
 
 MARGIN = 0.1
 """Where no step was measured, a gradient less than tenfold below the line is worth knowing, and no more."""
@@ -43,10 +36,4 @@ MARGIN = 0.1
 @rule("the gradient is weak", causes=CAUSES)
 def weak_gradient(context: WindowContext) -> Iterator[Found]:
     """Layers whose gradient is below the line of weak and above that of vanishing."""
-    explain = Explainer(context)
-    for layer in context.layers:
-        if is_weak(layer):
-            ratio = layer.observed.gradient_ratio or 0.0
-            clear = ratio < MARGIN * layer.thresholds.weak_gradient
-            severity: Severity = "warning" if explain.does_harm(layer, clear) else "info"
-            yield Found(layer, severity, explain.cause(layer), evidence(layer, shares(layer)[0]))
+    yield from explained(context, [layer for layer in context.layers if is_weak(layer)], WEAK, MARGIN, "warning")

@@ -72,8 +72,8 @@ ONE_WEIGHT = 2
 )
 def zero_kernels(context: WindowContext) -> Iterator[Found]:
     """Channels flagged as zero kernels, grouped by cause."""
-    for layer in context.layers:
-        zero = layer.mask(layer.report.zero_kernels) & ~_has_fresh_scale(layer)
+    for layer, flagged in context.having("zero_kernels"):
+        zero = flagged & ~_has_fresh_scale(layer)
         if not bool(zero.any()):
             continue
         shift = layer.observed.shift
