@@ -311,7 +311,7 @@ class LayerWindow(LayerStatistics):
     groups: int = 1
     """Of a grouped convolution; equal to the channels where each kernel reads a channel of its own (depthwise)."""
     input_largest: Tensor | None = None
-    """(I,) max \\|w\\| over all kernels of the weights that read input i; None for grouped convolutions."""
+    """(I,) max \\|w\\| over all kernels of the weights that read input i."""
 
     # -- by graph ------------------------------------------------------------------------------------------------
     producers: tuple[str, ...] | None = None

@@ -23,7 +23,7 @@ from lightning_deadkernel.diagnosis.causes import (
 )
 from lightning_deadkernel.diagnosis.context import LayerContext
 from lightning_deadkernel.diagnosis.weight_causes import ChannelCause
-from lightning_deadkernel.observation import LayerWindow
+from lightning_deadkernel.observation import Consumer, LayerWindow
 
 UNDERFLOW_SHARE = 0.5
 """Zeros among the entries of a float16 gradient have other sources as well (inputs that are zero, channels that are
@@ -95,24 +95,44 @@ def _another_summand(layer: LayerContext, channels: Tensor) -> Cause:
 
 
 def _is_dead_downstream(layer: LayerContext) -> Tensor:
-    """All that reads the channel is dead: the whole layer, or its own channel of a depthwise convolution."""
+    """All that reads the channel is dead: the whole layer, or all kernels of the channel's group."""
     return _in_all_consumers(layer, _dead_in)
 
 
-def _dead_in(layer: LayerContext, consumer: LayerContext) -> Tensor:
-    channels = layer.observed.channels
-    if consumer.observed.groups == consumer.observed.channels == channels > 1:
-        return consumer.mask(consumer.report.dead)
-    return layer.everywhere(consumer.wholly_dead(consumer.name))
+def _dead_in(layer: LayerContext, consumer: LayerContext, link: Consumer) -> Tensor:
+    whole, groups = layer.everywhere(consumer.wholly_dead(consumer.name)), consumer.observed.groups
+    if groups == 1:
+        return whole
+    return whole | _where_it_reads(layer, link, consumer.mask(consumer.report.dead).view(groups, -1).all(1))
 
 
-def _in_all_consumers(layer: LayerContext, holds: Callable[[LayerContext, LayerContext], Tensor]) -> Tensor:
+def _where_it_reads(layer: LayerContext, link: Consumer, holds: Tensor) -> Tensor:
+    """(C,) bool: it is known at which inputs of another layer the channel is read, and it holds at all of them.
+
+    Args:
+        layer: whose channels.
+        link: to the layer that reads them.
+        holds: (I,) bool of that layer's inputs, or of as many runs of them, one behind the other.
+    """
+    read, fails = layer.everywhere(False), layer.everywhere(False)
+    for part in link.slices or ():
+        inputs = part.outer * part.places * part.inner
+        if not holds.numel() or inputs % holds.numel():
+            return layer.everywhere(False)
+        fail = ~holds.repeat_interleave(inputs // holds.numel()).view(part.outer, part.places, part.inner)
+        channels = slice(part.channel, part.channel + part.count)
+        read[channels] = True
+        fails[channels] |= fail[:, part.place : part.place + part.count].any(2).any(0)
+    return read & ~fails
+
+
+def _in_all_consumers(layer: LayerContext, holds: Callable[[LayerContext, LayerContext, Consumer], Tensor]) -> Tensor:
     """(C,) bool: all that reads the layer is known, and it holds for each of them."""
-    consumers = [layer.network.by_name.get(name) for name in _consumers(layer)]
-    known = [consumer for consumer in consumers if consumer is not None]
-    if not known or len(known) < len(consumers):
+    links = layer.observed.consumers or ()
+    known = [(consumer, link) for link in links if (consumer := layer.network.by_name.get(link.layer)) is not None]
+    if not known or len(known) < len(links):
         return layer.everywhere(False)
-    return torch.stack([holds(layer, consumer) for consumer in known]).all(0)
+    return torch.stack([holds(layer, consumer, link) for consumer, link in known]).all(0)
 
 
 def _dead_downstream(layer: LayerContext, channels: Tensor) -> Cause:
@@ -147,14 +167,15 @@ def _is_outgoing_zero(layer: LayerContext) -> Tensor:
     return _in_all_consumers(layer, _zero_in)
 
 
-def _zero_in(layer: LayerContext, consumer: LayerContext) -> Tensor:
-    whole = layer.everywhere(consumer.wholly_zero(consumer.name))
-    largest, channels = consumer.observed.input_largest, layer.observed.channels
-    alone = consumer.observed.producers == (layer.name,)
-    if largest is None or not alone or not channels or largest.numel() % channels:
-        return whole
-    # a flattened map lays the positions of a channel side by side
-    return whole | (largest.view(channels, -1) == 0).all(1)
+def _zero_in(layer: LayerContext, consumer: LayerContext, link: Consumer) -> Tensor:
+    whole, largest = layer.everywhere(consumer.wholly_zero(consumer.name)), consumer.observed.input_largest
+    return whole if largest is None else whole | _where_it_reads(layer, link, largest == 0)
+
+
+def _reads_at_known_inputs(layer: LayerContext) -> bool:
+    """It is known of all that reads the layer at which inputs it does, and how large its weights are there."""
+    links = [(link, layer.network.by_name.get(link.layer)) for link in layer.observed.consumers or ()]
+    return all(link.slices is not None and other and other.observed.input_largest is not None for link, other in links)
 
 
 def _outgoing_zero(layer: LayerContext, channels: Tensor) -> Cause:
@@ -174,7 +195,7 @@ def _outgoing_zero(layer: LayerContext, channels: Tensor) -> Cause:
 
 def _is_zeroed_between(layer: LayerContext) -> Tensor:
     """All that reads it has zeros for inputs, though it fires: its shift has a gradient, and none of its weights."""
-    return _in_all_consumers(layer, lambda layer, consumer: layer.everywhere(_gets_zeros_of(layer, consumer.observed)))
+    return _in_all_consumers(layer, lambda layer, other, _: layer.everywhere(_gets_zeros_of(layer, other.observed)))
 
 
 def _gets_zeros_of(layer: LayerContext, consumer: LayerWindow) -> bool:
@@ -200,7 +221,7 @@ def _zeroed_between(layer: LayerContext, channels: Tensor) -> Cause:
 
 def _is_saturated_downstream(layer: LayerContext) -> Tensor:
     """All channels of all that reads it are saturated."""
-    return _in_all_consumers(layer, lambda layer, consumer: layer.everywhere(_is_wholly_saturated(consumer)))
+    return _in_all_consumers(layer, lambda layer, other, _: layer.everywhere(_is_wholly_saturated(other)))
 
 
 def _is_wholly_saturated(layer: LayerContext) -> bool:
@@ -219,7 +240,7 @@ def _saturated_downstream(layer: LayerContext, channels: Tensor) -> Cause:
 
 def _has_no_gradient_downstream(layer: LayerContext) -> Tensor:
     """All that reads it got no gradient itself."""
-    return _in_all_consumers(layer, lambda layer, other: layer.everywhere(bool(other.without_gradient.all())))
+    return _in_all_consumers(layer, lambda layer, other, _: layer.everywhere(bool(other.without_gradient.all())))
 
 
 def _no_gradient_downstream(layer: LayerContext, channels: Tensor) -> Cause:
@@ -301,10 +322,10 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
     """No premise holds: what was ruled out."""
     names = ", ".join(_consumers(layer))
     if names:
+        weights = "its weights for these channels are" if _reads_at_known_inputs(layer) else "all its weights are"
         text = (
-            f"ruled out: that {names} is dead or saturated, that its weights for these channels are zero, that it has"
-            " no gradient itself; what is left is that what reads them is off whenever they fire, or that something"
-            " between is zero then"
+            f"ruled out: that {names} is dead or saturated, that {weights} zero, that it has no gradient itself; what"
+            " is left is that what reads them is off whenever they fire, or that something between is zero then"
         )
         advice = (
             f"Look at which inputs {names} fires for, and at a mask or a gate between; where these channels fire"

@@ -57,7 +57,7 @@ def _read_kernels(described: Sequence[tuple[Draft, LayerFacts]], tensors: Window
             entry["shift"] = on_host(whole(shift.detach()))
         entry["weight_sparsity"], entry["weight_near_zeros"] = summary.zeros, summary.near_zeros
         entry["gini"], entry["hoyer"] = summary.gini, summary.hoyer
-        if layer.groups == 1 and layer.channel_dim == 0 and weight.ndim >= 2:
+        if weight.ndim >= 2:
             entry["input_largest"] = on_host(row_max(layer.columns(weight)))
         entry["identical"] = _are_identical(rows[place])
         mask = layer.mask()

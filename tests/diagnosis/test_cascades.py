@@ -12,8 +12,6 @@ from torch import nn
 from helpers.tiny_nets import Net, images, kill, watch
 from helpers.windows import Run, begun, each, layer, off, start
 from lightning_deadkernel.analysis.audit import audit_state_dict
-from lightning_deadkernel.graph.layers import LayerTable
-from lightning_deadkernel.graph.reader import GraphReader
 from lightning_deadkernel.observation import Consumer, InputSlice
 
 DEAD = (1, 4)
@@ -35,25 +33,89 @@ WAYS: dict[str, Callable[[], Net]] = {
     "turned over": lambda: Net(
         lambda m, x: m.next(F.relu(m.conv(x)).flip(1)), conv=nn.Conv2d(3, 6, 3), next=nn.Conv2d(6, 5, 1)
     ),
+    "in groups": lambda: Net(
+        lambda m, x: m.next(F.relu(m.conv(x))), conv=nn.Conv2d(3, 6, 3), next=nn.Conv2d(6, 4, 3, groups=2)
+    ),
+    "transposed": lambda: Net(
+        lambda m, x: m.next(F.relu(m.conv(x))), conv=nn.Conv2d(3, 6, 3), next=nn.ConvTranspose2d(6, 6, 3, groups=3)
+    ),
 }
+IN_GROUPS: dict[str, tuple[Callable[[], Net], tuple[int, ...]]] = {
+    "depthwise": (
+        lambda: Net(
+            lambda m, x: m.next(F.relu(m.conv(x))).relu(), conv=nn.Conv2d(3, 6, 3), next=nn.Conv2d(6, 6, 3, groups=6)
+        ),
+        DEAD,
+    ),
+    "depthwise, rolled": (
+        lambda: Net(
+            lambda m, x: m.next(F.relu(m.conv(x)).roll(1, 1)).relu(),
+            conv=nn.Conv2d(3, 6, 3),
+            next=nn.Conv2d(6, 6, 3, groups=6),
+        ),
+        (2, 5),
+    ),
+    "depthwise, two kernels each": (
+        lambda: Net(
+            lambda m, x: m.next(F.relu(m.conv(x))).relu(), conv=nn.Conv2d(3, 6, 3), next=nn.Conv2d(6, 12, 3, groups=6)
+        ),
+        (2, 3, 8, 9),
+    ),
+}
+"""Networks, and the kernels of ``next`` by which alone channels 1 and 4 of ``conv`` are read."""
+
+
+def on_the_dead(net: Net) -> torch.Tensor:
+    """The weights of ``next`` that read channels 1 and 4 of ``conv``, as a mask: those that these give a gradient."""
+    with torch.no_grad():
+        net.conv.bias.fill_(-100.0)[list(DEAD)] = 100.0
+    (gradient,) = torch.autograd.grad(net.training_step([images()], 0), net.next.weight)
+    return gradient != 0
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_weights_that_read_dead_kernels_and_have_faded_are_named(way: str) -> None:
     torch.manual_seed(0)
     net = WAYS[way]()
+    reading = on_the_dead(net)
     kill(net.conv, *DEAD)
-    reader = GraphReader(LayerTable.of(net, None, None))
-    reader.read(net.training_step([images()], 0).grad_fn)
-    (consumer,) = reader.consumers("conv") or ()
     with torch.no_grad():
-        net.next.weight[:, [place for channel in DEAD for place in consumer.inputs(channel)]] *= 1e-30
+        net.next.weight[reading] *= 1e-30
     report = watch(net, images())
     assert report["conv"].dead == list(DEAD)
     note = report["next"].note or ""
     assert "its weights that read 2 dead or zero kernels of conv (1, 4) are next to zero, too (at most " in note
     assert note.endswith("): they go with these")
     assert report["conv"].note is None
+
+
+def starved(net: Net) -> set[tuple[str, tuple[int, ...]]]:
+    """The causes for which kernels of ``conv`` are starved, each with these."""
+    kill(net.conv)
+    report = watch(net, images())
+    found = {(f.cause_word, f.channels) for f in report.findings if (f.kind, f.layer) == ("starved_channels", "conv")}
+    assert sorted(report["conv"].starved) == sorted(channel for _, some in found for channel in some)
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_kernels_whose_readers_weights_are_zero_are_starved_by_these_wherever_they_are_read(way: str) -> None:
+    torch.manual_seed(0)
+    net = WAYS[way]()
+    reading = on_the_dead(net)
+    with torch.no_grad():
+        net.next.weight[reading] = 0.0
+    net.next.weight.register_hook(lambda gradient: gradient.masked_fill(reading, 0.0))
+    assert starved(net) == {("outgoing zero", DEAD)}
+
+
+@pytest.mark.parametrize("way", IN_GROUPS)
+def test_kernels_that_dead_kernels_of_a_group_alone_read_are_starved_by_these(way: str) -> None:
+    torch.manual_seed(0)
+    make, dead = IN_GROUPS[way]
+    net = make()
+    kill(net.next, *dead)
+    assert starved(net) == {("dead downstream", DEAD)}
 
 
 def test_weights_that_read_living_kernels_or_are_as_large_as_others_are_not_named() -> None:

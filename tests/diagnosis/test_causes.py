@@ -10,10 +10,10 @@ import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, Run, alive, begun, each, layer, off, start, window
 from lightning_deadkernel.diagnosis.pruning import savings
-from lightning_deadkernel.observation import Consumer
+from lightning_deadkernel.observation import Consumer, InputSlice
 from lightning_deadkernel.report.records import Finding
 
-READ: dict[str, Any] = {"consumers": (Consumer("next", 4),)}
+READ: dict[str, Any] = {"consumers": (Consumer("next", 4, (InputSlice(0, 4, 0, 4),)),)}
 STARVING: dict[str, Any] = {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)}
 
 
@@ -129,14 +129,24 @@ def starved(of_next: dict[str, Any], **changes: Any) -> Finding:
 
 
 def test_weights_that_are_not_zero_are_not_said_to_be() -> None:
-    read: dict[str, Any] = {"producers": ("conv",)}
-    assert starved({"input_largest": each(0.0, 0.5, 0.5, 0.5), **read}).cause_word == "outgoing zero"
-    finding = starved({"input_largest": each(0.1, 0.5, 0.5, 0.5), **read})
+    assert starved({"input_largest": each(0.0, 0.5, 0.5, 0.5)}).cause_word == "outgoing zero"
+    finding = starved({"input_largest": each(0.1, 0.5, 0.5, 0.5)})
     assert finding.cause_word == "unknown"
     assert "its weights for these channels are zero" in finding.cause
-    flattened = torch.tensor([0.0, 0.0, 0.1, 0.0, 0.1, 0.1, 0.1, 0.1])
-    assert starved({"input_largest": flattened, **read}).cause_word == "outgoing zero"
-    assert starved({"input_largest": flattened.flip(0), **read}).cause_word == "unknown"
+    zero_first = torch.tensor([0.0, 0.0, 0.1, 0.0, 0.1, 0.1, 0.1, 0.1])
+    side_by_side: dict[str, Any] = {"consumers": (Consumer("next", 8, (InputSlice(0, 4, 0, 4, inner=2),)),)}
+    assert starved({"input_largest": zero_first}, **side_by_side).cause_word == "outgoing zero"
+    assert starved({"input_largest": zero_first.flip(0)}, **side_by_side).cause_word == "unknown"
+    channels_last: dict[str, Any] = {"consumers": (Consumer("next", 8, (InputSlice(0, 4, 0, 4, outer=2),)),)}
+    assert starved({"input_largest": zero_first}, **channels_last).cause_word == "unknown"  # 0 and 4 are the first's
+    assert starved({"input_largest": each(0.0, 1, 1, 1, 0, 1, 1, 1)}, **channels_last).cause_word == "outgoing zero"
+
+
+def test_where_it_is_not_known_at_which_inputs_channels_are_read_no_weights_for_them_are_ruled_out() -> None:
+    finding = starved({"input_largest": each(0.0, 0.5, 0.5, 0.5)}, consumers=(Consumer("next", 4),))
+    assert finding.cause_word == "unknown"
+    assert "that all its weights are zero" in finding.cause
+    assert "for these channels" not in finding.cause
 
 
 def test_a_head_whose_loss_has_no_weight_is_to_blame_for_itself_and_for_what_feeds_it() -> None:

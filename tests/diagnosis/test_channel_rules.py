@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start
-from lightning_deadkernel.observation import Consumer
+from lightning_deadkernel.observation import Consumer, InputSlice
 from lightning_deadkernel.report.records import Finding
 
 # -- dead channels ---------------------------------------------------------------------------------------------------
@@ -316,9 +316,9 @@ STARVING: dict[str, Any] = {"gradient": each(0.0, 1, 1, 1), "weight_gradient": e
 
 
 def test_starved_for_outgoing_zeros() -> None:
-    read = {"producers": ("conv",), "input_largest": each(0.0, 0.5, 0.5, 0.5)}
+    consumers = (Consumer("other", 4, (InputSlice(0, 4, 0, 4),)),)
     run = Run().next(start(), start("other")).next(layer(), alive())
-    run.next(layer(**STARVING, consumers=(Consumer("other", 4),)), layer("other", **read))
+    run.next(layer(**STARVING, consumers=consumers), layer("other", input_largest=each(0.0, 0.5, 0.5, 0.5)))
     finding = run.only("starved_channels")
     assert (finding.cause_word, finding.severity, finding.channels) == ("outgoing zero", "warning", (0,))
     assert "other" in finding.advice

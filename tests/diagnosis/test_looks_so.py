@@ -13,7 +13,7 @@ import torch
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start
 from lightning_deadkernel.diagnosis import causes
 from lightning_deadkernel.diagnosis.rules import RULES
-from lightning_deadkernel.observation import AdamState, Consumer, LayerWindow
+from lightning_deadkernel.observation import AdamState, Consumer, InputSlice, LayerWindow
 
 Told = Callable[[], Run]
 MASK = each(True, False, False, False)
@@ -46,7 +46,11 @@ def fed(by: dict[str, Any]) -> Run:
 
 def read(by: dict[str, Any], before: dict[str, Any] | None = None) -> Run:
     """A layer without gradient that fires, and is read by one that shows `by`."""
-    starved: dict[str, Any] = {**NO_GRADIENT, "consumers": (Consumer("next", 4),), **(before or {})}
+    starved: dict[str, Any] = {
+        **NO_GRADIENT,
+        "consumers": (Consumer("next", 4, (InputSlice(0, 4, 0, 4),)),),
+        **(before or {}),
+    }
     run = Run().next(start(), start("next"), start("far")).next(layer(), layer("next"), layer("far"))
     return run.next(layer(**starved), layer("next", **by), alive("far"))
 
@@ -140,8 +144,8 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
     ),
     "outgoing zero": (
         "starved_channels",
-        lambda: read({"input_largest": torch.zeros(4), "producers": ("conv",)}),
-        lambda: read({"input_largest": torch.full((4,), 1e-3), "producers": ("conv",)}),
+        lambda: read({"input_largest": torch.zeros(4)}),
+        lambda: read({"input_largest": torch.full((4,), 1e-3)}),
     ),
     "zeroed in between": (
         "starved_channels",

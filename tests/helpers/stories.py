@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
     "update_ratio": 1e-11,
     **SGD,
 }
-FEEDS: dict[str, Any] = {"consumers": (Consumer("next", 4),)}
+FEEDS: dict[str, Any] = {"consumers": (Consumer("next", 4, (InputSlice(0, 4, 0, 4),)),)}
 
 
 def two_windows(
@@ -204,7 +204,10 @@ STORIES: dict[str, Callable[[], Run]] = {
     "what lies between a layer and its reader is zero": lambda: starved(
         {"gradient_rms": 0.0, "producers": ("conv",), "gating": None}
     ),
-    "nothing explains why a layer has no gradient": lambda: starved({}),
+    "nothing explains why a layer has no gradient": lambda: starved({"input_largest": torch.full((4,), 0.5)}),
+    "nothing explains it, and at which inputs the layer is read is not known": lambda: starved(
+        {}, consumers=(Consumer("next", 4),)
+    ),
     "the graph does not show what reads a layer": lambda: starved({}, consumers=None),
     # frozen, lost
     "no optimizer holds a weight": lambda: two_windows({}, HELD | {"in_optimizer": False, "learning_rate": None}),

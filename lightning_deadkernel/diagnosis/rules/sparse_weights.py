@@ -87,6 +87,8 @@ def _dead_inputs(layer: LayerContext) -> float:
     observed = layer.observed
     if observed.input_largest is None or observed.norms is None or not observed.input_largest.numel():
         return 0.0
+    if observed.groups > 1:  # few kernels read an input there: they are zero, and it need not be
+        return 0.0
     entries = max(1, observed.parameters // max(1, observed.channels))
     rms = float(observed.norms.square().mean().sqrt()) / entries**0.5
     return float((observed.input_largest < NEAR_ZERO * rms).float().mean())
