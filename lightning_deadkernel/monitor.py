@@ -196,7 +196,8 @@ class DeadKernelMonitor(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """On a sampled step: sizes of gradients, and the weights before the step."""
-        self._run.before_optimizer_step(trainer, optimizer)
+        if self._run.sampled:
+            self._run.before_optimizer_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,6 +6,7 @@ Past 300 lines because activations and gradients share one layout of the two ten
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from lightning_deadkernel.graph.sharding import is_sharded, local, shard_offset
 Segments = dict[tuple[str, Any], Tensor]
 """(kind, layer or activation key) -> the values of its channels."""
 
+grad_of = attrgetter("grad")
 OF_SOURCES = ("gradient", "nonfinite", "first", "kernel")
 OF_ACTIVATIONS = ("fired", "blown")
 
@@ -253,10 +255,11 @@ class ChannelEvidence:
         """
         full = False
         if self._parameters:
+            plain = only is None and not self._elsewhere
             try:
-                plain = only is None and not self._elsewhere
-                parts: Any = [p.grad for p in self._parameters] if plain else self._placed_grads(only)
-                full = self._gradients.append(parts)
+                full = self._gradients.append(
+                    list(map(grad_of, self._parameters)) if plain else self._placed_grads(only)
+                )
             except TypeError:  # some parameter has none, which it costs too much to ask of each at every step
                 full = self._gradients.append(self._placed_grads(only))
         self._reads += 1

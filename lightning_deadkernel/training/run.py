@@ -163,18 +163,19 @@ class Run:
         """
         if self.sampled:  # a batch that was skipped has not ended
             self.stance.restore()
-        counts, compiled = self._observer.window.counts, self._observer.reader.compiled
-        self._schedule.begin_batch(counts.sampled_steps)
+        observer, schedule = self._observer, self._schedule
+        counts, compiled = observer.window.counts, observer.reader.compiled
+        schedule.begin_batch(counts.sampled_steps, first_of_epoch)
         # a compiled model runs eagerly on a sampled step: of those no more than asked for
         eagerly = compiled and self.options.when_compiled == "sample"
-        due = self._schedule.due if not eagerly else counts.sampled_steps == 0
-        wanted = self.options.should_sample(logger_step(trainer)) or due or self._schedule.last
-        first = counts.batches == 0 or (compiled and self._observer.wants_to_look())
+        due = schedule.due if not eagerly else counts.sampled_steps == 0
+        wanted = self.options.should_sample(logger_step(trainer)) or due or schedule.last
+        first = counts.batches == 0 or (compiled and observer.wants_to_look())
         self.sampled = first or (wanted and will_step(trainer))
         if self.sampled or first_of_epoch:
-            self._observer.check_layers()
-        if self.sampled or not self._observer.window.settled:
-            self._observer.window.rows = batch_size(batch)
+            observer.check_layers()
+        if self.sampled or not observer.window.settled:
+            observer.window.rows = batch_size(batch)
         if self.sampled and eagerly:
             self.stance.force_eager()
 
@@ -189,13 +190,9 @@ class Run:
         """Takes the gradients of this backward into the evidence."""
         self._observer.after_backward(self.sampled)
 
+    @never_raise
     def before_optimizer_step(self, trainer: Any, optimizer: Any) -> None:
         """On a sampled step: sizes of gradients, and the weights before the step."""
-        if self.sampled:
-            self._before_step(trainer, optimizer)
-
-    @never_raise
-    def _before_step(self, trainer: Any, optimizer: Any) -> None:
         scales = loss_scales(trainer, optimizer)
         self._observer.window.steps.before_step(optimizer, *scales, is_half(trainer), self._schedule.last)
 

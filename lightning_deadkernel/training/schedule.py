@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_deadkernel.observation import ENOUGH_STEPS
-from lightning_deadkernel.training.trainer import batches_of_epochs, epoch_ends, step_counter, training_ends
+from lightning_deadkernel.training.trainer import batches_of_epochs, epoch_loop, step_counter, training_ends
 
 
 class Schedule:
@@ -23,7 +23,8 @@ class Schedule:
 
     def __init__(self, every_n_train_steps: int | None, min_steps: int, trainer: Any, first: bool) -> None:
         self._length, self._least = every_n_train_steps, min_steps
-        self._trainer, self._counter = trainer, step_counter(trainer)
+        self._trainer, self._loop, self._counter = trainer, epoch_loop(trainer), step_counter(trainer)
+        self._epoch: int = trainer.current_epoch
         self._first, self.batches = first, 0
         self.open_window()
 
@@ -47,7 +48,7 @@ class Schedule:
         self._began, self.batches = self._counter.completed - counts["optimizer_steps"], counts["batches"]
         self._epochs = None if first is None else (first, first)
 
-    def begin_batch(self, sampled: int) -> None:
+    def begin_batch(self, sampled: int, first_of_epoch: bool) -> None:
         """Foresees whether this batch is the window's `last`, if the optimizer takes one step in it, and whether it is
         `due` to be a sampled one, so that the window has `ENOUGH_STEPS` such.
 
@@ -55,7 +56,10 @@ class Schedule:
 
         Args:
             sampled: steps of the window so far.
+            first_of_epoch: another epoch may have begun.
         """
+        if first_of_epoch:
+            self._epoch = self._trainer.current_epoch
         self._before_batch = taken = self._counter.completed
         done = self.batches if self._length is None else taken - self._began
         if sampled != self._sampled:
@@ -78,7 +82,7 @@ class Schedule:
     def end_batch(self) -> tuple[int, int]:
         """Counts a batch: the window's optimizer steps, and how many of them were of this batch."""
         self.batches += 1
-        taken, now = self._counter.completed, self._trainer.current_epoch
+        taken, now = self._counter.completed, self._epoch
         self._epochs = (self._epochs[0] if self._epochs else now, now)
         self.ended = self._ends(taken, self.batches)
         return taken - self._began, taken - self._before_batch
@@ -99,7 +103,8 @@ class Schedule:
     def _ends(self, taken: int, batches: int) -> bool:
         if self._length is not None:
             return bool(taken - self._began >= self._length)
-        if not epoch_ends(self._trainer, taken):
+        loop = self._loop
+        if not (loop.batch_progress.is_last_batch or 0 < loop.max_steps <= taken):
             return False
         return self._has_enough(taken, batches) or training_ends(self._trainer, taken)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,23 +43,17 @@ def will_step(trainer: Any) -> bool:
     return not bool(trainer.fit_loop._should_accumulate())  # Lightning 2.6.6
 
 
+epoch_loop = attrgetter("fit_loop.epoch_loop")
+"""What runs the batches of an epoch: its `batch_progress.is_last_batch` and `max_steps` are the trainer's properties
+`is_last_batch` and `max_steps`, without their calls (Lightning 2.5.1 and 2.6.6)."""
+
+
 def step_counter(trainer: Any) -> Any:
     """What counts the optimizer steps of a fit: its `completed` is `trainer.global_step`, without its ten calls."""
-    loop = trainer.fit_loop.epoch_loop  # Lightning 2.5.1 and 2.6.6
+    loop = epoch_loop(trainer)
     if trainer.lightning_module.automatic_optimization:
         return loop.automatic_optimization.optim_progress.optimizer.step.total
     return loop.manual_optimization.optim_step_progress.total
-
-
-def epoch_ends(trainer: Any, steps: int) -> bool:
-    """Whether the epoch ends with this batch, as far as it is known: by its data, or by `max_steps`.
-
-    Args:
-        trainer: the running trainer.
-        steps: optimizer steps that are taken when the batch ends.
-    """
-    loop = trainer.fit_loop.epoch_loop  # where the trainer's properties of these names lead, Lightning 2.6.6
-    return bool(loop.batch_progress.is_last_batch or 0 < loop.max_steps <= steps)
 
 
 def batches_of_epochs(trainer: Any, done: int, least: int, first: int) -> float:
@@ -93,9 +88,8 @@ def log_every(trainer: Any) -> int:
     return int(trainer.log_every_n_steps)
 
 
-def logger_step(trainer: Any) -> int:
-    """The x-axis that the trainer's own metrics have."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # Lightning 2.6.6
+logger_step = attrgetter("fit_loop.epoch_loop._batches_that_stepped")
+"""The x-axis that the trainer's own metrics have (Lightning 2.6.6)."""
 
 
 def loss_scales(trainer: Any, optimizer: Any) -> tuple[Tensor | None, Tensor | None]:
