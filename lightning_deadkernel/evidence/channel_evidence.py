@@ -9,11 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_deadkernel.evidence.buffers import PendingChannels, StepBuffer, marks
-from lightning_deadkernel.evidence.sampled import SUMS, Sample, sums_of
+from lightning_deadkernel.evidence.sampled import SUMS
 from lightning_deadkernel.functional.kernels import row_max
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layer import Layer
@@ -188,14 +189,14 @@ class ChannelEvidence:
         parts = list(self._nothing)
         for key, largest in maxima.items():  # one on another device (a model in several parts) `cat` refuses
             parts[self._order[key]] = largest if largest.device == self.device else largest.to(self.device)
-        full = self._firings.append(parts)
-        if self.not_fired.is_count_due():
+        if self._firings.append(parts):
             self._flush_firings()
-            self._count_not_fired()
-        elif full:
-            self._flush_firings()
+        self._count_not_fired()
 
     def _count_not_fired(self) -> None:
+        if not self.not_fired.is_count_due():
+            return
+        self._flush_firings()
         # all that are pending, not only those of this step: others may be read on every second step, never on this one
         if self.not_fired.parts:
             self.not_fired.append({key: self.segment("fired", key) <= 0 for key in self.not_fired.parts})
@@ -205,24 +206,27 @@ class ChannelEvidence:
         before = self.passed.get(key, (0, 0, 0))
         self.passed[key] = [before[0] + passed[0], before[1] + passed[1], before[2] + passed[2]]
 
-    def add_samples(self, group: Sequence[Sample]) -> list[Tensor]:
-        """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts of activations that are
-        alike; of a channel that holds NaN or infinity, only that it does.
+    def add_samples(self, found: Sequence[tuple[tuple[ActivationKey, ...], Sequence[Tensor]]]) -> None:
+        """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts, and notes which channels
+        fired; of a channel that holds NaN or infinity, only that it does.
 
         Args:
-            group: one activation, or several that are `alike`.
-
-        Returns:
-            (C,) of each, > 0 where a channel fired.
+            found: activations, and what `sums_of` gave of them.
         """
-        keys = tuple(one.key for one in group)
-        channels = [self.activations[key] for key in keys]
-        sums, finite, largest = sums_of(group, channels)
-        columns = self._columns(keys)
-        self.totals.index_add_(1, columns, sums.to(self.device))
-        blown = (~finite).to(self.device, self.dtype) * marks(self._reads)
-        self._of_all("blown").scatter_reduce_(0, columns, blown, "amax")
-        return list(torch.split(largest, channels))
+        columns = self._columns(tuple(key for keys, _ in found for key in keys))
+        parts = [of[row] for row in range(len(SUMS) + 1) for _, of in found]
+        if any(of[0].device != self.device for _, of in found):
+            parts = [part.to(self.device) for part in parts]
+        sums = torch.cat(parts).view(len(SUMS) + 1, -1)
+        magnitudes = sums[1]
+        if not (sums.is_cpu and np.isfinite(magnitudes.numpy()).all()):  # on a device, to ask would be to wait
+            finite = magnitudes.isfinite()
+            blown = (~finite).to(self.dtype) * marks(self._reads)
+            self._of_all("blown").scatter_reduce_(0, columns, blown, "amax")
+            sums = torch.where(finite, sums, 0)
+        self.totals.index_add_(1, columns, sums[:-1])
+        self._of_all("fired").scatter_reduce_(0, columns, sums[-1].to(self.dtype), "amax")
+        self._count_not_fired()
 
     def _columns(self, keys: tuple[ActivationKey, ...]) -> Tensor:
         """Places of the channels of these activations among those of all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from lightning_deadkernel.evidence.channel_evidence import ChannelEvidence, rena
 from lightning_deadkernel.evidence.looks import Look
 from lightning_deadkernel.evidence.one_sample import take_sample
 from lightning_deadkernel.evidence.open_window import Checksums, OpenWindow
-from lightning_deadkernel.evidence.sampled import Sample
+from lightning_deadkernel.evidence.sampled import Sample, sums_of
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.functional.firing import channel_max
 from lightning_deadkernel.graph.facts import ActivationKey, Source
@@ -172,7 +172,7 @@ class Observer:
         channels, rows = self.window.channels, self.window.rows
         pending, looks = channels.not_fired.parts, self._looks_of(found)
         seen: dict[ActivationKey, Tensor] = {}
-        alike: dict[Any, list[Sample]] = {}
+        samples: dict[Any, list[Sample]] = {}
         for place, ((key, read), counted) in enumerate(zip(found.reads, found.counted, strict=True)):
             if not sampled and key not in pending:
                 continue
@@ -200,11 +200,7 @@ class Observer:
                     channels.count(key, passed)
                 if sampled:
                     sample = Sample(key, read, activation, saved, along if counted else None)
-                    kind = sample.alike
-                    if kind is not None:
-                        alike.setdefault(kind, []).append(sample)
-                    else:
-                        self._sample([sample], seen)
+                    samples.setdefault(sample.alike or place, []).append(sample)
                     continue
                 largest = channel_max(*read.laid_out(activation.positive(saved) if activation.positive else saved))
                 _add(seen, key, read.spread(largest, channels.activations[key]))
@@ -212,8 +208,8 @@ class Observer:
                     looks[place] = Look(read, activation, saved, rows, passed)
             except Exception as error:  # a surprise at one activation ends the watch over its layers alone
                 self._give_up(key, error)
-        for group in alike.values():
-            self._sample(group, seen)
+        if summed := [sums for group in samples.values() for sums in self._sums_of(group)]:
+            channels.add_samples(summed)
         if seen:
             channels.read_activations(seen)
 
@@ -223,18 +219,16 @@ class Observer:
             self._looks = {}
         return self._looks.setdefault(id(found), (found, {}))[1]
 
-    def _sample(self, group: list[Sample], seen: dict[ActivationKey, Tensor]) -> None:
+    def _sums_of(self, group: list[Sample]) -> list[tuple[tuple[ActivationKey, ...], Sequence[Tensor]]]:
+        """What `ChannelEvidence.add_samples` takes, of activations that are alike."""
         try:
-            fired = self.window.channels.add_samples(group)
+            keys = tuple(one.key for one in group)
+            return [(keys, sums_of(group, [self.window.channels.activations[key] for key in keys]))]
         except Exception as error:
-            if len(group) == 1:
-                self._give_up(group[0].key, error)
-            else:  # which of them it was
-                for sample in group:
-                    self._sample([sample], seen)
-            return
-        for sample, largest in zip(group, fired, strict=True):
-            _add(seen, sample.key, largest)
+            if len(group) > 1:  # which of them it was
+                return [sums for one in group for sums in self._sums_of([one])]
+            self._give_up(group[0].key, error)
+            return []
 
     def _read_lookups(self, nodes: list[Any], found: StepMap) -> None:
         pending = self.window.channels.without_gradient

@@ -4,6 +4,7 @@ few thousand numbers takes as long as one that reads none."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -44,43 +45,29 @@ class Sample(NamedTuple):
         return self.activation, self.saved.dtype, self.saved.device, self.along, axis, shape[:axis], shape[axis + 1 :]
 
 
-class Sums(NamedTuple):
-    """Of one activation or several, one behind another."""
+def sums_of(group: Sequence[Sample], channels: Sequence[int]) -> Sequence[Tensor]:
+    """(C,) float64 of each of `SUMS`, and one that is > 0 where the channel fired; of one activation, or of several
+    that are alike, one behind another.
 
-    sums: Tensor
-    """(7, C) float64, see `SUMS`; 0 for a channel that is not finite."""
-    finite: Tensor
-    """(C,) bool."""
-    largest: Tensor
-    """(C,) > 0 where the channel fired."""
-
-    def spread(self, read: ActivationRead, channels: int) -> Sums:
-        """Of the axis that was read as of the kernel's channels, see `ActivationRead.spread`."""
-        sums, largest = read.spread(self.sums, channels), read.spread(self.largest, channels)
-        return Sums(sums, ~read.spread(~self.finite, channels), largest)
-
-
-def sums_of(group: Sequence[Sample], channels: Sequence[int]) -> Sums:
-    """The sums of one activation, or of several that are alike.
+    Of a channel that is not finite the magnitudes are not, and the others mean nothing.
 
     Args:
         group: the activations.
         channels: of the kernels of each.
     """
     first, *others = group
-    if not others:
-        found = _sums(first.activation, first.saved, first.read.laid_out, first.along)
-        return found.spread(first.read, channels[0])
-    axis = first.read.part.at.axis
-    parts = [one.read.own(one.saved) for one in group]
-    sizes = [part.shape[axis] for part in parts]
-    at = ChannelAxis(axis, sum(sizes))
-    found = _sums(first.activation, torch.cat(parts, axis), lambda values: (values, at), first.along)
+    saved, lay_out = first.saved, first.read.laid_out
+    if others:
+        axis = first.read.part.at.axis
+        saved = torch.cat([one.read.own(one.saved) for one in group], axis)
+        at = ChannelAxis(axis, saved.shape[axis])
+        lay_out = lambda values: (values, at)  # noqa: E731 (as short as the method it stands for)
+    found = _sums(first.activation, saved, lay_out, first.along)
     if all(one.read.is_whole(own) for one, own in zip(group, channels, strict=True)):
         return found
-    pieces = zip(*(torch.split(values, sizes, -1) for values in found), strict=True)
-    spread = [Sums(*piece).spread(one.read, own) for piece, one, own in zip(pieces, group, channels, strict=True)]
-    return Sums(*(torch.cat(values, -1) for values in zip(*spread, strict=True)))
+    pieces = torch.split(torch.stack(found), [one.read.laid_out(one.saved)[1].size for one in group], -1)
+    spread = [one.read.spread(piece, own) for piece, one, own in zip(pieces, group, channels, strict=True)]
+    return torch.cat(spread, -1).unbind()
 
 
 def _sums(
@@ -88,18 +75,26 @@ def _sums(
     saved: Tensor,
     lay_out: Callable[[Tensor], tuple[Tensor, ChannelAxis]],
     along: int | None,
-) -> Sums:
+) -> list[Tensor]:
     values, at = lay_out(activation.output(saved))
     positives, magnitudes, zeros = firing(values, at, activation.rectifies)
-    flat = on = samples = torch.zeros_like(zeros)
+    nothing = _each(0, at.size, values.device)
+    flat = on = samples = nothing
     if activation.has_flat_ends:
-        inputs, at = lay_out(saved)
-        flat = count_outside(inputs, at, activation.low, activation.high, inclusive=True)
-    entries = torch.full_like(zeros, values.numel() / at.size)
+        flat = count_outside(*lay_out(saved), activation.low, activation.high, inclusive=True)
+    largest = positives
     if along is not None or not activation.rectifies:
         shown, at = lay_out(activation.positive(saved) if activation.positive else saved)
         if along is not None:
-            on, samples = samples_on(shown, along, at.axis), samples + shown.shape[along]
-    finite = magnitudes.isfinite()
-    sums = torch.where(finite, torch.stack([positives, magnitudes, zeros, flat, entries, on, samples]), 0)
-    return Sums(sums, finite, sums[0] if activation.rectifies else channel_max(shown, at))
+            on, samples = samples_on(shown, along, at.axis), _each(shown.shape[along], at.size, values.device)
+        if not activation.rectifies:
+            largest = channel_max(shown, at).double()
+            largest = torch.where(largest < torch.inf, largest, nothing)
+    entries = _each(values.numel() // at.size, at.size, values.device)
+    return [positives, magnitudes, zeros, flat, entries, on, samples, largest]
+
+
+@lru_cache(maxsize=256)
+def _each(number: int, channels: int, device: torch.device) -> Tensor:
+    """(C,) float64, not to be written to."""
+    return torch.full((channels,), number, dtype=torch.float64, device=device)

@@ -214,14 +214,13 @@ def firing(h: Tensor, at: ChannelAxis, nonnegative: bool = False) -> tuple[Tenso
 
     Returns:
         (C,) counts of entries > 0; (C,) sums of |h|, not finite where an entry is not; (C,) counts of exact zeros (+0
-        and -0), which may be others where the sum is not finite. All float64.
+        and -0). All float64. Where the sum is not finite, the counts may be others.
     """
     h, fold, repeats = _by_channel(h.detach(), at)
     if h.device.type not in IN_BLOCKS:
         positive, total, zeros = _firing_in_few_launches(h, nonnegative)
     else:
-        sums = _firing_if_finite(h, nonnegative)
-        positive, total, zeros = _summed(h, 3, _compared) if sums is None else sums
+        positive, total, zeros = _firing_in_blocks(h, nonnegative)
     if fold > 1 or repeats > 1:
         positive, total, zeros = torch.stack([positive, total, zeros]).view(3, fold, at.size).sum(1) * repeats
     return positive, total, zeros
@@ -240,14 +239,12 @@ def samples_on(x: Tensor, along: int, axis: int) -> Tensor:
     if not bits.numel():
         return x.new_zeros(x.shape[axis], dtype=torch.float64)
     largest = bits.amax(others) if others else bits
-    return (largest > 0).sum(0 if along < axis % x.ndim else 1).double()
+    return (largest > 0).sum(0 if along < axis % x.ndim else 1, dtype=torch.float64)
 
 
-def _firing_if_finite(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`firing` of (outer, C, inner) from signs; None if it is not finite."""
+def _firing_in_blocks(h: Tensor, nonnegative: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`firing` of (outer, C, inner) from signs."""
     sums = _summed(h, 2 if nonnegative else 3, _signs if nonnegative else _signs_and_sizes)
-    if not sums[0].sum().isfinite():
-        return None
     entries = h.shape[0] * h.shape[2]
     if nonnegative:
         total, positive = sums
@@ -285,13 +282,6 @@ def _signs_and_sizes(values: Tensor, scratch: Tensor) -> Iterator[Tensor]:
     yield scratch.abs_()
 
 
-def _compared(values: Tensor, scratch: Tensor) -> Iterator[Tensor]:
-    # comparisons write floats, whose sums vectorise where those of bool do not
-    yield torch.gt(values, 0, out=scratch)
-    yield torch.abs(values, out=scratch)
-    yield torch.eq(values, 0, out=scratch)
-
-
 def count_outside(x: Tensor, at: ChannelAxis, low: float, high: float, inclusive: bool = False) -> Tensor:
     """(C,) float64 count of the entries of each channel < low or > high; `inclusive`: <= or >=. NaN is neither.
 
@@ -301,6 +291,7 @@ def count_outside(x: Tensor, at: ChannelAxis, low: float, high: float, inclusive
     below, above = (torch.le, torch.ge) if inclusive else (torch.lt, torch.gt)
 
     def outside(values: Tensor, scratch: Tensor) -> Iterator[Tensor]:
+        # as floats, whose sums vectorise where those of bool do not
         yield below(values, low, out=scratch)
         yield above(values, high, out=scratch)
 
