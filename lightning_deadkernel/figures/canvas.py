@@ -9,8 +9,12 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+import numpy as np
 
 from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.report import Report
@@ -19,18 +23,25 @@ from lightning_deadkernel.report.states import COLOURS, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
+
+    Paper: TypeAlias = "Figure | SubFigure"
 
 DPI = 100
-WIDTH = 7.2
-"""Inches. TensorBoard's cards are 350 pixels wide: half of this, so that titles can still be read."""
-SMALL, MEDIUM, LARGE = 8.5, 10.0, 13.0
+WIDTH = 6.0
+"""Inches. TensorBoard's cards are 350 pixels wide: more than half of this, so that titles can still be read."""
+SMALL, MEDIUM, LARGE = 8.5, 10.0, 11.5
 """Font sizes in points."""
 _BOLD_EM, _EM = 0.62, 0.58
 """Mean width of a letter in font sizes."""
 GREY, GRID, PALE = "#5A6670", "#E8ECEF", "#C9D1D6"
 GOOD, LINE, FAINT, BAND = "#009E73", "#0072B2", "#56B4E9", "#E69F00"
 """Colours of lines and bands that stand for no state."""
+
+
+def in_pixels(inches: float) -> float:
+    """As many inches as make whole pixels, so that what is under it is drawn as if it were alone."""
+    return math.ceil(inches * DPI) / DPI
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
@@ -43,25 +54,54 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-def one_axes(height: float, title: str, below: str, left: float, right: float = 0.25, bottom: float = 0.6) -> Axes:
-    """A figure with one axes. Margins are in inches, so that they hold whatever the figure's height.
+@dataclass(frozen=True)
+class Panel:
+    """One axes under a title, before it is drawn: it is a picture alone, and a part of a page. Sizes in inches."""
 
-    Args:
-        height: of the axes.
-        title: the finding.
-        below: what it rests on; written under the title.
-        left: margin.
-        right: margin.
-        bottom: margin.
+    title: str
+    """The finding."""
+    below: str
+    """What it rests on; written under the title."""
+    height: float
+    """Of the axes."""
+    draw: Callable[[Axes], object]
+    left: float
+    right: float = 0.25
+    bottom: float = 0.6
+    """Margins, which do not grow with the figure."""
 
-    """
-    top = title_height(title, below) + 0.24
-    figure = new_figure(height + top + bottom)
-    total = height + top + bottom
-    axes = figure.add_axes((left / WIDTH, bottom / total, (WIDTH - left - right) / WIDTH, height / total))
-    write_title(figure, title, below)
-    plain(axes)
-    return axes
+    @property
+    def total(self) -> float:
+        """Height of all of it."""
+        return in_pixels(title_height(self.title, self.below) + 0.24 + self.height + self.bottom)
+
+    def draw_on(self, paper: Paper) -> None:
+        """Draws it on a paper of its size."""
+        inner = WIDTH - self.left - self.right
+        axes = paper.add_axes(
+            (self.left / WIDTH, self.bottom / self.total, inner / WIDTH, self.height / self.total), label=self.title
+        )
+        write_title(paper, self.title, self.below, (WIDTH, self.total))
+        plain(axes)
+        self.draw(axes)
+
+    def alone(self) -> Figure:
+        """It on a figure of its own."""
+        figure = new_figure(self.total, WIDTH)
+        with as_written(figure):
+            self.draw_on(figure)
+        return figure
+
+
+def part_of(figure: Figure, name: str, left: float, top: float, height: float) -> SubFigure:
+    """A part of a figure for one panel, in inches from the figure's top left."""
+    from matplotlib.transforms import Bbox
+
+    width, total = figure.get_size_inches()
+    part: SubFigure = figure.subfigures(squeeze=False)[0, 0]
+    part.bbox_relative.set(Bbox.from_bounds(left / width, 1 - (top + height) / total, WIDTH / width, height / total))
+    part.set_label(name)
+    return part
 
 
 def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[str]:
@@ -75,28 +115,27 @@ def title_height(title: str, below: str, width: float = WIDTH, size: float = LAR
     return (len(large) * size + len(small) * SMALL) * 1.25 / 72 + 0.16
 
 
-def write_title(figure: Figure, title: str, below: str, size: float = LARGE) -> None:
-    """The finding in large letters, and under it small what it rests on."""
-    width, height = figure.get_size_inches()
+def write_title(paper: Paper, title: str, below: str, inches: tuple[float, float], size: float = LARGE) -> None:
+    """The finding in large letters, and under it small what it rests on.
+
+    Args:
+        paper: where.
+        title: the finding.
+        below: what it rests on.
+        inches: width and height of the paper.
+        size: of the title, in points.
+    """
+    width, height = inches
     large, small = wrapped(title, width, size, bold=True), wrapped(below, width, SMALL)
     left, top = 0.12 / width, 1 - 0.1 / height
-    figure.suptitle("\n".join(large), x=left, y=top, ha="left", va="top", size=size, weight="bold", linespacing=1.15)
+    paper.suptitle("\n".join(large), x=left, y=top, ha="left", va="top", size=size, weight="bold", linespacing=1.15)
     under = top - (len(large) * size * 1.25 / 72 + 0.02) / height
-    figure.text(left, under, "\n".join(small), ha="left", va="top", size=SMALL, color=GREY)
-
-
-def figure_of(axes: Axes) -> Figure:
-    """The figure that an axes is on."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return figure
+    paper.text(left, under, "\n".join(small), ha="left", va="top", size=SMALL, color=GREY)
 
 
 def inches_of(axes: Axes) -> tuple[float, float]:
     """Width and height of an axes."""
-    width, height = figure_of(axes).get_size_inches()
-    place = axes.get_position()
-    return place.width * width, place.height * height
+    return axes.bbox.width / DPI, axes.bbox.height / DPI
 
 
 def plain(axes: Axes) -> None:
@@ -107,25 +146,54 @@ def plain(axes: Axes) -> None:
     axes.tick_params(labelsize=SMALL, color=GREY, labelcolor="black")
 
 
-def as_written(figure: Figure) -> Figure:
-    """Its texts without control characters, and dollars in them as dollars: names of layers are no formulas."""
+def log_axis(axes: Axes, low: float, high: float, zero: bool) -> None:
+    """An upright logarithmic axis; with `zero`, its lower end stands for that."""
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.set_ylim(low, high)
+    near = low * (high / low) ** 0.08 if zero else 0.0  # where a number beside the axis would lie over the zero
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value > near else "")
+    if zero:
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate("0", (0, 0), (-7, 0), fontsize=SMALL, ha="right", va="center", **place)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+@contextmanager
+def as_written(figure: Figure) -> Iterator[None]:
+    """What is drawn within has texts without control characters, and dollars in them are dollars: names of layers are
+    no formulas.
+    """
+    from matplotlib import rc_context
     from matplotlib.text import Text
 
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        labels = [label.get_text() for label in axis.get_ticklabels()]
-        if not all(label.isprintable() for label in labels):  # they are set again from the axis when it is drawn
-            axis.set_ticklabels(list(map(printable, labels)))
-    return figure
+    with rc_context({"text.parse_math": False}):
+        yield
+        for text in figure.findobj(Text):
+            text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
-    kept = io.BytesIO()
-    figure.savefig(kept, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
-    return kept.getvalue()
+    return pngs({"": figure})[""]
+
+
+def pngs(papers: Mapping[str, Paper]) -> dict[str, bytes]:
+    """PNG files of a figure and of parts of it, which is drawn once."""
+    from PIL import Image
+
+    canvas: Any = next(iter(papers.values())).get_figure(root=True).canvas  # of Agg, as every `new_figure` has it
+    canvas.draw()
+    page = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    files = {}
+    for name, paper in papers.items():
+        left, bottom, right, top = map(round, paper.bbox.extents)
+        kept = io.BytesIO()
+        box = (left, max(page.height - top, 0), min(right, page.width), page.height - bottom)
+        page.crop(box).save(kept, "png", compress_level=3)
+        files[name] = kept.getvalue()
+    return files
 
 
 _LEFT_OUT = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)
@@ -139,18 +207,27 @@ _INKS = {
 """What stands for the ink and the paper -> the page's own, in the light and in the dark."""
 
 
-def svg(figure: Figure, name: str) -> bytes:
-    """The figure as SVG to be put into a page, whose ink and paper it takes: its text is text, its ground is clear.
+def svg(paper: Paper, name: str) -> bytes:
+    """A figure or a part of it as SVG to be put into a page, whose ink and paper it takes: its text is text, its ground
+    is clear.
 
     Args:
-        figure: what is drawn.
+        paper: what is drawn.
         name: no other picture of the page has it.
     """
     from matplotlib import rc_context
 
-    kept = io.BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(kept, format="svg", transparent=True, metadata={"Date": None})
+    figure, kept = paper.get_figure(root=True), io.BytesIO()
+    others = [] if paper is figure else [part for part in figure.get_children() if part is not paper]
+    box = paper.bbox.transformed(figure.dpi_scale_trans.inverted()) if others else None
+    for part in others:
+        part.set_visible(False)
+    try:
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": "DejaVu Sans"}):
+            figure.savefig(kept, format="svg", transparent=True, bbox_inches=box, metadata={"Date": None})
+    finally:
+        for part in others:
+            part.set_visible(True)
     text = kept.getvalue().decode()
     text = _LEFT_OUT.sub("", text[text.index("<svg") :])
     for drawn, own in _INKS.items():
@@ -203,14 +280,14 @@ def spaced(count: int, most: int) -> list[int]:
     return list(range(count - 1, -1, -step))[::-1]
 
 
-def state_legend(axes: Axes, words: Collection[str], zero_kernels: bool, **place: Any) -> None:
+def state_legend(axes: Axes, words: Collection[str], below: float, zero_kernels: bool = False) -> None:
     """Patches for the words, in the palette's order, and the dot of zero kernels.
 
     Args:
-        axes: to put it on.
+        axes: under which it stands.
         words: of states and flags; a mapping from any words to colours is taken as it is.
+        below: inches from the axes.
         zero_kernels: whether the dot is shown.
-        place: options of matplotlib's legend.
     """
     from matplotlib.artist import Artist
     from matplotlib.lines import Line2D
@@ -222,4 +299,14 @@ def state_legend(axes: Axes, words: Collection[str], zero_kernels: bool, **place
     ]
     if zero_kernels:
         handles.append(Line2D([], [], marker="o", color="black", markersize=3, linestyle="none", label="zero kernel"))
-    axes.legend(handles=handles, fontsize=SMALL, frameon=False, handlelength=1.2, columnspacing=1.2, **place)
+    axes.legend(
+        handles=handles,
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.2,
+        loc="upper left",
+        bbox_to_anchor=(-0.005, -below / inches_of(axes)[1]),
+        borderaxespad=0,
+        ncols=8,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,28 +12,27 @@ from torch import Tensor, nn
 from lightning_deadkernel.figures.canvas import (
     MEDIUM,
     SMALL,
+    Panel,
     basis,
-    figure_of,
     inches_of,
-    one_axes,
     spaced,
     state_legend,
 )
 from lightning_deadkernel.figures.cells import colour_table, places_of
-from lightning_deadkernel.figures.tiles import MARGIN, Grid, Tile, draw_tiles
+from lightning_deadkernel.figures.tiles import Grid, Tile, tiled
 from lightning_deadkernel.figures.titles import HARMLESS, words_of
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.reader import GraphReader
 from lightning_deadkernel.observation import FeatureMaps
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
-from lightning_deadkernel.report.states import COLOURS, WORDS
 from lightning_deadkernel.report.text import percent
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_MAPS, _MOST_COLUMNS, _LEAST_COLUMNS = 60, 10, 8
+_MOST_MAPS, _COLUMNS = 63, 8
 _ELSEWHERE = "#9AA5AC"
 """Frame of a map that does not fire on this sample, and does on others."""
 _MOST_UNITS = 128
@@ -55,7 +53,7 @@ def kept_layers(report: Report) -> list[str]:
     return [la.name for la in report.watched if la.name in kept and kept[la.name].maps.shape[1] == la.channels]
 
 
-def draw_kept(report: Report, name: str) -> Figure:
+def draw_kept(report: Report, name: str) -> Panel:
     """A layer's maps of the sample that the window's last step saw."""
     assert report.tensors is not None
     layer = report[name]
@@ -109,7 +107,7 @@ def plot_feature_maps(module: nn.Module, batch: Any, layer: str, report: Report,
     fires = (maps > 0).flatten(2).any(2) if maps.ndim > 2 else maps > 0
     one = FeatureMaps(maps[sample : sample + 1] if maps.ndim > 2 else maps[:64], inputs[sample])
     note = "on how many samples of the batch they do"
-    return _draw(one, shown, report, lambda c: f"{int(fires[:, c].sum()):,} of {len(maps):,}", note)
+    return _draw(one, shown, report, lambda c: f"{int(fires[:, c].sum()):,} of {len(maps):,}", note).alone()
 
 
 def activations_of(module: nn.Module, inputs: Tensor, layer: str) -> Tensor:
@@ -144,7 +142,7 @@ def activations_of(module: nn.Module, inputs: Tensor, layer: str) -> Tensor:
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 
-def _draw(one: FeatureMaps, layer: LayerReport, report: Report, fires_on: FiresOn, note: str) -> Figure:
+def _draw(one: FeatureMaps, layer: LayerReport, report: Report, fires_on: FiresOn, note: str) -> Panel:
     maps = one.maps.amax(2) if one.maps.ndim == 5 else one.maps  # a volume as it is seen from above
     if maps.ndim == 4:
         return _as_images(maps[0], one.image, layer, report, fires_on, note)
@@ -170,7 +168,7 @@ def _headline(layer: LayerReport, dark: Sequence[bool], things: str, where: str)
 
 def _as_images(
     maps: Tensor, image: Tensor | None, layer: LayerReport, report: Report, fires_on: FiresOn, note: str
-) -> Figure:
+) -> Panel:
     """The input, then a map a channel; bright is the layer's largest activation on this sample."""
     words, dark = words_of(layer), (~(maps > 0).flatten(1).any(1)).tolist()
     order = sorted(range(len(words)), key=lambda c: (words[c] in HARMLESS, not dark[c]))
@@ -182,21 +180,15 @@ def _as_images(
         bright = (maps[channel].nan_to_num() / largest).clamp(0, 1).numpy()
         frame = _ELSEWHERE if dark[channel] else ""
         tiles.append(Tile(bright, f"{channel}\n{label}", words[channel], frame=frame))
-    rows = math.ceil(len(tiles) / _MOST_COLUMNS)
-    grid = Grid(len(tiles), max(_LEAST_COLUMNS, math.ceil(len(tiles) / rows)), 1 + any(dark))
+    grid = Grid(len(tiles), _COLUMNS, 1 + any(dark))
     below = basis([report])
     if {*labels.values()} - {_NEVER, ""}:
         below += f"; under maps that do not fire here: {note}"
     if len(chosen) < len(words):
         below += f"; {len(chosen):,} of {len(words):,} shown"
-    axes = one_axes(grid.height, _headline(layer, dark, "maps", "this sample"), below, MARGIN, MARGIN, 0.4)
-    framed = draw_tiles(axes, tiles, grid)
-    shown = {word: COLOURS[word] for word in WORDS if word in framed}
-    if any(tile.frame == _ELSEWHERE and tile.word not in framed for tile in tiles):
-        shown["fires on other samples"] = _ELSEWHERE
-    if shown:
-        state_legend(axes, shown, False, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
-    return figure_of(axes)
+    elsewhere = any(tile.frame == _ELSEWHERE and tile.word in HARMLESS for tile in tiles)
+    also = {"fires on other samples": _ELSEWHERE} if elsewhere else None
+    return tiled(_headline(layer, dark, "maps", "this sample"), below, tiles, grid, also)
 
 
 def _as_picture(image: Tensor) -> np.ndarray[Any, Any]:
@@ -209,7 +201,7 @@ def _as_picture(image: Tensor) -> np.ndarray[Any, Any]:
     return np.asarray(pixels if pixels.ndim == 2 else pixels.reshape(1, -1))
 
 
-def _as_heat(maps: Tensor, layer: LayerReport, report: Report) -> Figure:
+def _as_heat(maps: Tensor, layer: LayerReport, report: Report) -> Panel:
     """Units as rows, over the positions of one sample or over the samples, with each unit's state at the left."""
     sequence = maps.ndim > 2
     values = maps[0].flatten(1) if sequence else maps.T
@@ -220,19 +212,20 @@ def _as_heat(maps: Tensor, layer: LayerReport, report: Report) -> Figure:
     where = "this sample" if sequence else f"any of {values.shape[1]} samples of this batch"
     note = basis([report]) + (f"; {len(chosen):,} of {len(words):,} units shown" if len(chosen) < len(words) else "")
     height = min(max(1.2, 0.13 * len(chosen)), _HIGHEST)
-    axes = one_axes(height, _headline(layer, dark, "units", where), note, 0.75, 0.25, 0.85)
     picture, across = values[chosen].nan_to_num(posinf=0).numpy(), values.shape[1]
-    largest = float(picture.max()) or 1.0
-    extent = (0, across, len(chosen), 0)
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=largest, extent=extent, interpolation="nearest", aspect="auto")
-    strip = colour_table()[places_of(layer.codes)[chosen]][:, None]
-    edge = -0.025 * across
-    axes.imshow(strip, extent=(edge, 0, len(chosen), 0), interpolation="nearest", aspect="auto")
-    axes.set(xlim=(edge, across), ylim=(len(chosen), 0))
-    named = spaced(len(chosen), int(inches_of(axes)[1] * 72 / (SMALL * 1.15)))
-    axes.set_yticks([row + 0.5 for row in named], [str(chosen[row]) for row in named], fontsize=SMALL)
-    axes.set_ylabel("unit", fontsize=MEDIUM)
-    axes.set_xlabel("position" if sequence else "sample", fontsize=MEDIUM)
-    place = {"loc": "upper left", "bbox_to_anchor": (0, -0.48 / height), "borderaxespad": 0, "ncols": 8}
-    state_legend(axes, sorted({words[unit] for unit in chosen}), False, **place)
-    return figure_of(axes)
+
+    def draw(axes: Axes) -> None:
+        largest = float(picture.max()) or 1.0
+        extent = (0, across, len(chosen), 0)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=largest, extent=extent, interpolation="nearest", aspect="auto")
+        strip = colour_table()[places_of(layer.codes)[chosen]][:, None]
+        edge = -0.025 * across
+        axes.imshow(strip, extent=(edge, 0, len(chosen), 0), interpolation="nearest", aspect="auto")
+        axes.set(xlim=(edge, across), ylim=(len(chosen), 0))
+        named = spaced(len(chosen), int(inches_of(axes)[1] * 72 / (SMALL * 1.15)))
+        axes.set_yticks([row + 0.5 for row in named], [str(chosen[row]) for row in named], fontsize=SMALL)
+        axes.set_ylabel("unit", fontsize=MEDIUM)
+        axes.set_xlabel("position" if sequence else "sample", fontsize=MEDIUM)
+        state_legend(axes, {words[unit] for unit in chosen}, 0.48)
+
+    return Panel(_headline(layer, dark, "units", where), note, height, draw, 0.75, bottom=0.85)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lightning_deadkernel.figures.canvas import basis, figure_of, one_axes, state_legend
+from lightning_deadkernel.figures.canvas import Panel, basis
 from lightning_deadkernel.figures.registry import picture
-from lightning_deadkernel.figures.tiles import MARGIN, MOST_TILES, Grid, Tile, draw_tiles
+from lightning_deadkernel.figures.tiles import MOST_TILES, Grid, Tile, tiled
 from lightning_deadkernel.figures.titles import HARMLESS, layer_headline, unhealthy, words_of
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def as_image(kernel: Tensor, largest: float) -> np.ndarray[Any, Any]:
@@ -41,7 +38,7 @@ def kernels_headline(reports: Sequence[Report], layer: LayerReport) -> str:
 
 
 @picture(1)
-def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
+def first_layer_kernels(reports: Sequence[Report]) -> Panel | None:
     """The first convolution's kernels, those at fault framed in their state's colour; None where there is none."""
     report = reports[-1]
     tensors = report.tensors
@@ -68,9 +65,4 @@ def first_layer_kernels(reports: Sequence[Report]) -> Figure | None:
         )
         for channel in shown
     ]
-    grid = Grid.of(len(tiles))
-    axes = one_axes(grid.height, kernels_headline(reports, layer), note, MARGIN, MARGIN, 0.4)
-    framed = draw_tiles(axes, tiles, grid)
-    if framed:
-        state_legend(axes, sorted(framed), False, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2, ncols=8)
-    return figure_of(axes)
+    return tiled(kernels_headline(reports, layer), note, tiles, Grid.of(len(tiles)))

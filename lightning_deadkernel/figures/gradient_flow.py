@@ -16,11 +16,11 @@ from lightning_deadkernel.figures.canvas import (
     LINE,
     MEDIUM,
     SMALL,
+    Panel,
     basis,
-    figure_of,
     finite,
     inches_of,
-    one_axes,
+    log_axis,
     spaced,
 )
 from lightning_deadkernel.figures.names import labels_of
@@ -33,7 +33,6 @@ from lightning_deadkernel.report.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MOST_PAST = 25
 """Past windows drawn as faint lines."""
@@ -87,10 +86,8 @@ def draw_gradient_flow(axes: Axes, reports: Sequence[Report]) -> None:
     lows += [value for value in last if value == value]
     axes.plot(places, last, color=LINE, linewidth=2, marker="o", markersize=4 if len(names) < 40 else 2.5, label="last")
     bottom = min(lows) / 3
-    axes.set_yscale("log")
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(bottom, 3)
+    none = [i for i in places if report[names[i]].gradient_ratio == 0]
+    log_axis(axes, bottom, 3, bool(none))
     axes.axhspan(limits.vanishing_gradient, limits.weak_gradient, color=BAND, alpha=0.15, linewidth=0)
     axes.axhspan(
         min(bottom, limits.vanishing_gradient) / 1e3, limits.vanishing_gradient, color=BAND, alpha=0.4, linewidth=0
@@ -99,7 +96,6 @@ def draw_gradient_flow(axes: Axes, reports: Sequence[Report]) -> None:
     for limit, word in ((limits.weak_gradient, "weak"), (limits.vanishing_gradient, "vanishing")):
         if bottom < limit / 3:
             axes.text(edge, limit / 1.25, word, fontsize=SMALL, color=GREY, ha="right", va="top")
-    none = [i for i in places if report[names[i]].gradient_ratio == 0]
     at_axis: dict[str, Any] = {
         "color": "#D55E00",
         "markersize": 8,
@@ -108,13 +104,8 @@ def draw_gradient_flow(axes: Axes, reports: Sequence[Report]) -> None:
         "label": "no gradient",
     }
     axes.plot(none, [bottom] * len(none), marker="v", **at_axis)
-    if none:
-        zero: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "ha": "right", "va": "center"}
-        axes.annotate("0", (0, 0), (-7, 0), xycoords="axes fraction", **zero)
     axes.set_xlim(-0.03 * len(names) - 0.2, edge + 0.2)
     axes.set_ylabel("gradient ratio\nrms(grad) / largest rms(grad)", fontsize=MEDIUM)
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
 
 
 def name_places(axes: Axes, names: Sequence[str]) -> None:
@@ -148,14 +139,16 @@ def room_for_names(names: Sequence[str]) -> float:
 
 
 @picture(6)
-def gradient_flow(reports: Sequence[Report]) -> Figure | None:
+def gradient_flow(reports: Sequence[Report]) -> Panel | None:
     """Gradient ratio by depth with the weak and vanishing bands; None where no gradient was looked at."""
     if not measured(reports[-1]):
         return None
     names = [layer.name for layer in measured(reports[-1])]
     note = basis(reports) + ("; earlier windows faint" if len(reports) > 2 else "")
-    axes = one_axes(3.4, gradient_headline(reports[-1]), note, 1.1, bottom=room_for_names(names))
-    draw_gradient_flow(axes, reports)
-    name_places(axes, names)
-    axes.set_xlabel("layers from input to output", fontsize=MEDIUM)
-    return figure_of(axes)
+
+    def draw(axes: Axes) -> None:
+        draw_gradient_flow(axes, reports)
+        name_places(axes, names)
+        axes.set_xlabel("layers from input to output", fontsize=MEDIUM)
+
+    return Panel(gradient_headline(reports[-1]), note, 2.7, draw, 1.1, bottom=room_for_names(names))

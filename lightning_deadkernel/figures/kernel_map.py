@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_deadkernel.figures.canvas import GREY, SMALL, basis, figure_of, inches_of, one_axes, state_legend
+from lightning_deadkernel.figures.canvas import GREY, SMALL, Panel, basis, state_legend
 from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
 from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
@@ -21,11 +21,10 @@ from lightning_deadkernel.report.states import BY_NAME, SHOWN, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MOST_CELLS = 20_000
 """Kernels that are drawn as a cell each; of more, shares are drawn, however many there are."""
-MOST_ROWS = 90
+MOST_ROWS = 60
 """Rows of one map; with more layers than that, neighbours share a row."""
 _COLUMNS = (32, 64, 128, 256)
 _MOST_LINES = 70
@@ -154,27 +153,14 @@ def _mark_zero_kernels(axes: Axes, layer: LayerReport, start: float, layout: Map
 
 
 def _name_rows(axes: Axes, layout: MapLayout) -> None:
-    """Names at the left and counts at the right, those of unhealthy rows in any case, others where there is room."""
+    """Names at the left; at the right what is wrong, else how many there are."""
     middles = [start + lines / 2 for start, lines in zip(layout.starts, layout.lines, strict=True)]
-    least = SMALL / 72 * 0.95 / (inches_of(axes)[1] / layout.total)
-    found = [_unhealthy(row) for row in layout.rows]
-    order = sorted(range(len(middles)), key=lambda i: found[i] is None)
-    named: list[int] = []
-    for i in order:
-        if all(abs(middles[i] - middles[other]) >= least for other in named):
-            named.append(i)
-    names = layout.names()
-    axes.set_yticks([middles[i] for i in named], [names[i] for i in named], fontsize=SMALL)
-    for i in named:
-        axes.text(
-            layout.columns * 1.008,
-            middles[i],
-            found[i] or f"{sum(layer.channels for layer in layout.rows[i]):,}",
-            fontsize=SMALL,
-            va="center",
-            color="black" if found[i] else GREY,
-            weight="bold" if found[i] else "normal",
-        )
+    axes.set_yticks(middles, layout.names(), fontsize=SMALL)
+    for row, middle in zip(layout.rows, middles, strict=True):
+        found = _unhealthy(row)
+        text = found or f"{sum(layer.channels for layer in row):,}"
+        style: dict[str, Any] = {"color": "black", "weight": "bold"} if found else {"color": GREY}
+        axes.text(layout.columns * 1.008, middle, text, fontsize=SMALL, va="center", **style)
 
 
 def _unhealthy(row: Sequence[LayerReport]) -> str | None:
@@ -188,7 +174,7 @@ def _unhealthy(row: Sequence[LayerReport]) -> str | None:
 
 
 @picture(4)
-def kernel_map(reports: Sequence[Report]) -> Figure | None:
+def kernel_map(reports: Sequence[Report]) -> Panel | None:
     """Every watched kernel as a cell, layers in forward order; of very many, their shares.
 
     None if nothing is watched.
@@ -198,24 +184,20 @@ def kernel_map(reports: Sequence[Report]) -> Figure | None:
         return None
     layout = map_layout(report.watched)
     left = 0.3 + 0.073 * max(map(len, layout.names()))
-    note = basis(reports) + map_note(report, layout)
-    axes = one_axes(layout.height, state_headline(reports), note, left, 1.6, 0.5)
-    map_legend(axes, draw_kernel_map(axes, layout), report, layout)
-    return figure_of(axes)
+    note = basis(reports) + _note(report, layout)
+
+    def draw(axes: Axes) -> None:
+        words = draw_kernel_map(axes, layout)
+        dots = layout.by_cell and any(layer.zero_kernels for layer in report.watched)
+        state_legend(axes, words, 0.1, dots)
+
+    return Panel(state_headline(reports), note, layout.height, draw, left, 1.6, 0.5)
 
 
-def map_note(report: Report, layout: MapLayout) -> str:
+def _note(report: Report, layout: MapLayout) -> str:
     """What a row is, and what is not shown."""
     note = f"; {layout.columns} cells a line" if max(layout.lines) > 1 else ""
     if not layout.by_cell:
         note += "; colours are shares of a row's kernels"
     left_out = len(report.layers) - len(report.watched)
     return note + (f"; {left_out:,} layer{'s' * (left_out > 1)} not watched" if left_out else "")
-
-
-def map_legend(axes: Axes, shown: set[str], report: Report, layout: MapLayout) -> None:
-    """The words shown, and the dot."""
-    bottom = -0.1 / inches_of(axes)[1]
-    dots = layout.by_cell and any(layer.zero_kernels for layer in report.watched)
-    place = {"loc": "upper left", "bbox_to_anchor": (-0.005, bottom), "borderaxespad": 0, "ncols": 8}
-    state_legend(axes, sorted(shown), dots, **place)

@@ -12,9 +12,8 @@ import numpy as np
 from lightning_deadkernel.figures.canvas import (
     MEDIUM,
     SMALL,
-    figure_of,
+    Panel,
     inches_of,
-    one_axes,
     spaced,
     state_legend,
     times,
@@ -27,7 +26,6 @@ from lightning_deadkernel.report.states import BY_NAME, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MOST_ROWS = 40
 _HARMLESS = [WORDS.index(word) for word in HARMLESS]
@@ -130,17 +128,12 @@ def most_changed(reports: Sequence[Report]) -> str | None:
 
 
 @picture(5)
-def life_lines(reports: Sequence[Report], layer: str | None = None) -> Figure | None:
-    """One layer's unhealthy channels from window to window: which died when, and which came back.
+def life_lines(reports: Sequence[Report]) -> Panel | None:
+    """The worst layer's unhealthy channels from window to window: which died when, and which came back.
 
     None where nothing was ever wrong with one.
-
-    Args:
-        reports: one per window.
-        layer: its name; None: the worst one.
-
     """
-    name = layer or most_changed(reports)
+    name = most_changed(reports)
     life = life_of(reports, name) if name is not None and reports[-1].window else None
     if life is None:
         return None
@@ -149,8 +142,8 @@ def life_lines(reports: Sequence[Report], layer: str | None = None) -> Figure | 
     shown = "" if len(reports) == windows else f", {len(reports):,} of them shown"
     below = f"{windows:,} windows{shown}; {life_note(life)}"
     left = 0.5 + 0.073 * max(len(row_label(row)) for row in life.rows)
-    axes = one_axes(height, life_headline(reports, life), below, left, 0.25, 0.85)
-    words = draw_life_lines(axes, reports, life)
-    place = {"loc": "upper left", "bbox_to_anchor": (-0.005, -0.48 / height), "borderaxespad": 0, "ncols": 8}
-    state_legend(axes, sorted(words), False, **place)
-    return figure_of(axes)
+
+    def draw(axes: Axes) -> None:
+        state_legend(axes, draw_life_lines(axes, reports, life), 0.48)
+
+    return Panel(life_headline(reports, life), below, height, draw, left, bottom=0.85)

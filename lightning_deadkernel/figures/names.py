@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.stages import shared_parts
 from lightning_deadkernel.report.text import shortened
 
@@ -24,10 +25,10 @@ def labels_of(names: Sequence[str], length: int = LENGTH) -> dict[str, str]:
     cuts: list[Callable[[str], str]] = [str, *words, lambda label: shortened(words[-1](label), length)]
     for full in ({name: name for name in names}, bare):
         for cut in cuts if full is bare else cuts[:1]:
-            labels = {name: label if len(label) <= length else cut(label) for name, label in full.items()}
+            labels = {name: printable(label if len(label) <= length else cut(label)) for name, label in full.items()}
             if max(map(len, labels.values()), default=0) <= length and len(set(labels.values())) == len(labels):
                 return labels
-    return bare
+    return {name: printable(label) for name, label in bare.items()}
 
 
 def _words_cut(letters: int) -> Callable[[str], str]:

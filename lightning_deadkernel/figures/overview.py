@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,83 +10,45 @@ from lightning_deadkernel.figures.canvas import (
     GOOD,
     GREY,
     MEDIUM,
-    SMALL,
+    WIDTH,
+    Panel,
+    as_written,
     basis,
+    in_pixels,
     new_figure,
-    plain,
+    part_of,
     title_height,
     wrapped,
     write_title,
 )
-from lightning_deadkernel.figures.gradient_flow import (
-    draw_gradient_flow,
-    gradient_headline,
-    measured,
-    name_places,
-    room_for_names,
-)
-from lightning_deadkernel.figures.kernel_map import draw_kernel_map, map_layout, map_legend, map_note
-from lightning_deadkernel.figures.life_lines import (
-    Life,
-    draw_life_lines,
-    life_headline,
-    life_note,
-    life_of,
-    most_changed,
-    row_label,
-)
+from lightning_deadkernel.figures.gradient_flow import gradient_flow
+from lightning_deadkernel.figures.kernel_map import kernel_map
+from lightning_deadkernel.figures.life_lines import life_lines
 from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
-from lightning_deadkernel.figures.update_ratios import draw_update_ratios, update_headline, updated
+from lightning_deadkernel.figures.update_ratios import update_ratios
 from lightning_deadkernel.report.records import Finding, Problem
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.sentences import by_severity, verdict, watched_and_not
 from lightning_deadkernel.report.states import COLOURS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _MARGIN, _GUTTER = 12.0, 0.15, 0.35
+_MARGIN, _GUTTER = 0.15, 0.2
 """Inches."""
-_COLUMN = (_WIDTH - 2 * _MARGIN - _GUTTER) / 2
+_WIDTH = 2 * WIDTH + _GUTTER
 _LINE = 0.185
 """Inches."""
 _TITLE = 18.0
 """Points: can be read where a card shrinks the page to a quarter."""
 _MOST_STORIES = 3
 _MOST_NAMES = 4
-_MOST_ROWS = 40
-"""Of the map, which has half of the page."""
 _SEVERITY_COLOURS = {
     "error": COLOURS["dead"],
     "warning": COLOURS["starved"],
     "info": COLOURS["frozen"],
 }
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """A picture in a column of the page. All sizes in inches."""
-
-    heading: str
-    height: float
-    """Of its axes."""
-    left: float
-    right: float
-    below: float
-    """Room for what is around its axes."""
-    draw: Callable[[Axes], object]
-
-    @property
-    def above(self) -> float:
-        """Room for its heading."""
-        return len(wrapped(self.heading, _COLUMN, MEDIUM, bold=True)) * 0.17 + 0.08
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.above + self.height + self.below
 
 
 @dataclass(frozen=True)
@@ -103,8 +65,37 @@ class _Story:
         return (len(self.title) + len(self.lines) + 0.4) * _LINE
 
 
+@dataclass(frozen=True)
+class _Page:
+    """Stories, and under them pictures in two columns."""
+
+    report: Report
+    below: str
+    stories: list[_Story]
+    rest: int
+    """Findings that are in none of the stories."""
+    columns: tuple[dict[str, Panel], ...]
+    """Name -> picture."""
+
+    def alone(self) -> Figure:
+        """The page; each picture is a part of it that is called by its name."""
+        header = title_height(verdict(self.report), self.below, _WIDTH, _TITLE) + 0.1
+        top = in_pixels(header + sum(story.total for story in self.stories) + bool(self.rest) * 1.4 * _LINE + 0.1)
+        total = top + max(_height(column) for column in self.columns)
+        figure = new_figure(total, _WIDTH)
+        with as_written(figure):
+            write_title(figure, verdict(self.report), self.below, (_WIDTH, total), _TITLE)
+            _write_stories(figure, self.stories, self.rest, header)
+            for place, column in enumerate(self.columns):
+                under = top
+                for name, panel in column.items():
+                    panel.draw_on(part_of(figure, name, place * (WIDTH + _GUTTER), under, panel.total))
+                    under += panel.total
+        return figure
+
+
 @picture(0)
-def overview(reports: Sequence[Report]) -> Figure | None:
+def overview(reports: Sequence[Report]) -> _Page | None:
     """What was found and what to do, every kernel, the worst layer's history, gradients and updates.
 
     None before the first window and where nothing is watched.
@@ -112,19 +103,18 @@ def overview(reports: Sequence[Report]) -> Figure | None:
     report = reports[-1]
     if not report.watched or not report.window:
         return None
-    stories, rest = _stories(report)
-    header = title_height(verdict(report), basis(reports), _WIDTH, _TITLE) + 0.1
-    body = header + sum(story.total for story in stories) + bool(rest) * 1.4 * _LINE + 0.1
-    columns = _columns(reports)
-    figure = new_figure(body + max(sum(panel.total for panel in column) for column in columns), _WIDTH)
-    write_title(figure, verdict(report), basis(reports), _TITLE)
-    _write_stories(figure, stories, rest, header)
-    for place, column in enumerate(columns):
-        top = body
-        for panel in column:
-            _draw_panel(figure, panel, _MARGIN + place * (_COLUMN + _GUTTER), top)
-            top += panel.total
-    return figure
+    left: dict[str, Panel] = {}
+    right: dict[str, Panel] = {}
+    for kind in (kernel_map, life_lines, gradient_flow, update_ratios):
+        panel = kind.plan(reports)
+        if isinstance(panel, Panel):
+            first = kind is kernel_map or (kind is update_ratios and _height(left) < _height(right))
+            (left if first else right)[kind.name] = panel
+    return _Page(report, basis(reports), *_stories(report), (left, right))
+
+
+def _height(column: Mapping[str, Panel]) -> float:
+    return sum(panel.total for panel in column.values())
 
 
 def _stories(report: Report) -> tuple[list[_Story], int]:
@@ -184,71 +174,3 @@ def _write_stories(figure: Figure, stories: Sequence[_Story], rest: int, top: fl
         top += story.total
     if rest:
         write(f"and {rest:,} more finding{'s' * (rest > 1)}: see the report", _MARGIN, top, color=GREY)
-
-
-def _columns(reports: Sequence[Report]) -> tuple[list[_Panel], list[_Panel]]:
-    """The map at the left; at the right the worst layer's history and the gradients; updates where there is room."""
-    left, right = [_map_panel(reports[-1])], []
-    name = most_changed(reports)
-    life = life_of(reports, name) if name else None
-    if life is not None:
-        right.append(_life_panel(reports, life))
-    if measured(reports[-1]):
-        right.append(_flow_panel(reports))
-    if updated(reports[-1]):
-        sums = [sum(panel.total for panel in column) for column in (left, right)]
-        (left if sums[0] < sums[1] else right).append(_update_panel(reports))
-    return left, right
-
-
-def _map_panel(report: Report) -> _Panel:
-    layout = map_layout(report.watched, _MOST_ROWS)
-
-    def draw(axes: Axes) -> None:
-        map_legend(axes, draw_kernel_map(axes, layout), report, layout)
-
-    left = 0.15 + 0.073 * max(map(len, layout.names()))
-    return _Panel(f"Every kernel{map_note(report, layout)}", layout.height, left, 1.5, 0.6, draw)
-
-
-def _life_panel(reports: Sequence[Report], life: Life) -> _Panel:
-    def draw(axes: Axes) -> None:
-        draw_life_lines(axes, reports, life)
-        axes.set_xlabel(f"{axes.get_xlabel()} ({life_note(life)})", fontsize=SMALL, loc="right")
-
-    left = 0.4 + 0.073 * max(len(row_label(row)) for row in life.rows)
-    return _Panel(life_headline(reports, life), min(max(0.16 * len(life.rows), 0.6), 2.4), left, 0.1, 0.7, draw)
-
-
-def _flow_panel(reports: Sequence[Report]) -> _Panel:
-    names = [layer.name for layer in measured(reports[-1])]
-
-    def draw(axes: Axes) -> None:
-        draw_gradient_flow(axes, reports)
-        name_places(axes, names)
-        axes.set_ylabel("gradient ratio", fontsize=MEDIUM)
-
-    return _Panel(gradient_headline(reports[-1]), 1.7, 0.85, 0.15, room_for_names(names) + 0.1, draw)
-
-
-def _update_panel(reports: Sequence[Report]) -> _Panel:
-    right = 0.2 + 0.073 * max(map(len, labels_of([layer.name for layer in updated(reports[-1])]).values()))
-
-    def draw(axes: Axes) -> None:
-        draw_update_ratios(axes, reports)
-        axes.set_ylabel("update ratio", fontsize=MEDIUM)
-
-    return _Panel(update_headline(reports), 1.7, 0.85, right, 0.6, draw)
-
-
-def _draw_panel(figure: Figure, panel: _Panel, x: float, top: float) -> None:
-    across, down = figure.get_size_inches()
-    text = "\n".join(wrapped(panel.heading, _COLUMN, MEDIUM, bold=True))
-    figure.text(x / across, 1 - top / down, text, fontsize=MEDIUM, weight="bold", va="top", linespacing=1.15)
-    width = _COLUMN - panel.left - panel.right
-    bottom = top + panel.above + panel.height
-    axes = figure.add_axes(
-        ((x + panel.left) / across, 1 - bottom / down, width / across, panel.height / down), label=panel.heading
-    )
-    plain(axes)
-    panel.draw(axes)

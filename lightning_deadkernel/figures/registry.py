@@ -1,61 +1,53 @@
-"""Which pictures there are: each registers itself, above the function that draws it."""
+"""Which pictures there are: each registers itself, above the function that plans it."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol
 
-from lightning_deadkernel.figures.canvas import as_written
 from lightning_deadkernel.report.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Draw = TypeVar("Draw", bound=Callable[..., Any])
+
+class Plan(Protocol):
+    """What is to be drawn, with all of its sizes."""
+
+    def alone(self) -> Figure:
+        """It on a figure of its own."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One kind of picture."""
+    """One kind of picture. Called, it draws the figure, or gives None where the reports have nothing for it."""
 
     place: int
     """Among the others: in this order they are to be looked at."""
-    draw: Callable[[Sequence[Report]], Figure | None]
-    """Draws it of one report per window, oldest first; None where the reports have nothing for it."""
+    plan: Callable[[Sequence[Report]], Plan | None]
+    """What it shows of one report per window, oldest first."""
+
+    def __call__(self, reports: Sequence[Report]) -> Figure | None:
+        """Draws it."""
+        plan = self.plan(reports)
+        return None if plan is None else plan.alone()
 
     @property
     def name(self) -> str:
         """Of its file and in its tag."""
-        return self.draw.__name__
-
-    @property
-    def title(self) -> str:
-        """Its name in words."""
-        return self.name.replace("_", " ").capitalize()
-
-    @property
-    def description(self) -> str:
-        """What it shows, in a sentence: the first of its docstring."""
-        return " ".join((inspect.getdoc(self.draw) or "").split("\n\n")[0].split())
+        return self.plan.__name__
 
 
 _FOUND: list[Picture] = []
 
 
-def picture(place: int) -> Callable[[Draw], Draw]:
-    """Registers a function ``(Sequence[Report]) -> Figure | None`` of this package as a picture."""
+def picture(place: int) -> Callable[[Callable[[Sequence[Report]], Plan | None]], Picture]:
+    """Registers a function ``(Sequence[Report]) -> Plan | None`` of this package as a picture."""
 
-    def register(draw: Draw) -> Draw:
-        @functools.wraps(draw)
-        def drawn(*args: Any, **options: Any) -> Figure | None:
-            figure: Figure | None = draw(*args, **options)
-            return None if figure is None else as_written(figure)
-
-        _FOUND.append(Picture(place, drawn))
-        return cast("Draw", drawn)
+    def register(plan: Callable[[Sequence[Report]], Plan | None]) -> Picture:
+        _FOUND.append(Picture(place, plan))
+        return _FOUND[-1]
 
     return register
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_deadkernel.figures.canvas import PALE, SMALL, WIDTH
+from lightning_deadkernel.figures.canvas import PALE, SMALL, WIDTH, Panel, state_legend
 from lightning_deadkernel.figures.titles import HARMLESS
-from lightning_deadkernel.report.states import COLOURS
+from lightning_deadkernel.report.states import COLOURS, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_TILES = 96
-MARGIN = 0.2
+_MARGIN = 0.2
 """Inches at the left and at the right of the tiles."""
 _LABEL = 0.17
 """Inches per line of the label under each."""
@@ -53,7 +53,7 @@ class Grid:
     @property
     def cell(self) -> float:
         """Width of a tile with what is around it."""
-        return (WIDTH - 2 * MARGIN) / self.columns
+        return (WIDTH - 2 * _MARGIN) / self.columns
 
     @property
     def row(self) -> float:
@@ -66,8 +66,21 @@ class Grid:
         return math.ceil(self.count / self.columns) * self.row
 
 
-def draw_tiles(axes: Axes, tiles: Sequence[Tile], grid: Grid) -> set[str]:
-    """Draws them row by row. Gives the words of their frames."""
+def tiled(title: str, below: str, tiles: Sequence[Tile], grid: Grid, also: Mapping[str, str] | None = None) -> Panel:
+    """Tiles under a title, and what the frames of some mean: their states, and `also` word -> colour."""
+    faults = {tile.word for tile in tiles if tile.word not in HARMLESS}
+    shown = {word: COLOURS[word] for word in WORDS if word in faults} | dict(also or {})
+
+    def draw(axes: Axes) -> None:
+        _draw_tiles(axes, tiles, grid)
+        if shown:
+            state_legend(axes, shown, 0.03)
+
+    return Panel(title, below, grid.height, draw, _MARGIN, _MARGIN, 0.4)
+
+
+def _draw_tiles(axes: Axes, tiles: Sequence[Tile], grid: Grid) -> None:
+    """Row by row."""
     from matplotlib.patches import Rectangle
 
     axes.spines[:].set_visible(False)
@@ -85,4 +98,3 @@ def draw_tiles(axes: Axes, tiles: Sequence[Tile], grid: Grid) -> set[str]:
         axes.text(middle, below, tile.label, fontsize=SMALL - 1, ha="center", va="top", weight=weight)
     # the unit of both axes is an inch, so that tiles are square
     axes.set(xlim=(0, grid.columns * grid.cell), ylim=(grid.height, 0), xticks=[], yticks=[])
-    return {tile.word for tile in tiles if tile.word not in HARMLESS}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from lightning_deadkernel.figures.canvas import SMALL, WIDTH, as_written, figure_of, inches_of, one_axes
+from lightning_deadkernel.errors import printable
+from lightning_deadkernel.figures.canvas import SMALL, WIDTH, Panel, state_legend
 from lightning_deadkernel.report.states import COLOURS
 from lightning_deadkernel.report.text import shortened
 
@@ -53,8 +54,15 @@ def draw_trial(
     lines = sum(len(row.found) for row in rows) + _GAP * (len(rows) - 1)
     left = 0.2 + _LETTER * max(len(shortened(row.name, _LONGEST)) for row in rows)
     right = 0.2 + _LETTER * max(len(row.text) for row in rows)
-    axes = one_axes(lines * _LINE, title, below, left, min(right, WIDTH - left - 1.5), bottom=0.75)
-    blocks = _blocks(rows, named)
+
+    def draw(axes: Axes) -> None:
+        _draw_rows(axes, rows, _blocks(rows, named), lines)
+        state_legend(axes, dict(zip(words, (SHOWS, FREE), strict=True)), 0.42)
+
+    return Panel(title, below, lines * _LINE, draw, left, min(right, WIDTH - left - 1.5), bottom=0.75).alone()
+
+
+def _draw_rows(axes: Axes, rows: Sequence[Row], blocks: Sequence[tuple[str, list[Column]]], lines: float) -> None:
     columns = sum(len(block) + 1 for _, block in blocks) - 1
     by_cell = columns <= MOST_CELLS
     names, middles, start = [], [], 0.0
@@ -65,18 +73,11 @@ def draw_trial(
             for _, block in blocks:
                 states = [column in shows for column in block]
                 for shown, width in _runs(states if by_cell else sorted(states, reverse=True)):
-                    axes.barh(
-                        start + place + 0.5,
-                        width,
-                        0.94,
-                        cell,
-                        color=SHOWS if shown else FREE,
-                        edgecolor="white",
-                        linewidth=0,
-                    )
+                    colour = SHOWS if shown else FREE
+                    axes.barh(start + place + 0.5, width, 0.94, cell, color=colour, edgecolor="white", linewidth=0)
                     cell += width
                 cell += 1
-        names.append(shortened(row.name, _LONGEST))
+        names.append(printable(shortened(row.name, _LONGEST)))
         middles.append(start + len(row.found) / 2)
         axes.text(columns * 1.012, middles[-1], row.text, fontsize=SMALL, va="center")
         start += len(row.found) + _GAP
@@ -87,8 +88,6 @@ def draw_trial(
         axes.vlines(range(1, columns), 0, lines, color="white", linewidth=0.6 if columns < 50 else 0.3)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    _legend(axes, words)
-    return as_written(figure_of(axes))
 
 
 def _columns(found: Mapping[str, Sequence[int]]) -> set[Column]:
@@ -115,16 +114,6 @@ def _name_blocks(axes: Axes, blocks: Sequence[tuple[str, list[Column]]]) -> None
     cell, places, labels = 0, [], []
     for name, block in blocks:
         places.append(cell + len(block) / 2)
-        labels.append(f"{shortened(name, 18)}: {len(block):,}")
+        labels.append(f"{printable(shortened(name, 18))}: {len(block):,}")
         cell += len(block) + 1
     axes.set_xticks(places, labels, fontsize=SMALL)
-
-
-def _legend(axes: Axes, words: tuple[str, str]) -> None:
-    from matplotlib.patches import Patch
-
-    below = (-0.005, -0.42 / inches_of(axes)[1])
-    handles = [Patch(facecolor=colour, label=word) for colour, word in zip((SHOWS, FREE), words, strict=True)]
-    axes.legend(
-        handles=handles, fontsize=SMALL, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=below, borderaxespad=0
-    )

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 from lightning_deadkernel.figures.canvas import (
     BAND,
     GREY,
-    GRID,
     MEDIUM,
     SMALL,
+    Panel,
     basis,
-    figure_of,
     finite,
     inches_of,
+    log_axis,
     moment,
-    one_axes,
     spaced,
     times,
 )
@@ -31,7 +30,6 @@ from lightning_deadkernel.report.text import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PALE = "#B8C2C9"
@@ -79,7 +77,7 @@ def update_headline(reports: Sequence[Report]) -> str:
 
 
 @picture(7)
-def update_ratios(reports: Sequence[Report]) -> Figure | None:
+def update_ratios(reports: Sequence[Report]) -> Panel | None:
     """How much a step changes each layer, over time: the median, and the largest, of each window's sampled steps.
 
     None where no optimizer step was seen in the last window.
@@ -89,9 +87,7 @@ def update_ratios(reports: Sequence[Report]) -> Figure | None:
         return None
     note = basis(reports) + "; lines: median over the sampled steps of a window, dots: the largest"
     right = 0.35 + 0.07 * max(map(len, labels_of([layer.name for layer in updated(report)]).values()))
-    axes = one_axes(3.4, update_headline(reports), note, 0.95, right, 0.65)
-    draw_update_ratios(axes, reports)
-    return figure_of(axes)
+    return Panel(update_headline(reports), note, 2.7, lambda axes: draw_update_ratios(axes, reports), 0.95, right, 0.65)
 
 
 def _curves(reports: Sequence[Report], names: Sequence[str], statistic: str) -> dict[str, list[float]]:
@@ -114,10 +110,7 @@ def draw_update_ratios(axes: Axes, reports: Sequence[Report]) -> None:
     strong = [name for _, name in (order if few else [*order[:3], *order[-3:]])]
     positive = [v for curve in (*medians.values(), *peaks.values()) for v in curve if v > 0]
     low, high = min([HEALTHY_UPDATE_RATIO / 4, *positive]) / 3, max([HEALTHY_UPDATE_RATIO * 4, *positive]) * 3
-    axes.set_yscale("log")
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(low, high)
+    log_axis(axes, low, high, any(value == 0 for curve in medians.values() for value in curve))
     weak = [name for name in names if name not in strong]
     if weak:
         # one collection: hundreds of lines of their own take seconds
@@ -140,16 +133,9 @@ def draw_update_ratios(axes: Axes, reports: Sequence[Report]) -> None:
         last = next((value for value in reversed(drawn) if value == value), None)
         if last is not None:
             ends.append((last, name, colour))
-    if any(value == 0 for curve in medians.values() for value in curve):
-        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "ha": "right", "va": "center"}
-        axes.annotate("0", (0, 0), (-7, 0), xycoords="axes fraction", **style)
-        near = low * (high / low) ** 0.08  # where a number beside the axis would lie over that zero
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value > near else "")
     _draw_time(axes, reports, medians)
     _draw_bands(axes, reports[-1])
     axes.set_ylabel("update ratio  ‖ΔW‖ / ‖W‖", fontsize=MEDIUM)
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
     _name_ends(axes, ends, labels_of(names))
 
 

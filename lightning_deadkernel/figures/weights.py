@@ -17,11 +17,10 @@ from lightning_deadkernel.figures.canvas import (
     MEDIUM,
     PALE,
     SMALL,
+    Panel,
     basis,
-    figure_of,
     finite,
     inches_of,
-    one_axes,
 )
 from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
@@ -32,7 +31,6 @@ from lightning_deadkernel.report.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 GAUSSIAN_NEAR_ZEROS = 0.0080
 """Share of |w| < 1e-2 rms in a Gaussian: erf(1e-2 / sqrt 2)."""
@@ -113,7 +111,7 @@ def weights_headline(report: Report) -> str:
 
 
 @picture(8)
-def weights(reports: Sequence[Report]) -> Figure | None:
+def weights(reports: Sequence[Report]) -> Panel | None:
     """Distribution per layer on a symmetric-log axis; None where the last report has no weight histograms.
 
     The Gaussian of the same rms is behind each in grey; shares of zeros and near zeros (|w| < 1e-2 rms) at the right.
@@ -129,9 +127,11 @@ def weights(reports: Sequence[Report]) -> Figure | None:
     if len(layers) < len(report.watched):
         note += f"; the {len(layers)} layers with most near zeros of {len(report.watched):,}"
     left = 0.3 + 0.073 * max(map(len, labels_of([layer.name for layer in layers]).values()))
-    axes = one_axes(max(_ROW * len(layers), 1.2) + 0.25, weights_headline(report), note, left, 1.75, 0.65)
-    draw_weights(axes, layers, histograms, smallest, largest)
-    return figure_of(axes)
+
+    def draw(axes: Axes) -> None:
+        draw_weights(axes, layers, histograms, smallest, largest)
+
+    return Panel(weights_headline(report), note, max(_ROW * len(layers), 1.2) + 0.25, draw, left, 1.7, 0.65)
 
 
 def _ends(counts: Tensor) -> tuple[float, float]:
@@ -187,9 +187,10 @@ def draw_weights(
     axes.set_ylim(0, len(layers) + 0.05)
     labels = list(labels_of([layer.name for layer in layers]).values())
     axes.set_yticks([len(layers) - row - 0.7 for row in range(len(layers))], labels)
-    exponents = range(math.ceil(math.log10(smallest)), math.floor(math.log10(largest)) + 1)
-    powers = [10.0**e for e in exponents]
-    axes.set_xticks([*(-p for p in reversed(powers)), 0.0, *powers])
+    highest = math.floor(math.log10(largest))
+    every = 1 if inches > 2.6 else 2  # powers of ten, so that their labels keep apart
+    powers = [10.0**e for e in range(highest, math.ceil(math.log10(smallest)) - 1, -every)]
+    axes.set_xticks([*(-p for p in powers), 0.0, *reversed(powers)])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("weight (symmetric log axis)", fontsize=MEDIUM)
     axes.tick_params(axis="y", length=0)

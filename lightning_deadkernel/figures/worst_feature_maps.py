@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from lightning_deadkernel.figures.canvas import Panel
 from lightning_deadkernel.figures.feature_maps import draw_kept, kept_layers
 from lightning_deadkernel.figures.registry import picture
 from lightning_deadkernel.figures.titles import worst_layer
 from lightning_deadkernel.report.report import Report
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 @picture(3)
-def worst_feature_maps(reports: Sequence[Report]) -> Figure | None:
+def worst_feature_maps(reports: Sequence[Report]) -> Panel | None:
     """What the layer that is worst off makes of the same sample; None where that is the first, or all is well."""
     kept = kept_layers(reports[-1])
     worst = worst_layer(reports[-1], kept)

@@ -96,7 +96,7 @@ def test_pictures_show_a_dollar_as_a_dollar_and_no_control_character(
     fitted: tuple[DeadKernelMonitor, list[str], str],
 ) -> None:
     reports = fitted[0].reports
-    drawn = {name: kind.draw(reports) for name, kind in PICTURES.items()}
+    drawn = {name: kind(reports) for name, kind in PICTURES.items()}
     shown = 0
     for name, figure in drawn.items():
         if figure is None:

@@ -167,7 +167,7 @@ def report_of_marked_last_batch(marked: int) -> Any:
 
 def test_a_run_shows_what_the_worst_layer_makes_of_a_sample_and_on_how_many_others_it_fires() -> None:
     monitor = report_of_marked_last_batch(3)
-    figure = figures.PICTURES["worst_feature_maps"].draw(monitor.reports)
+    figure = figures.PICTURES["worst_feature_maps"](monitor.reports)
     assert figure is not None
     assert title(figure) == "net.second: 2 of 6 maps do not fire on this sample, 1 of them on no sample of the window"
     said = texts(figure)
@@ -177,7 +177,7 @@ def test_a_run_shows_what_the_worst_layer_makes_of_a_sample_and_on_how_many_othe
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["dead", "fires on other samples"]
     shown = [image.get_array() for image in figure.axes[0].images]
     assert [bool(picture.any()) for picture in shown[1:]] == [True, True, False, True, False, True]
-    first = figures.PICTURES["first_feature_maps"].draw(monitor.reports)
+    first = figures.PICTURES["first_feature_maps"](monitor.reports)
     assert first is not None
     assert "net.first: 4 of 4 maps do not fire on this sample, but each on others" in title(first)
 
@@ -187,8 +187,8 @@ def test_where_all_fire_the_first_layer_alone_is_shown() -> None:
     monitor = fit(Training(net, sgd(0.0)), DataLoader(digits(), 64), monitor=quiet(log_figures=True))
     assert monitor.report is not None
     assert not monitor.report.dead_channels
-    assert figures.PICTURES["first_feature_maps"].draw(monitor.reports) is not None
-    assert figures.PICTURES["worst_feature_maps"].draw(monitor.reports) is None
+    assert figures.PICTURES["first_feature_maps"](monitor.reports) is not None
+    assert figures.PICTURES["worst_feature_maps"](monitor.reports) is None
 
 
 def test_what_cannot_be_shown_is_said_in_the_users_words() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import itertools
 import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
@@ -26,6 +30,7 @@ from helpers.reports import SMALL, finding, history, plain, resnet
 from helpers.short_runs import Training, digits, mlp, sgd
 from helpers.training import fit, quiet
 from lightning_deadkernel import Thresholds, figures
+from lightning_deadkernel.figures.canvas import Panel
 from lightning_deadkernel.figures.first_layer_kernels import as_image, first_layer_kernels
 from lightning_deadkernel.figures.gradient_flow import gradient_flow
 from lightning_deadkernel.figures.kernel_map import MOST_CELLS, kernel_map, map_layout, shares_of
@@ -45,7 +50,8 @@ def title(figure: Any) -> str:
 
 
 def texts(figure: Any) -> list[str]:
-    found = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+    papers = [figure, *figure.subfigs, *figure.axes]
+    found = [text for paper in papers for text in paper.texts]
     return [text.get_text().replace("\n", " ") for text in found]
 
 
@@ -60,7 +66,7 @@ def cells(axes: Any) -> Counter[str]:
 
 
 def drawn(reports: list[Report]) -> dict[str, Any]:
-    found = {name: picture.draw(reports) for name, picture in figures.PICTURES.items()}
+    found = {name: picture(reports) for name, picture in figures.PICTURES.items()}
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -174,20 +180,23 @@ def test_neighbours_of_a_deep_network_share_rows_that_say_what_is_wrong_in_them(
     names = [f"net.stages.{stage}.block.{block}.conv" for stage in range(4) for block in range(75)]
     dies = {name: dict.fromkeys(range(3), 1) for name in names[170:173]}
     reports = history([(name, "Conv2d", 8, "relu") for name in names], 1, dies=dies, tensors=False)
-    layout = map_layout(reports[-1].watched, 40)
+    layout = map_layout(reports[-1].watched)
     assert sum(map(len, layout.rows)) == 300
-    assert len(layout.rows) <= 40
+    assert len(layout.rows) <= 60
     assert len(set(layout.names())) == len(layout.rows)
     figure = kernel_map(reports)
     assert sum(int(text.split()[0]) for text in texts(figure) if re.fullmatch(r"\d+ of \d+ dead", text)) == 9
     assert figure.get_size_inches()[1] < 20
 
 
-def test_names_of_unhealthy_layers_are_never_left_out_where_there_is_no_room_for_all() -> None:
-    reports = history(plain(80, 4), 1, dies={"features.201": {0: 1}, "features.204": {0: 1}}, tensors=False)
+@pytest.mark.parametrize("layers", [4, 30, 60, 200])
+def test_every_row_of_a_map_has_its_name_and_room_for_it(layers: int) -> None:
+    reports = history(plain(layers, 4), 1, dies={"features.3": {0: 1}}, tensors=False)
     (axes,) = kernel_map(reports).axes
     named = [label.get_text() for label in axes.get_yticklabels()]
-    assert {"features.201", "features.204"} <= set(named)
+    assert named == map_layout(reports[-1].watched).names()
+    inches = axes.bbox.height / 100 / (axes.get_ylim()[0] - axes.get_ylim()[1])
+    assert min(b - a for a, b in pairwise(axes.get_yticks())) * inches * 72 > 8.5
 
 
 def test_excluded_layers_are_not_drawn_but_counted(unwell: list[Report]) -> None:
@@ -240,7 +249,7 @@ def test_of_very_many_fates_the_longest_are_shown_and_the_others_counted() -> No
 
 
 def test_a_layer_in_which_nothing_was_ever_wrong_has_no_life_lines(unwell: list[Report]) -> None:
-    assert life_lines(unwell, "fc") is None
+    assert life_of(unwell, "fc") is None
     assert life_lines(history()) is None
 
 
@@ -305,7 +314,7 @@ def test_the_bands_and_the_titles_are_those_of_the_users_thresholds(unwell: list
     bands = [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in updates.axes[0].patches]
     assert max(bottom for bottom, _ in bands) == pytest.approx(2e-2)
     assert min(top for _, top in bands) == pytest.approx(1e-2)
-    assert title(flow) in [axes.get_label() for axes in overview(reports).axes]
+    assert title(flow) in map(title, overview(reports).subfigs)
 
 
 def test_a_training_hands_its_thresholds_to_the_pictures() -> None:
@@ -476,10 +485,10 @@ def test_the_overview_tells_what_was_found_and_what_to_do_before_all_pictures(un
     shown = " ".join(texts(figure))
     assert unwell[-1].findings[0].advice in shown
     assert unwell[-1].findings[0].headline in shown
-    headings = [re.split("[:;]| are| every", axes.get_label())[0] for axes in figure.axes]
-    assert sorted(headings) == ["Every kernel", "Gradients reach", "Update ratios", "conv2"]
+    alone = [title(picture(unwell)) for picture in (kernel_map, life_lines, gradient_flow, update_ratios)]
+    assert sorted(title(part) for part in figure.subfigs) == sorted(alone)
     lowest = min(text.get_position()[1] for text in figure.texts if text.get_text().startswith("Why: "))
-    assert lowest > max(axes.get_position().y1 for axes in figure.axes)
+    assert lowest * figure.bbox.height > max(part.bbox.y1 for part in figure.subfigs)
 
 
 def test_a_problem_is_told_once_in_its_own_words_and_its_findings_are_not_told_again(unwell: list[Report]) -> None:
@@ -593,18 +602,56 @@ def test_nothing_watched_gives_no_pictures() -> None:
 def test_every_picture_is_named_after_its_file_and_says_what_it_shows() -> None:
     assert next(iter(figures.PICTURES)) == "overview"
     for name, picture in figures.PICTURES.items():
-        assert picture.draw.__module__ == f"lightning_deadkernel.figures.{name}"
-        assert picture.description.endswith(".")
+        assert picture.plan.__module__ == f"lightning_deadkernel.figures.{name}"
+        assert picture.plan.__doc__
 
 
 def test_a_fault_in_one_picture_costs_that_picture_alone(unwell: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(reports: Any) -> None:
         raise ZeroDivisionError("of this test")
 
-    monkeypatch.setitem(figures.PICTURES, "weights", figures.Picture(0, fails))
+    monkeypatch.setitem(figures.PICTURES, "weights", fails)
     pictures, faults, _ = figures.draw_all(unwell)
     assert list(pictures) == [name for name in figures.PICTURES if name != "weights"]
     assert faults == {"weights": "ZeroDivisionError: of this test"}
+
+
+def test_nothing_is_drawn_twice(unwell: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Counter[tuple[str, Any]] = Counter()
+
+    def count(owner: Any, method: str, of: Callable[..., Any]) -> None:
+        called = getattr(owner, method)
+
+        @functools.wraps(called)
+        def counting(self: Any, *args: Any, **options: Any) -> Any:
+            made[method, of(self)] += 1
+            return called(self, *args, **options)
+
+        monkeypatch.setattr(owner, method, counting)
+
+    count(Panel, "draw_on", lambda panel: (panel.title, panel.below))
+    count(FigureCanvasAgg, "draw", lambda canvas: canvas.figure)
+    count(FigureCanvasSVG, "print_svg", lambda canvas: tuple(p for p in canvas.figure.subfigs if p.get_visible()))
+    drawn = figures.draw_all(unwell)
+    page = drawn.for_page()
+    assert list(drawn.pictures) == list(figures.PICTURES)
+    assert list(page) == [name for name in figures.PICTURES if name != "overview"]
+    panels, parts = len(page), 4
+    kinds = Counter(method for method, _ in made)
+    assert kinds["draw_on"] == panels
+    assert kinds["draw"] == 1 + panels - parts
+    assert all(times == 1 for (method, _), times in made.items() if method != "print_svg")
+    assert sum(made["print_svg", (drawn.papers[name],)] for name in page) == parts
+    assert made["print_svg", ()] == panels - parts
+    words = {name: title(drawn.papers[name]).split(" ")[0] for name in page}
+    assert all(words[name].encode() in picture for name, picture in page.items())
+
+
+def test_a_part_of_the_overview_is_the_picture_that_it_is_alone(unwell: list[Report]) -> None:
+    drawn = figures.draw_all(unwell).pictures
+    for picture in (kernel_map, life_lines, gradient_flow, update_ratios):
+        shown, alone = map(io.BytesIO, (drawn[picture.name], figures.png(picture(unwell))))
+        assert np.array_equal(Image.open(shown), Image.open(alone)), picture.name
 
 
 def test_png_is_a_picture_of_the_figures_size(unwell: list[Report]) -> None:
