@@ -58,8 +58,6 @@ class LayerUse:
     source: Source
     penalised: bool
     source_penalised: bool
-    producers: set[int] | None
-    """Activation nodes that are the only inputs; None where anything else enters."""
     gates: tuple[Gate, ...] = ()
     """The rectifiers of whose input something is known."""
     unbounded: int = 0

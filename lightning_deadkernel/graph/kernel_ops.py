@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from math import prod
+from operator import or_
 
 from torch import nn
 
@@ -21,9 +22,6 @@ FUSED_LINEAR = ("Linear", "MkldnnLinear")
 
 ROW_BY_ROW = frozenset({"WeightNormInterface", "WeightNorm", "Mul"})
 """What a parametrization does to each row alone: weight norm, a pruning mask."""
-
-FAR = 500
-"""Nodes that are looked through for the activations before a kernel op: a recurrence has them all before each."""
 
 
 @dataclass(frozen=True)
@@ -280,28 +278,21 @@ class KernelOps:
         leaf = self.graph.leaves.get(id(parameter))
         return leaf is not None and len(self.graph.readers[leaf]) > 1 and leaf in self._outside
 
-    def producers(self, index: int) -> set[int] | None:
-        """Activation nodes that are the only inputs of a kernel op; None where anything else enters."""
-        graph = self.graph
-        value = graph.inputs[index][self.ops[index].data]
-        if value is None:
-            return None
-        frontier, seen, found = [value[0]], {value[0]}, set()
-        while frontier:
-            node = frontier.pop()
-            if len(seen) > FAR:
-                return None
-            if graph.names[node] in ACTIVATIONS:
-                found.add(node)
-                continue
-            if node in self.ops or graph.names[node] in MIXERS or graph.is_leaf(node):
-                return None
-            values = [v for v in graph.inputs[node] if v is not None]
-            if not values or "Embedding" in graph.names[node]:
-                return None
-            # scales and shifts of norms enter as parameters, not as inputs
-            for child, _ in values[:1] if graph.names[node] in NORMS else values:
-                if graph.parameters[child] is None and child not in seen:
-                    seen.add(child)
-                    frontier.append(child)
-        return found or None
+    def producers(self, behind: Mapping[int, int]) -> list[int | None]:
+        """The layers whose activations alone make each node's output, a bit mask; None where anything else enters.
+
+        Args:
+            behind: node of an activation -> the layers before it, a bit mask.
+        """
+        graph, found = self.graph, list[int | None]([None] * len(self.graph.names))
+        for index in graph.order:
+            name, values = graph.names[index], [value for value in graph.inputs[index] if value is not None]
+            if name in ACTIVATIONS:
+                found[index] = behind.get(index)
+            elif values and index not in self.ops and name not in MIXERS and "Embedding" not in name:
+                # scales and shifts of norms enter as parameters, not as inputs
+                inputs = values[:1] if name in NORMS else values
+                masks = [found[child] for child, _ in inputs if graph.parameters[child] is None]
+                known = [mask for mask in masks if mask is not None]
+                found[index] = reduce(or_, known, 0) if len(known) == len(masks) else None
+        return found

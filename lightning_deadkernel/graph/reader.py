@@ -28,7 +28,6 @@ from lightning_deadkernel.graph.parts import Part, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths
 from lightning_deadkernel.graph.rows_in_graph import (
     NO_KERNEL_OPS,
-    behind_views,
     first_ops,
     is_factor,
     lookups_of,
@@ -70,8 +69,6 @@ class GraphMap:
         """Layers whose weight some op uses in another orientation than its module does."""
         self.shared: set[str] = set()
         """Layers whose consumers are known not to be all known."""
-        self.fed_otherwise: set[str] = set()
-        """Layers that read other things than activations."""
         self.failures: dict[str, Exception] = {}
         """Layers that could not be read -> why."""
         self.rows = {layer.name: rows_in(self.graph, layer) for layer in table.watched}
@@ -124,7 +121,7 @@ class GraphMap:
         found = kernels.output_part(index)
         if found is None:
             paths = Paths(lost=self.graph.names[index])
-            return LayerUse(layer, depth, rank, paths, (), Neighbourhood(), Source(layer), False, False, None)
+            return LayerUse(layer, depth, rank, paths, (), Neighbourhood(), Source(layer), False, False)
         whole, part = found
         beside = kernels.neighbourhood(index, part.at)
         if not layer.span.name:
@@ -143,11 +140,6 @@ class GraphMap:
             )
             if paths.shared:  # once is enough, and a recurrence has as many uses as steps
                 self.shared.add(layer.name)
-        producers = None
-        if facts.producers is not None and layer.name not in self.fed_otherwise:
-            producers = kernels.producers(index)
-            if producers is None:
-                self.fed_otherwise.add(layer.name)
         source = cheapest_source(layer, beside, paths)
         gates, unbounded = self.bounding.gates(paths.reads)
         return LayerUse(
@@ -160,7 +152,6 @@ class GraphMap:
             source,
             penalised=kernels.is_penalised(layer),
             source_penalised=source.parameter is None or kernels.is_used_beside(source.parameter),
-            producers=producers,
             gates=tuple(gates),
             unbounded=unbounded,
         )
@@ -179,17 +170,37 @@ class GraphMap:
             },
         )
 
+    def producers(self) -> list[set[str] | None]:
+        """Of each use, the layers whose activations alone are its inputs; None where anything else enters."""
+        names = list(dict.fromkeys(use.layer.name for use in self.uses))
+        bits, behind = {name: 1 << place for place, name in enumerate(names)}, dict[int, int]()
+        for use in self.uses:
+            for read in use.paths.reads:
+                behind[read.node] = behind.get(read.node, 0) | bits[use.layer.name]
+        made, found = self.kernels.producers(behind), list[set[str] | None]()
+        for use in self.uses:
+            index = self.graph.order[use.order]
+            value = self.graph.inputs[index][self.kernels.ops[index].data]
+            layers = None if value is None else made[value[0]]
+            found.append({name for name in names if layers & bits[name]} if layers else None)
+        return found
+
+    @cached_property
+    def _times_used(self) -> Counter[Layer | None]:
+        return Counter(op.layer for op in self.kernels.ops.values())
+
     def consumers(self, use: LayerUse) -> list[Consumer]:
-        """What reads a use's channels; empty where that is no layer's op, or nothing."""
+        """What reads a use's channels; empty where that is no layer's op, or nothing, or not known."""
+        if use.paths.shared:
+            return []
         found: dict[Layer | None, list[tuple[int, Part]]] = {}
         for index, weights, part in use.paths.consumers:
             found.setdefault(self.kernels.ops[index].layer, []).append((weights, part))
-        uses = Counter(op.layer for op in self.kernels.ops.values())
         return [
             Consumer(
                 layer.name,
                 parts[-1][0],
-                None if uses[layer] > 1 else tuple(run for _, part in parts for run in part.runs()),
+                None if self._times_used[layer] > 1 else tuple(run for _, part in parts for run in part.runs()),
             )
             for layer, parts in found.items()
             if layer is not None and None not in found
@@ -198,12 +209,12 @@ class GraphMap:
     def used_elsewhere(self, use: LayerUse) -> bool:
         """Whether something reads a parameter of the layer, or of the norm behind it, that is not their own op."""
         weight = self.graph.leaves.get(id(use.layer.main))
-        own = set() if weight is None else behind_views(self.graph, weight)
+        own = set() if weight is None else self.graph.behind_views(weight)
         if not use.layer.reparametrized and own - self.kernels.ops.keys():
             return True
         beside = {id(p) for p in (use.beside.bias, use.beside.shift, use.beside.scale) if p is not None}
         leaves = [self.graph.leaves[one] for one in beside if one in self.graph.leaves]
-        return any(len(behind_views(self.graph, leaf)) > max(1, len(own)) for leaf in leaves)
+        return any(len(self.graph.behind_views(leaf)) > max(1, len(own)) for leaf in leaves)
 
     def passes_zero(self, use: LayerUse) -> bool:
         """Whether what reads a channel gets exactly 0 where its activations are 0 everywhere."""
@@ -483,29 +494,18 @@ class GraphReader:
         return reads, tuple(counted)
 
     def _neighbours(self, found: GraphMap) -> None:
-        behind: dict[int, set[str]] = {}
-        for use in found.uses:
-            for read in use.paths.reads:
-                behind.setdefault(read.node, set()).add(use.layer.name)
-        for use in found.uses:
+        for use, producers in zip(found.uses, found.producers(), strict=True):
             facts = self.facts[use.layer.name]
-            if facts.producers is not None:
-                inputs = None if use.producers is None else [behind.get(node) for node in use.producers]
-                if inputs is None or None in inputs:
-                    facts.producers = None
-                else:
-                    facts.producers.update(*(names for names in inputs if names))
+            facts.producers = None if facts.producers is None or producers is None else facts.producers | producers
             facts.used_elsewhere = facts.used_elsewhere or found.used_elsewhere(use)
             facts.passes_zero = facts.passes_zero and found.passes_zero(use)
             if facts.consumers is not None:
                 consumers = found.consumers(use)
-                if use.paths.shared or not consumers:
-                    facts.consumers = None
-                else:
-                    for consumer in consumers:
-                        known = facts.consumers.setdefault(consumer.layer, consumer)
-                        if known.slices != consumer.slices:
-                            facts.consumers[consumer.layer] = replace(consumer, slices=None)
+                for consumer in consumers:
+                    known = facts.consumers.setdefault(consumer.layer, consumer)
+                    if known.slices != consumer.slices:
+                        facts.consumers[consumer.layer] = replace(consumer, slices=None)
+                facts.consumers = facts.consumers if consumers else None
 
     def _note_strangers(self, leaves: list[Tensor]) -> None:
         owned = self.table.parameters
@@ -532,7 +532,7 @@ class GraphReader:
             return
         ops = first_ops(graph, facts.layer)
         if facts.layer.standard:
-            facts.remark = f"the op that consumes its weight was not recognised ({', '.join(ops)})"
+            facts.remark = f"the op that consumes its weight was not recognised ({', '.join(sorted(ops))})"
         elif "Bilinear" in ops or "Trilinear" in ops:
             facts.remark = "a bilinear op consumes it: it is read by its gradient"
         elif ops <= RECURRENCES:

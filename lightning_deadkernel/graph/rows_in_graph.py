@@ -8,12 +8,10 @@ import torch
 
 from lightning_deadkernel.graph.channel_axis import output_shape
 from lightning_deadkernel.graph.layer import Layer
-from lightning_deadkernel.graph.ops import FUNCTIONS, MATMULS, VIEWS, peek
+from lightning_deadkernel.graph.ops import FUNCTIONS, MATMULS, peek
 from lightning_deadkernel.graph.topology import Topology
 from lightning_deadkernel.observation import Rows
 
-PASSED = VIEWS | frozenset("Transpose Permute T Expand ToCopy Clone Slice Alias".split())
-"""Ops that only show a weight in another form."""
 LOOKUPS = frozenset("Embedding EmbeddingBag".split())
 DISTANCES = frozenset("Sub Rsub MseLoss L1Loss SmoothL1Loss HuberLoss".split())
 TAKEN_FROM = frozenset("Select Unbind Index".split())
@@ -29,13 +27,13 @@ def rows_in(graph: Topology, layer: Layer) -> Rows:
     leaf = graph.leaves.get(id(layer.main))
     unsettled = layer.span.kind == "table" or (layer.span.kind == "kernels" and not layer.standard)
     if unsettled and layer.main.ndim == 2 and leaf is not None:
-        readers = behind_views(graph, leaf)
+        readers = graph.behind_views(leaf)
         if all(_picks_rows(graph, reader) for reader in readers) and _is_compared(graph, readers):
             return "codes"
     if layer.span.kind != "kernels" or layer.standard or layer.main.ndim != 3 or leaf is None:
         return layer.span.kind
     experts = len(layer.main)
-    for reader in behind_views(graph, leaf):
+    for reader in graph.behind_views(leaf):
         name = graph.names[reader]
         together = name in ("Bmm", "Baddbmm") and output_shape(graph.nodes[reader])[0] == experts
         if name in TAKEN_FROM or name == "GroupedMm" or together:
@@ -51,21 +49,21 @@ def first_ops(graph: Topology, layer: Layer) -> set[str]:
 def readers_of(graph: Topology, layer: Layer) -> set[int]:
     """The ops that consume a weight, or a view of it."""
     leaves = [graph.leaves[id(leaf)] for leaf in layer.leaves if id(leaf) in graph.leaves]
-    return {reader for leaf in leaves for reader in behind_views(graph, leaf)}
+    return {reader for leaf in leaves for reader in graph.behind_views(leaf)}
 
 
 def is_factor(graph: Topology, layer: Layer) -> bool:
     """Whether a matrix is multiplied with other parameters alone, as a low-rank adapter is before it is added."""
     leaf = graph.leaves.get(id(layer.main))
     return leaf is not None and any(
-        graph.names[reader] in MATMULS and graph.parameters[reader] is not None for reader in behind_views(graph, leaf)
+        graph.names[reader] in MATMULS and graph.parameters[reader] is not None for reader in graph.behind_views(leaf)
     )
 
 
 def lookups_of(graph: Topology, layer: Layer) -> tuple[int, ...]:
     """The nodes that look rows of a table up; none where it is consumed in another way as well."""
     leaf = graph.leaves.get(id(layer.main))
-    found = set() if leaf is None else behind_views(graph, leaf)
+    found = set() if leaf is None else graph.behind_views(leaf)
     return tuple(sorted(found)) if all(graph.names[node] in LOOKUPS for node in found) else ()
 
 
@@ -82,17 +80,5 @@ def _picks_rows(graph: Topology, node: int) -> bool:
 
 def _is_compared(graph: Topology, lookups: Iterable[int]) -> bool:
     """Whether what is looked up is compared with something, as codes are, and read by no layer."""
-    readers = {reader for node in lookups for reader in behind_views(graph, node)}
+    readers = {reader for node in lookups for reader in graph.behind_views(node)}
     return bool(readers) and all(graph.names[reader] in DISTANCES for reader in readers)
-
-
-def behind_views(graph: Topology, node: int) -> set[int]:
-    """The ops that consume a node's output, or a view of it."""
-    frontier, found = [node], set()
-    while frontier:
-        for reader, _ in graph.readers[frontier.pop()]:
-            if graph.names[reader] in PASSED:
-                frontier.append(reader)
-            else:
-                found.add(reader)
-    return found

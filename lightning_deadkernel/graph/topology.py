@@ -22,6 +22,7 @@ from lightning_deadkernel.graph.ops import (
     MATMULS,
     NORMS,
     SEQUENCE_OPS,
+    VIEWS,
     canonical,
 )
 
@@ -32,6 +33,9 @@ Gathered = dict[int, nn.Parameter]
 """id of a parameter that a sharding strategy puts into the graph -> the module's own (see `sharding.unsharded`)."""
 
 _ACCUMULATE: Any = type(torch.zeros((), requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+
+SHOWN = VIEWS | frozenset("Transpose Permute T Expand ToCopy Clone Slice Alias".split())
+"""Ops that only show a value in another form."""
 
 MOST_PARAMETERS = 6
 """A weight is computed from this many parameters at most."""
@@ -107,6 +111,7 @@ class Topology:
         """When each node was made, as the step ran."""
         self.parameters = self._parameters_below()
         """The few parameters that alone make a node's output; None where data or many parameters do."""
+        self._behind: dict[int, frozenset[int]] = {}
         self.compiled = any(name in COMPILED for name in self.names)
         self.checkpointed = any(name in CHECKPOINTS for name in self.names)
 
@@ -198,6 +203,19 @@ class Topology:
                     seen.add(reader)
                     frontier.append(reader)
         return False
+
+    def behind_views(self, node: int) -> frozenset[int]:
+        """The ops that consume a node's output, or that output in another form."""
+        if node not in self._behind:
+            frontier, found = [node], set()
+            while frontier:
+                for reader, _ in self.readers[frontier.pop()]:
+                    if self.names[reader] in SHOWN:
+                        frontier.append(reader)
+                    else:
+                        found.add(reader)
+            self._behind[node] = frozenset(found)
+        return self._behind[node]
 
     def weight_behind(self, value: Value | None) -> Layer | None:
         """The layer whose parameters alone make a value."""
