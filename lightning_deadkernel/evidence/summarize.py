@@ -137,7 +137,7 @@ def _describe(facts: LayerFacts) -> Draft:
         "activation": facts.activation,
         "gating": facts.gating,
         "groups": facts.layer.groups,
-        "joined": "stacked" if facts.stacked else "summed" if facts.summed else None,
+        "joined": "stacked" if facts.paths.stacked else "summed" if facts.paths.summed else None,
         "together": tuple(sorted(facts.together)),
     }
 
@@ -203,7 +203,7 @@ def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segment
 
 
 def _read_activations(entry: Draft, facts: LayerFacts, seen: Seen) -> None:
-    entry["off_gradient"], entry["shared_statistics"] = facts.off_gradient, facts.statistics
+    entry["off_gradient"], entry["shared_statistics"] = facts.off_gradient, facts.paths.statistics
     keys: list[ActivationKey] = [key for key in facts.activations if ("fired", key) in seen.segments]
     if facts.gating is None or not keys:
         entry["gating"] = None

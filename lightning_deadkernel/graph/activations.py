@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import inf
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ class Activation:
     positive: Callable[[Tensor], Tensor] | None = None
     """Saved tensor -> a tensor that is > 0 exactly where h is, or, of a rectifier, where it is not at its off value;
     None: the saved tensor itself."""
-    low: float = -float("inf")
+    low: float = -inf
     """Saved values at or below are on the lower flat end; for sigmoid and tanh the image of -5."""
-    high: float = float("inf")
+    high: float = inf
     reports_flat_ends: bool = False
     """The share of inputs on a flat end says something of a channel's health."""
     flat_output: float = 0.0
@@ -52,7 +53,7 @@ class Activation:
     @cached_property
     def has_flat_ends(self) -> bool:
         """Whether some finite input lies on a flat end that is counted."""
-        return self.low > -float("inf") or self.high < float("inf")
+        return self.low > -inf or self.high < inf
 
     @cached_property
     def is_kept_as_it_is(self) -> bool:
@@ -128,14 +129,6 @@ def _number(value: Any) -> float | None:
 # -- rectifiers --------------------------------------------------------------------------------------------------
 
 
-RELU = Activation("relu", "rectifier", "result", _same)
-
-
-@activation("Relu")
-def _relu(node: Any) -> Activation:
-    return RELU
-
-
 @activation("Threshold")
 def _threshold(node: Any) -> Activation:
     return _on_above(float(node._saved_threshold))
@@ -155,14 +148,9 @@ def _hardtanh(node: Any) -> Activation | None:
     return _clipped(float(node._saved_min_val), float(node._saved_max_val), passes_at_zero=False)
 
 
-@activation("Clamp")
+@activation("Clamp", "ClampMin")
 def _clamp(node: Any) -> Activation | None:
-    return _clipped(_number(node._saved_min), _number(node._saved_max))
-
-
-@activation("ClampMin")
-def _clamp_min(node: Any) -> Activation | None:
-    return _clipped(_number(node._saved_min), None)
+    return _clipped(_number(node._saved_min), _number(getattr(node, "_saved_max", None)))
 
 
 @lru_cache
@@ -311,26 +299,6 @@ def _celu(node: Any) -> Activation:
     return Activation("celu", "smooth", "self", lambda x: F.celu(x, alpha), flat_output=alpha)
 
 
-@activation("Gelu")
-def _gelu(node: Any) -> Activation:
-    return Activation("gelu", "smooth", "self", F.gelu)
-
-
-@activation("Silu")
-def _silu(node: Any) -> Activation:
-    return Activation("silu", "smooth", "self", F.silu)
-
-
-@activation("Mish")
-def _mish(node: Any) -> Activation:
-    return Activation("mish", "smooth", "self", F.mish)
-
-
-@activation("Hardswish")
-def _hardswish(node: Any) -> Activation:
-    return Activation("hardswish", "smooth", "self", F.hardswish)
-
-
 # -- bounded -----------------------------------------------------------------------------------------------------
 
 
@@ -352,78 +320,63 @@ def _softplus(node: Any) -> Activation:
     )
 
 
+# -- functions without an off side -------------------------------------------------------------------------------
+
+
+@function("Pow")
+def _power(node: Any) -> Activation:
+    return Activation("square" if node._saved_exponent == 2 else "power", "leaky", "self", torch.abs, torch.abs)
+
+
+# -- without constants -------------------------------------------------------------------------------------------
+
 SIGMOID_AT_5 = 0.9933071490757153
 TANH_AT_5 = 0.9999092042625951
 
 
-@activation("Sigmoid")
-def _sigmoid(node: Any) -> Activation:
-    return Activation(
-        "sigmoid", "bounded", "result", _same, low=1 - SIGMOID_AT_5, high=SIGMOID_AT_5, reports_flat_ends=True
-    )
+def _always(found: Activation) -> Reader:
+    return lambda node: found
 
 
-@activation("Tanh")
-def _tanh(node: Any) -> Activation:
-    return Activation("tanh", "bounded", "result", _same, low=-TANH_AT_5, high=TANH_AT_5, reports_flat_ends=True)
+def _smooth(label: str, output: Callable[[Tensor], Tensor]) -> Activation:
+    return Activation(label, "smooth", "self", output)
 
 
-@activation("Hardsigmoid")
-def _hardsigmoid(node: Any) -> Activation:
-    return Activation(
-        "hardsigmoid",
-        "bounded",
-        "self",
-        F.hardsigmoid,
-        positive=F.hardsigmoid,
-        low=-3.0,
-        high=3.0,
-        reports_flat_ends=True,
-    )
+def _flat(label: str, saved: str, output: Callable[[Tensor], Tensor], low: float, high: float, **of: Any) -> Activation:
+    return Activation(label, "bounded", saved, output, low=low, high=high, reports_flat_ends=True, **of)
 
 
-@activation("LogSigmoid")
-def _log_sigmoid(node: Any) -> Activation:
-    return Activation(
-        "logsigmoid", "bounded", "self", F.logsigmoid, lambda x: F.softplus(-x), high=5.0, reports_flat_ends=True
-    )
+def _without_off_side(label: str, saved: str, output: Callable[[Tensor], Tensor]) -> Activation:
+    return Activation(label, "leaky", saved, output, None if output is _same else output)
 
 
-@activation("Glu")
-def _glu(node: Any) -> Activation:
-    """Read at the half that gates."""
-    return Activation(
-        "glu", "bounded", "self", torch.sigmoid, torch.sigmoid, low=-5.0, high=5.0, reports_flat_ends=True
-    )
-
-
-# -- functions without an off side -------------------------------------------------------------------------------
-
-
-@function("Sin", "Cos")
-def _wave(node: Any) -> Activation:
-    wave = torch.sin if "Sin" in node.name() else torch.cos
-    return Activation(wave.__name__, "leaky", "self", wave, wave)
-
-
-@function("Exp")
-def _exp(node: Any) -> Activation:
-    return Activation("exp", "leaky", "result", _same)
-
-
-@function("Abs", "Pow", "Square")
-def _magnitude(node: Any) -> Activation:
-    name = "abs" if "Abs" in node.name() else "square" if getattr(node, "_saved_exponent", 2) == 2 else "power"
-    return Activation(name, "leaky", "self", torch.abs, torch.abs)
-
-
-@function("Mul")
-def _product(node: Any) -> Activation:
-    """Of two functions of the same channel: x * x, x * sin(x)."""
-    return Activation("square", "leaky", "self*other", _same, torch.abs)
-
-
-@function("Div")
-def _softsign(node: Any) -> Activation:
-    """x / (1 + |x|) and the like."""
-    return Activation("softsign", "smooth", "self/other", _same)
+ACTIVATIONS |= {
+    name: _always(found)
+    for name, found in {
+        "Relu": Activation("relu", "rectifier", "result", _same),
+        "Gelu": _smooth("gelu", F.gelu),
+        "Silu": _smooth("silu", F.silu),
+        "Mish": _smooth("mish", F.mish),
+        "Hardswish": _smooth("hardswish", F.hardswish),
+        "Sigmoid": _flat("sigmoid", "result", _same, 1 - SIGMOID_AT_5, SIGMOID_AT_5),
+        "Tanh": _flat("tanh", "result", _same, -TANH_AT_5, TANH_AT_5),
+        "Hardsigmoid": _flat("hardsigmoid", "self", F.hardsigmoid, -3.0, 3.0, positive=F.hardsigmoid),
+        "LogSigmoid": _flat("logsigmoid", "self", F.logsigmoid, -inf, 5.0, positive=lambda x: F.softplus(-x)),
+        # read at the half that gates
+        "Glu": _flat("glu", "self", torch.sigmoid, -5.0, 5.0, positive=torch.sigmoid),
+    }.items()
+}
+ELEMENTWISE |= {
+    name: _always(found)
+    for name, found in {
+        "Sin": _without_off_side("sin", "self", torch.sin),
+        "Cos": _without_off_side("cos", "self", torch.cos),
+        "Exp": _without_off_side("exp", "result", _same),
+        "Abs": _without_off_side("abs", "self", torch.abs),
+        "Square": _without_off_side("square", "self", torch.abs),
+        # of two functions of the same channel: x * x, x * sin(x)
+        "Mul": Activation("square", "leaky", "self*other", _same, torch.abs),
+        # x / (1 + |x|) and the like
+        "Div": Activation("softsign", "smooth", "self/other", _same),
+    }.items()
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -86,30 +86,20 @@ class LayerFacts:
     labels: set[str] = field(default_factory=set)
     kinds: dict[Gating, int] = field(default_factory=dict)
     """Kind of activation -> the channels that reach one, a bit mask."""
+    paths: Paths = field(default_factory=Paths)
+    """Of all its uses, but for what they read and what consumes them."""
     read: int = 0
     """Channels that reach an activation that can be read; a bit mask, as in `Paths`."""
     activations: set[ActivationKey] = field(default_factory=set)
     reports_flat_ends: bool = False
     flat_output: float = 0.0
     """The largest of its activations, see `Activation.flat_output`."""
-    reaches: int = 0
-    """Channels some path of which reaches a kernel op or the loss without an activation."""
-    attention: bool = False
-    """That kernel op is an attention."""
-    summed: bool = False
-    """Something else is added to it before an activation."""
-    stacked: bool = False
-    """It is read together with something else that stands beside it along another axis."""
     together: set[str] = field(default_factory=set)
     """Layers that it shares an activation with."""
-    statistics: bool = False
-    """Other channels' values depend on it past its own activation."""
     passes_at_zero: bool = False
     """An activation passes the gradient of an input of exactly 0."""
     used_otherwise: bool = False
     """Its weight is also used in another orientation, or in a derivative that is part of the loss."""
-    unknown: list[str] = field(default_factory=list)
-    lost: str | None = None
     unreadable: str | None = None
     source: Source | None = None
     scale: nn.Parameter | None = None
@@ -148,11 +138,15 @@ class LayerFacts:
         return self.layer.excluded or self.exclusion
 
     @property
+    def _is_hidden(self) -> bool:
+        return bool(self.paths.unknown or self.paths.lost or self.unreadable)
+
+    @property
     def readable(self) -> int:
         """Channels with an activation that can be read on each of their paths; a bit mask."""
-        if self.unknown or self.lost or self.unreadable:
+        if self._is_hidden:
             return 0
-        return self.read & ~self.reaches
+        return self.read & ~self.paths.reaches
 
     @property
     def gating(self) -> Gating | None:
@@ -175,19 +169,19 @@ class LayerFacts:
     def activation(self) -> str | None:
         """Label of the activation; None where none follows; ``"mixed"`` where it is that of several channels together;
         ``"unknown"`` where it cannot be read."""
-        if self.lost and adds_up(self.lost) and not (self.unknown or self.unreadable):
+        if self.paths.lost and adds_up(self.paths.lost) and not (self.paths.unknown or self.unreadable):
             return "mixed"
-        if self.unknown or self.lost or self.unreadable:
+        if self._is_hidden:
             return "unknown"
         if not self.readable:
-            return "attention" if self.attention else None
+            return "attention" if self.paths.attention else None
         return "+".join(sorted(self.labels))
 
     @property
     def off_gradient(self) -> str | None:
         """Why a kernel that never fires may have a gradient all the same, in words; None where it cannot."""
         reasons = {
-            "the values of other channels depend on it, through a norm or the like": self.statistics,
+            "the values of other channels depend on it, through a norm or the like": self.paths.statistics,
             # beside a penalty in the loss a gradient is no sign of these
             "its activation passes the gradient of an input of exactly 0": self.passes_at_zero and not self.penalised,
             "its weight is used in another place, too": self.used_otherwise and not self.penalised,
@@ -203,10 +197,10 @@ class LayerFacts:
     def _why_unread(self) -> str | None:
         if self.unreadable:
             return f"its activation is not read: {self.unreadable}"
-        if self.unknown:
-            return f"what follows cannot be read ({', '.join(dict.fromkeys(self.unknown))})"
-        if self.lost:
-            return f"its channels are mixed with others before the next activation ({self.lost})"
+        if self.paths.unknown:
+            return f"what follows cannot be read ({', '.join(self.paths.unknown)})"
+        if self.paths.lost:
+            return f"its channels are mixed with others before the next activation ({self.paths.lost})"
         return self.remark
 
     def unbind(self) -> None:
@@ -284,24 +278,18 @@ class LayerFacts:
 
     def learn(self, use: LayerUse) -> None:
         """Adds one use of the layer in one graph."""
-        paths = use.paths
         self.layer = use.layer
         self.confirmed, self.holds_no_kernels = True, False
         self.depth = max(self.depth, use.depth)
         self.order = use.order if self.order < 0 else min(self.order, use.order)
-        self.reaches |= paths.reaches
-        self.attention = self.attention or paths.attention
-        self.statistics = self.statistics or paths.statistics
-        self.summed, self.stacked = self.summed or paths.summed, self.stacked or paths.stacked
-        self.unknown += [name for name in paths.unknown if name not in self.unknown]
-        self.lost = self.lost or paths.lost
+        self.paths = self.paths.then(replace(use.paths, reads=[], consumers=[]))
         self.penalised = self.penalised or use.penalised
         self.source_penalised = self.source_penalised or use.source_penalised
         self.gates += use.gates
         self.unbounded |= use.unbounded
         if len(self.gates) > MOST_GATES:
             self.unbind()
-        for read, activation in zip(paths.reads, use.activations, strict=True):
+        for read, activation in zip(use.paths.reads, use.activations, strict=True):
             self.read |= read.part.mask
             self.learn_activation(activation, read.part.mask)
         source = use.source

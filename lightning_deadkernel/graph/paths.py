@@ -188,7 +188,7 @@ class Paths:
             self.reads + rest.reads,
             self.reaches | rest.reaches,
             self.attention or rest.attention,
-            self.unknown + rest.unknown,
+            list(dict.fromkeys(self.unknown + rest.unknown)),
             self.lost or rest.lost,
             self.statistics or rest.statistics,
             self.consumers + rest.consumers,
