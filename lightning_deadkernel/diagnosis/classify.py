@@ -130,7 +130,15 @@ def _stuck(layer: LayerWindow, none: Tensor, thresholds: Thresholds) -> Tensor:
     if layer.gating == "bounded":
         return layer.saturated_share > thresholds.saturated_share
     # one-sided activations rest on a flat end by design: only where all inputs do does that explain a missing gradient
-    return (layer.saturated_share >= 1.0) & none
+    return (at_the_top(layer) if layer.gating == "rectifier" else layer.saturated_share >= 1.0) & none
+
+
+def at_the_top(layer: LayerWindow) -> Tensor:
+    """(C,) bool: whenever the channel fires, a rectifier that is cut off above (ReLU6) holds it at that bound."""
+    share, rate = layer.saturated_share, layer.channel_firing_rate
+    if share is None or rate is None:
+        return torch.zeros(layer.channels, dtype=torch.bool)
+    return (rate > 0) & (share >= rate)
 
 
 def not_finite(layer: LayerWindow) -> Tensor:

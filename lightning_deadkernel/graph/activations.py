@@ -168,7 +168,7 @@ def _clipped(low: float | None, high: float | None, passes_at_zero: bool = True)
             "self",
             lambda x: x.clamp(low, high),
             high=high,
-            reports_flat_ends=high == 6,
+            reports_flat_ends=True,
             passes_at_zero=passes_at_zero,
         )
     return Activation(

@@ -21,6 +21,7 @@ from lightning_deadkernel.thresholds import Thresholds
 
 NONE: dict[str, Any] = {"gradient": torch.zeros(1), "weight_gradient": torch.zeros(1)}
 SOME: dict[str, Any] = {"gradient": torch.ones(1), "weight_gradient": torch.ones(1)}
+HALF: dict[str, Any] = {"channel_firing_rate": each(0.5)}
 OFF: dict[str, Any] = {"fired": each(False), "channel_firing_rate": torch.zeros(1), "activation_mean": torch.zeros(1)}
 UNREAD: dict[str, Any] = {"gradient": None, "weight_gradient": None}
 BY_NORM: dict[str, Any] = {"gradient": each(0.0), "norm_scale": torch.ones(1)}
@@ -51,7 +52,8 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("tanh stuck, with a trace of gradient", SOME | TANH | {"saturated_share": each(0.9)}, "saturated"),
     ("tanh with half of its inputs on a flat end", SOME | TANH | {"saturated_share": each(0.5)}, "active"),
     ("relu6 stuck at 6: no gradient passes", NONE | {"saturated_share": each(1.0)}, "saturated"),
-    ("relu6 often at a bound, but nothing listens", NONE | {"saturated_share": each(0.9)}, "starved"),
+    ("relu6 often at a bound, but nothing listens", NONE | HALF | {"saturated_share": each(0.4)}, "starved"),
+    ("relu6 at its bound whenever it fires", NONE | HALF | {"saturated_share": each(0.5)}, "saturated"),
     ("relu6 often at a bound, and learns", {"saturated_share": each(1.0)}, "active"),
     ("never fires behind a leaky activation, gradient passes", OFF | SOME | LEAKY, "silent"),
     ("never fires behind a smooth activation, gradient passes", OFF | SOME | SMOOTH, "silent"),

@@ -195,6 +195,9 @@ STORIES: dict[str, Callable[[], Run]] = {
         {"activation": "elu", "gating": "smooth", "flat_output": 1.0, "activation_mean": each(0.99, 1, 1, 1)}
         | FIRST_OFF,
     ),
+    "a ReLU6 lies at its bound whenever it fires": lambda: two_windows(
+        {}, NO_GRADIENT | {"activation": "relu6", "saturated_share": torch.full((4,), 0.5)}, alive()
+    ),
     # starved
     "all that reads a layer is dead": lambda: starved(ALL_OFF),
     "float16 does not hold the gradient": lambda: starved({}, underflow_share=0.93),

@@ -60,8 +60,8 @@ def _holds_nan(layer: LayerContext) -> bool:
 
 PLACES = {
     "activation": "the activation of {layer} was the first in forward order",
-    "loss": "the loss was, while all activations that could be read were finite: it came of what follows {layer} (log"
-    " of 0, 0/0)",
+    "loss": "the loss was, while all activations that could be read were finite: it came of what follows {layer} (a"
+    " number too large, log of 0, 0/0)",
     "unread loss": "the loss was; where it began is not known, as activations are read on sampled steps",
     "backward": "the gradients of {layer} and of layers before it were, while those nearer to the loss were finite: it"
     " came of the backward pass right behind {layer} (the root or the norm of 0)",

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import SATURATED, UNKNOWN, Cause
+from lightning_deadkernel.diagnosis.classify import at_the_top
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, unknown_absence
 from lightning_deadkernel.diagnosis.rule import Found, rule
@@ -71,6 +72,8 @@ def _severity(layer: LayerContext, channels: Tensor) -> Severity:
 def _is_flat(layer: LayerContext) -> Tensor:
     """Its inputs were seen to lie on a flat end."""
     observed = layer.observed
+    if observed.gating == "rectifier":
+        return at_the_top(observed)
     if observed.saturated_share is not None:
         return observed.saturated_share > layer.thresholds.saturated_share
     if observed.activation_mean is None or observed.activation is None:
@@ -85,7 +88,9 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
     stopped = int((layer.without_gradient & channels).sum())
     share = None if observed.saturated_share is None else float(observed.saturated_share[channels].mean())
     text = (
-        f"{share:.0%} of their inputs lie on the flat end of {observed.activation}"
+        f"whenever they fire they lie on the flat end of {observed.activation}"
+        if observed.gating == "rectifier"
+        else f"{share:.0%} of their inputs lie on the flat end of {observed.activation}"
         if share is not None
         else f"they never fired, and their outputs lie on the flat end of {observed.activation}"
     )

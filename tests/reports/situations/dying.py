@@ -222,3 +222,29 @@ def channels_of_a_depthwise_network_are_dead_and_starve_those_before_them() -> D
     assert report["net.stem"].starved == [2, 9]
     assert len(report.problems) == 1
     return monitor
+
+
+class Bounded(nn.Module):
+    """Two layers; what the first makes is cut off at a hundredth of what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.first(pictures.flatten(1)).clamp(0, 1e-4))
+
+
+@situation(
+    "https://github.com/graphdeco-inria/gaussian-splatting/issues/1046",
+    first="saturated_channels net.first: saturated",
+    advice=("a norm before the activation",),
+)
+def activations_are_cut_off_far_below_what_they_are() -> DeadKernelMonitor:
+    net = Bounded()
+    before = net.first.weight.clone()
+    monitor = train(net)
+    never_moved = (net.first.weight == before).all(1).nonzero().flatten().tolist()
+    assert never_moved
+    assert set(never_moved) <= set(last(monitor)["net.first"].saturated)
+    return monitor
