@@ -26,6 +26,8 @@ Segments = dict[tuple[str, Any], Tensor]
 grad_of = attrgetter("grad")
 OF_SOURCES = ("gradient", "nonfinite", "first", "kernel")
 OF_ACTIVATIONS = ("fired", "blown")
+FEW = 1 << 10
+"""Sums of sampled steps that are taken in together: of small operators in a row the first one alone is slow."""
 
 
 class ChannelEvidence:
@@ -88,6 +90,8 @@ class ChannelEvidence:
         self._rows = [name for name, source in self.sources.items() if source.parameter is None]
         self._gradients = StepBuffer(self._flat_channels, dtype, device)
         self._firings = StepBuffer(sum(self.activations.values()), dtype, device)
+        self._samples: list[tuple[tuple[ActivationKey, ...], Tensor, int]] = []
+        """Sums of sampled steps that are not in `totals` yet, and how many gradients had been read before each."""
         self.not_fired: PendingChannels[ActivationKey] = PendingChannels()
         """Activations with channels that are not known to have fired in this window."""
         self._no_gradient: PendingChannels[str] = PendingChannels()
@@ -154,6 +158,7 @@ class ChannelEvidence:
         """Begins a new window."""
         self._gradients.clear()
         self._firings.clear()
+        self._samples.clear()
         self.maxima.zero_()
         self.totals.zero_()
         self._reads, self.passed = 0, {}
@@ -172,6 +177,8 @@ class ChannelEvidence:
 
     def _flush_firings(self) -> None:
         self._firings.flush(self._of_all("fired"))
+        while self._samples:
+            self._take_sample(*self._samples.pop(0))
 
     # -- activations ---------------------------------------------------------------------------------------------
 
@@ -213,20 +220,25 @@ class ChannelEvidence:
         Args:
             found: activations, and what `sums_of` gave of them.
         """
-        columns = self._columns(tuple(key for keys, _ in found for key in keys))
         parts = [of[row] for row in range(len(SUMS) + 1) for _, of in found]
         if any(of[0].device != self.device for _, of in found):
             parts = [part.to(self.device) for part in parts]
-        sums = torch.cat(parts).view(len(SUMS) + 1, -1)
-        magnitudes = sums[1]
-        if not (sums.is_cpu and np.isfinite(magnitudes.numpy()).all()):  # on a device, to ask would be to wait
-            finite = magnitudes.isfinite()
-            blown = (~finite).to(self.dtype) * marks(self._reads)
+        keys = tuple(key for keys, _ in found for key in keys)
+        sums = torch.cat(parts)
+        self._samples.append((keys, sums.view(len(SUMS) + 1, -1), self._reads))
+        if len(self._samples) * sums.numel() >= FEW:
+            self._flush_firings()
+        self._count_not_fired()
+
+    def _take_sample(self, keys: tuple[ActivationKey, ...], sums: Tensor, reads: int) -> None:
+        columns = self._columns(keys)
+        if not (sums.is_cpu and np.isfinite(sums[1].numpy()).all()):  # on a device, to ask would be to wait
+            finite = sums[1].isfinite()
+            blown = (~finite).to(self.dtype) * marks(reads)
             self._of_all("blown").scatter_reduce_(0, columns, blown, "amax")
             sums = torch.where(finite, sums, 0)
         self.totals.index_add_(1, columns, sums[:-1])
         self._of_all("fired").scatter_reduce_(0, columns, sums[-1].to(self.dtype), "amax")
-        self._count_not_fired()
 
     def _columns(self, keys: tuple[ActivationKey, ...]) -> Tensor:
         """Places of the channels of these activations among those of all."""

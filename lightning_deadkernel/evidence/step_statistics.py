@@ -39,11 +39,18 @@ elsewhere they are mere zeros."""
 
 @dataclass
 class Series:
-    """Rows of numbers, one per sampled step: (steps, columns). NaN: not observed."""
+    """Rows of numbers, one per sampled step."""
 
-    rows: list[Tensor] = field(default_factory=list)
+    columns: int
+    rows: list[tuple[Sequence[int], Tensor]] = field(default_factory=list)
+    """Of each the columns that were observed, and the numbers in them."""
     stride: int = 1
     offered: int = 0
+
+    @classmethod
+    def of(cls, table: Tensor, stride: int, offered: int) -> Series:
+        """Of a (steps, columns) table; NaN: not observed."""
+        return cls(table.shape[1], [(range(table.shape[1]), row) for row in table], stride, offered)
 
     @property
     def keeps_next(self) -> bool:
@@ -55,28 +62,37 @@ class Series:
         rest, and what a longer stride keeps a shorter one has kept."""
         return place * GOLDEN % 1 < 1 / self.stride
 
-    def append(self, row: Tensor) -> None:
+    def append(self, columns: Sequence[int], row: Tensor) -> None:
         """Keeps the row, or one in `stride` once the window is long."""
         if self.keeps_next:
-            self.rows.append(row)
+            self.rows.append((columns, row))
         self.skip()
         while len(self.rows) > LIMIT:
             places = [place for place in range(self.offered) if self._keeps(place)]
             self.stride *= 2
             self.rows = [row for place, row in zip(places, self.rows, strict=True) if self._keeps(place)]
 
-    def moved(self, places: list[int]) -> Series:
-        """The same rows with other columns: from these places, NaN where that is -1."""
-        rows = [torch.cat([row, row.new_full((1,), torch.nan)])[places] for row in self.rows]
-        return Series(rows, self.stride, self.offered)
-
     def skip(self) -> None:
         """Passes over a row that would not be kept."""
         self.offered += 1
 
-    def table(self, columns: int) -> Tensor:
-        """(steps, columns) float64 on the CPU."""
-        return torch.stack(self.rows).double().cpu() if self.rows else torch.empty(0, columns, dtype=torch.float64)
+    def moved(self, places: list[int], device: torch.device) -> Series:
+        """The same rows with other columns: from these places, NaN where that is -1."""
+        table = self.table()
+        padded = torch.cat([table, table.new_full((len(table), 1), torch.nan)], dim=1)
+        return Series.of(padded[:, places].to(device), self.stride, self.offered)
+
+    def table(self) -> Tensor:
+        """(steps, columns) on the CPU; NaN: not observed."""
+        if not self.rows:
+            return torch.empty(0, self.columns)
+        found = torch.cat([row for _, row in self.rows]).cpu()
+        table = found.new_full((len(self.rows), self.columns), torch.nan)
+        into, start = table.numpy(), 0  # whose small operations take a third of the time
+        for at, (columns, row) in enumerate(self.rows):
+            into[at, columns] = found[start : start + len(row)]
+            start += len(row)
+        return table
 
 
 @dataclass
@@ -138,7 +154,6 @@ class StepStatistics:
         self._layer_column = [
             self._part_column.get(layer.name, self._column.get(id(layer.main), -1)) for layer in self.layers
         ]
-        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._place = {layer.name: index for index, layer in enumerate(self.layers)}
         self.sharded = any(is_sharded(layer.main) for layer in self.layers)
         self.scaled = False
@@ -177,19 +192,22 @@ class StepStatistics:
         place = [self._place.get(before.get(layer.name, ""), -1) for layer in new.layers]
         parts = [self._part_column.get(before.get(layer.name, ""), -1) for layer in new._parts]
         columns = [self._column.get(key, -1) for key in new._column] + parts
-        new.norms = self.norms.moved(columns)
+        new.norms = self.norms.moved(columns, self.device)
         known = torch.tensor(columns, device=self.device) >= 0
         new._lost.load(torch.where(known, self._lost.counts[:, columns], 0.0))
-        new.underflow = self.underflow.moved(place)
+        new.underflow = self.underflow.moved(place, self.device)
         blocks = (block * len(self.layers) for block in range(3))
-        new.updates = self.updates.moved([at + begin if at >= 0 else -1 for begin in blocks for at in place])
+        new.updates = self.updates.moved(
+            [at + begin if at >= 0 else -1 for begin in blocks for at in place], self.device
+        )
         for kept in ("learning_rates", "first_rates", "decays", "optimizers", "turns"):
             setattr(new, kept, {names[name]: of for name, of in getattr(self, kept).items() if name in names})
         return new
 
     def reset(self) -> None:
         """Begins a new window."""
-        self.norms, self.updates, self.underflow = Series(), Series(), Series()
+        count = len(self.layers)
+        self.norms, self.updates, self.underflow = Series(len(self.names)), Series(3 * count), Series(count)
         self._lost.reset()
         self.learning_rates: dict[str, float] = {}
         self.first_rates: dict[str, float] = {}
@@ -236,7 +254,7 @@ class StepStatistics:
         grads = [local(grad) for _, grad in gradients.values()]
         grads += [layer.own(gradients[id(layer.main)][1]) for layer in parts]
         norms = _norms(grads, self.device)
-        norms = torch.where(norms.isnan(), torch.inf, norms)  # NaN is kept for "not observed"
+        norms.nan_to_num_(torch.inf, torch.inf)  # NaN is kept for "not observed"
         if scale_left is not None:
             norms = norms / scale_left.to(self.device)
         finite = torch.isfinite(norms).all() if self.scaled else None
@@ -245,7 +263,7 @@ class StepStatistics:
             norms = norms * torch.tensor([share(p) for p in whole], device=self.device).sqrt()
         columns = [self._column[key] for key in gradients] + [self._part_column[layer.name] for layer in parts]
         asks = self.norms.offered * GOLDEN % 1 < ASKS  # as evenly of several optimizers as of one
-        self.norms.append(self._spread(norms, columns, len(self.names)))
+        self.norms.append(columns, norms)
         # of a table a step changes the few rows that were looked up
         layers = [layer for layer in self.layers if id(layer.main) in gradients and not layer.is_looked_up]
         if half and not self.sharded:  # a shard's share says little of the whole
@@ -270,8 +288,7 @@ class StepStatistics:
             near = (subnormal > NEAR_UNDERFLOW * (1 - zeros)) | (zeros == 1)
             shares.append(torch.where(near, zeros, 0.0).to(self.device))
         if shares:
-            places = [self._place[layer.name] for layer in layers]
-            self.underflow.append(self._spread(torch.stack(shares), places, len(self.layers)))
+            self.underflow.append([self._place[layer.name] for layer in layers], torch.stack(shares))
 
     def _copy_weights(
         self,
@@ -359,7 +376,7 @@ class StepStatistics:
             rates = rates / torch.distributed.get_world_size() ** 0.5  # squares are added up over the ranks
         places, count = [self._place[name] for name in taken], len(self.layers)
         row = torch.cat([sizes, changes, rates.to(sizes.dtype)])
-        self.updates.append(self._spread(row, [at + block * count for block in range(3) for at in places], 3 * count))
+        self.updates.append([at + block * count for block in range(3) for at in places], row)
 
     def _on_device(self, rates: list[float | Tensor]) -> Tensor:
         """(n,) learning rates, those that are on the device already without waiting for it."""
@@ -370,21 +387,11 @@ class StepStatistics:
                 found[at] = rate
         return found
 
-    def _spread(self, values: Tensor, places: list[int], columns: int) -> Tensor:
-        """(columns,) with `values` at their places and NaN elsewhere."""
-        key = (columns, *places)
-        if key not in self._indices:
-            # from pageable memory, the copy of so few numbers waits for nothing if it is told not to
-            self._indices[key] = torch.tensor(places).to(self.device, non_blocking=True)
-        return values.new_full((columns,), torch.nan).index_copy_(0, self._indices[key], values)
-
     # -- window ends ---------------------------------------------------------------------------------------------
 
     def tables(self) -> StepTables:
         """All steps of the window. With sharded weights (FSDP2) a collective: every rank must call it."""
-        count = len(self.layers)
-        norms, updates = self.norms.table(len(self.names)), self.updates.table(3 * count)
-        underflow = self.underflow.table(count)
+        norms, updates, underflow = (getattr(self, name).table().double() for name in SERIES)
         if self.sharded and len(norms):
             norms, updates = _over_ranks(norms, self.device), _over_ranks(updates, self.device)
         rms = norms / self.sizes.sqrt()
@@ -453,15 +460,17 @@ class StepStatistics:
 
     def _packed(self, name: str) -> dict[str, Any]:
         series: Series = getattr(self, name)
-        rows = [row.cpu() for row in series.rows]
-        if self.sharded and rows and name != "underflow":
-            rows = list(_over_ranks(torch.stack(rows).double(), self.device).to(rows[0].dtype))
-        return {"rows": rows, "stride": series.stride, "offered": series.offered}
+        table = series.table()
+        if self.sharded and len(table) and name != "underflow":
+            table = _over_ranks(table.double(), self.device).to(table.dtype)
+        return {"rows": list(table), "stride": series.stride, "offered": series.offered}
 
     def _unpacked(self, name: str, state: dict[str, Any], first_rank: bool) -> Series:
-        parts = self.sharded and not first_rank and name != "underflow"
-        rows = [torch.where(row.isnan(), row, 0) if parts else row for row in state["rows"]]
-        return Series([row.to(self.device) for row in rows], int(state["stride"]), int(state["offered"]))
+        series: Series = getattr(self, name)
+        table = torch.stack(state["rows"]) if state["rows"] else series.table()
+        if self.sharded and not first_rank and name != "underflow":
+            table = torch.where(table.isnan(), table, 0)
+        return Series.of(table.to(self.device), int(state["stride"]), int(state["offered"]))
 
     def _of_layers(self, table: Tensor) -> Tensor:
         padded = torch.cat([table, table.new_full((len(table), 1), torch.nan)], dim=1)

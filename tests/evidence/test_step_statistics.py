@@ -47,12 +47,12 @@ def measured(steps: StepStatistics) -> list[int]:
 def test_a_long_series_is_thinned_evenly_whatever_comes_up_periodically(offered, period, limit):
     sampling_limit, step_statistics.LIMIT = step_statistics.LIMIT, limit
     try:
-        series = Series()
+        series = Series(1)
         for place in range(offered):
-            series.append(torch.tensor([float(place)]))
+            series.append([0], torch.tensor([float(place)]))
     finally:
         step_statistics.LIMIT = sampling_limit
-    kept = [int(row) for row in series.rows]
+    kept = [int(row) for row in series.table()]
     assert kept == sorted(kept)
     assert min(offered, limit // 2 - 1) <= len(kept) <= limit
     if limit == 64 and offered > limit:
@@ -90,7 +90,7 @@ def test_a_line_search_is_measured_from_its_first_step_on(two_layers_a_turn):
     optimizer = torch.optim.LBFGS(net.parameters(), max_iter=5)
     kernels = [layer.weight for layer in net]
     backward(net)
-    steps.updates.append(torch.full((18,), torch.nan))  # not the window's first sample, which copies all
+    steps.updates.append([], torch.empty(0))  # not the window's first sample, which copies all
     old = [kernel.detach().clone() for kernel in kernels]
 
     def closure() -> Tensor:
