@@ -140,9 +140,10 @@ class Observer:
         """
         window = self.window
         sampled = window.is_first_bad_loss(loss) or sampled  # the graph shows where that began
+        if self._looked_up:
+            self._looked_up = {}
         if window.settled and not sampled:
             return
-        self._looked_up = {}
         # with several optimizers each graph tells who takes part in its step
         if loss.grad_fn is None or (not sampled and not self.several_optimizers and window.check_settled()):
             return

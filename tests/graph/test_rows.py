@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from helpers.tiny_nets import Net, rows, watch
 from helpers.training import fit, looked_at, quiet
 from lightning_deadkernel import Report
+from lightning_deadkernel.evidence import open_window
 from lightning_deadkernel.graph.layers import LayerTable
+from lightning_deadkernel.graph.reader import GraphReader
 
 SEQUENCE = rows(8, 3, 5)
 
@@ -211,12 +213,27 @@ def test_rows_of_a_table_that_no_batch_looked_up_are_named_and_count_as_no_kerne
     assert table.values is None
 
 
-def test_a_row_looked_up_on_one_step_that_is_not_sampled_has_been_seen() -> None:
-    words = torch.cat([WORDS[:1].expand(6, 3), torch.tensor([[3, 3, 3]]), WORDS[:1].expand(6, 3)])
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_a_row_looked_up_on_one_step_that_is_not_sampled_has_been_seen(
+    at_hand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks = 0
+    read = GraphReader.read
+
+    def counted(*args: Any) -> Any:
+        nonlocal walks
+        walks += 1
+        return read(*args)
+
+    monkeypatch.setattr(GraphReader, "read", counted)
+    monkeypatch.setattr(open_window, "is_at_hand", lambda values: at_hand)
+    words = torch.cat([WORDS[:1].expand(20, 3), torch.tensor([[3, 3, 3]]), WORDS[:1].expand(20, 3)])
     net = Net(lambda net, x: net.body(x), body=Words())
     report = fit(net, words, batch_size=1, monitor=quiet(), log_every_n_steps=100).report
     assert report is not None
     assert report["body.table"].zero_gradient == [4, 5, 6, 7, 8, 9, 10, 11]
+    # where a walk over a graph takes longer than to read the whole table, only sampled steps read one
+    assert walks == 41 if at_hand else walks < 20
 
 
 def test_a_table_that_is_also_multiplied_with_is_read_whole() -> None:
