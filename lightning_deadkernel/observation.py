@@ -219,8 +219,9 @@ class LayerWindow(LayerStatistics):
     """Why a kernel that never fires may have a gradient all the same, in words; None where it cannot."""
     shared_statistics: bool = False
     """A norm takes the kernels into the values of other channels, past the activation of their own."""
-    joined: Literal["summed", "stacked"] | None = None
-    """Something else is added to what it makes, or stands beside it, before the activation: what is read is both."""
+    joined: Literal["summed", "stacked", "compared"] | None = None
+    """Something else is added to what it makes, or stands beside it, before the activation: what is read is both. Or
+    one of the two is taken, such as the larger: what is read is that one."""
     together: tuple[str, ...] = ()
     """The layers that this is, so far as they are known; channel by channel the same places."""
     exact: bool = True

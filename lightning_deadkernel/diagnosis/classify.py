@@ -70,12 +70,15 @@ def _states(layer: LayerWindow, frozen: Tensor, thresholds: Thresholds) -> Tenso
         dead, silent, active = _without_firing(layer, off, some, none)
         # what leaves a leaky activation below zero is read by whatever listens, so no gradient means that nothing does
         starved = none & (fires if layer.gating != "leaky" else torch.ones_like(fires))
+        untold = off & none if layer.shared_statistics and layer.gating == "rectifier" else nowhere
+        if layer.joined == "compared":  # what fires may be what was taken in its place
+            starved, untold = nowhere, untold | starved
         rules = [
             ("dead", dead),
             ("saturated", _stuck(layer, none, thresholds) | (off & none if layer.gating in FLAT_BELOW else nowhere)),
             ("silent", silent),
             ("starved", starved),
-            ("zero-gradient", off & none if layer.shared_statistics and layer.gating == "rectifier" else nowhere),
+            ("zero-gradient", untold),
             ("frozen", fires & frozen),
             ("active", (fires & some) | active),
         ]

@@ -117,9 +117,10 @@ def _note(layer: LayerWindow, window: Window, codes: bytes) -> str | None:
     if without and layer.rows not in OF_KERNELS:
         parts.append(f"{without} of {layer.channels} had no gradient in this window")
     elif without:
+        why = "of what is compared, one is read" if layer.joined == "compared" else "no activation can be read here"
         parts.append(
-            f"{without} of {layer.channels} kernels had no gradient in this window; no activation can be read here, so"
-            " they may be dead, or nothing may listen to them"
+            f"{without} of {layer.channels} kernels had no gradient in this window; {why}, so they may be dead, or"
+            " nothing may listen to them"
         )
     if unknown and not window.audited:  # there it goes for all
         parts.append(f"what {unknown} of {layer.channels} kernels are is unknown: {_why_unknown(layer)}")

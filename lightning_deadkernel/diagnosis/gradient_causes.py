@@ -81,6 +81,14 @@ def _another_summand(layer: LayerContext, channels: Tensor) -> Cause:
         and bool(other.with_gradient[channels].any())
     ]
     names, one = ", ".join(heard), len(heard) == 1
+    if layer.observed.joined == "compared":
+        return OTHER_SUMMAND.because(
+            f"{_beside(layer)}: one of them is taken, and {names} {'gets' if one else 'get'} a gradient there while"
+            " this layer gets none: what it makes is never taken, or only where what follows is off",
+            f"Look at how large what {layer.name} makes is beside what {names} {'makes' if one else 'make'}.",
+            references.AUTOGRAD_DOCS,
+            {"together": ", ".join(layer.observed.together)},
+        )
     return OTHER_SUMMAND.because(
         f"{_beside(layer)}: what fires is read of all together, and {names} {'gets' if one else 'get'} a gradient there"
         " while this layer gets none: what feeds it, or a factor behind it, is zero wherever a gradient comes back",

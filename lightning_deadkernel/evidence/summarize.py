@@ -137,7 +137,7 @@ def _describe(facts: LayerFacts) -> Draft:
         "activation": facts.activation,
         "gating": facts.gating,
         "groups": facts.layer.groups,
-        "joined": "stacked" if facts.paths.stacked else "summed" if facts.paths.summed else None,
+        "joined": next((how for how in ("compared", "stacked", "summed") if getattr(facts.paths, how)), None),
         "together": tuple(sorted(facts.together)),
     }
 

@@ -14,7 +14,17 @@ from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import ACTIVATIONS
 from lightning_deadkernel.graph.channel_axis import Shape, carried
 from lightning_deadkernel.graph.layer import Layer
-from lightning_deadkernel.graph.ops import CONVOLUTIONS, FUNCTIONS, MATMULS, MIXERS, NORMS, RECURRENCES, REDUCTIONS
+from lightning_deadkernel.graph.ops import (
+    ADDS_UP,
+    CONVOLUTIONS,
+    FUNCTIONS,
+    MARGINS,
+    MATMULS,
+    MIXERS,
+    NORMS,
+    RECURRENCES,
+    REDUCTIONS,
+)
 from lightning_deadkernel.graph.parts import Part, follow
 from lightning_deadkernel.graph.topology import Topology, Value
 
@@ -246,6 +256,34 @@ class KernelOps:
                 break
             node, position, shape = reader, after, graph.shapes[reader][0]
         return Neighbourhood(bias)
+
+    def is_hinge(self, index: int) -> bool:
+        """Whether a rectifier, or a soft one, is the loss's own, which adds up what it lets through, and no activation.
+
+        A square of it may be added up, too, if a margin has moved it: else it may be an output that is to be 0.
+        """
+        graph = self.graph
+        before = next(value[0] for value in graph.inputs[index] if value is not None)
+        alone = sum(value is not None for value in graph.inputs[before]) == 1
+        margin = graph.names[before] in MARGINS and alone
+        return self._powers[index] == 1 or (margin and self._powers[index] == 2)
+
+    @cached_property
+    def _powers(self) -> list[int]:
+        """Of each node: 1 if the loss adds up what it makes, 2 if squares of that, 3 if it does something else."""
+        graph = self.graph
+        powers = [1] * len(graph.names)
+        for index in reversed(graph.order):
+            for reader, _ in graph.readers[index]:
+                name, values = graph.names[reader], [value for value in graph.inputs[reader] if value is not None]
+                if name in ("Pow", "Square") or (name == "Mul" and len(values) == 2 and values[0] == values[1]):
+                    power = max(2, powers[reader])
+                elif name not in ADDS_UP or (name in ("Mul", "Div") and len(values) > 1):
+                    power = 3
+                else:
+                    power = powers[reader]
+                powers[index] = max(powers[index], power)
+        return powers
 
     @cached_property
     def _outside(self) -> set[int]:

@@ -104,6 +104,18 @@ PICKS = frozenset(
     "IndexSelect Gather IndexAdd IndexCopy IndexFill ScatterAdd Scatter ScatterReduce Cumsum Cumprod Sort".split()
 )
 """Pick, add up or sort entries along one dimension; over any other than the channels' they keep the channels apart."""
+ADDS_UP = (
+    VIEWS
+    | SPLITS
+    | frozenset(
+        "Mean Sum Add Sub Rsub Neg Mul Div Stack Cat ToCopy Clone Expand Index MaskedSelect IndexSelect Slice "
+        "Permute Transpose T".split()
+    )
+)
+"""Of which a loss makes one number of its terms, with constants beside them."""
+MARGINS = frozenset("Add Sub Rsub".split())
+"""How a loss adds the margin at which a hinge bends."""
+SOFT_HINGES = frozenset({"Softplus", "LogSigmoid"})
 FUNCTIONS = frozenset(
     "Pow Square Sqrt Rsqrt Reciprocal Abs Exp Exp2 Log Log2 Log10 Log1P Expm1 Sin Cos Sinh Cosh Atan Asinh Erf Sgn "
     "Maximum Minimum Fmax Fmin Clamp ClampMin ClampMax Fmod Remainder".split()

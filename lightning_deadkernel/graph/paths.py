@@ -179,6 +179,8 @@ class Paths:
     """It passes a norm made of arithmetic."""
     summed: bool = False
     """Before an activation something else is added to it, so that what is read there is the sum."""
+    compared: bool = False
+    """Before an activation the larger of it and something else is taken, or one of them by a condition."""
     stacked: bool = False
     """Before an activation it is put beside something else along another axis, and both are read together."""
 
@@ -195,6 +197,7 @@ class Paths:
             self.shared or rest.shared,
             self.composed_norm or rest.composed_norm,
             self.summed or rest.summed,
+            self.compared or rest.compared,
             self.stacked or rest.stacked,
         )
 

@@ -25,6 +25,7 @@ from lightning_deadkernel.graph.ops import (
     NORMS,
     REDUCTIONS,
     SAVED_DATA,
+    SOFT_HINGES,
     peek,
 )
 from lightning_deadkernel.graph.parts import Part, follow, in_its_slab, selection
@@ -33,6 +34,7 @@ from lightning_deadkernel.graph.recognition import blends, reader_of, self_gate
 from lightning_deadkernel.graph.topology import Value
 
 SUMS = ("Add", "Sub", "Rsub", "Lerp", "Addcmul", "Addcdiv")
+CHOICES = ("Maximum", "Minimum", "Fmax", "Fmin", "Where")
 
 
 class PathTracer:
@@ -235,7 +237,8 @@ class PathTracer:
                         own = [in_its_slab(node, name, part, before, position, shapes, to) for to in moved]
                         moved = tuple(to for to, _ in own)
                         mixed = trace.behind is None and any(mixed for _, mixed in own)
-                        self.paths.summed |= mixed and name in REDUCTIONS
+                        self.paths.summed |= mixed and name in REDUCTIONS - EXTREMES
+                        self.paths.compared |= mixed and name in EXTREMES
                         self.paths.stacked |= mixed and name not in REDUCTIONS
                     kept = None if moved is None or kept is None else [*kept, *moved]
             except LookupError:
@@ -284,6 +287,8 @@ class PathTracer:
             self.paths.shared |= self._meets_another(index)
         if apart and name in SUMS:
             self.paths.summed |= self._meets_another(index)
+        if apart and name in CHOICES:
+            self.paths.compared |= self._meets_another(index)
         plain = [trace for trace in apart if not trace.averaged]
         function = next((trace.function for trace in plain or apart if trace.function is not None), None)
         if live and parts and len(apart) == len(traces):
@@ -363,6 +368,9 @@ class PathTracer:
             return False  # the least that a norm is divided by is no activation
         if self.beyond:
             self._put((index, 0), trace)
+            return True
+        if (activation.kind == "rectifier" or name in SOFT_HINGES) and self.kernels.is_hinge(index):
+            self._reach([(value, trace)], None)
             return True
         if gate is not None:
             self.paths.reads = [read for read in self.paths.reads if read.node != gate[0]]

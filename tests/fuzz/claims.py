@@ -135,6 +135,11 @@ def _differences(seen: Outcome, plain: Outcome) -> Iterator[Disagreement]:
         yield Disagreement("training differs", "", "random numbers were drawn")
 
 
+UNTOLD = {"geglu", "swiglu", "reglu", "glu", "tanh_times_sigmoid", "gate", "mul"}
+"""Where values have no activation of their own: of a value whose gate is shut, that it may be dead is all that is said.
+"""
+
+
 def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
     truth = oracle.truths[layer.name]
     states = layer.states
@@ -157,19 +162,26 @@ def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
 
     dead = where("dead")
     yield from say("dead with a gradient at the kernel", nonzero(truth.kernel_gradient, dead), "have one")
-    # exactly 0 for want of a bias and of inputs, it stays so, though some activations pass a gradient there
-    still = [] if truth.has_bias or truth.low is None else (truth.constant() & (truth.low == 0)).nonzero().flatten()
+    # exactly 0 for want of a bias and of inputs, or by its mean, it stays so, if some activations pass a gradient there
+    still: list[int] = []
+    if truth.low is not None and (
+        not truth.has_bias or any(op.name == "minus_batch_mean" for op in oracle.program.ops)
+    ):
+        still = (truth.constant() & ((truth.low == 0) | truth.has_bias)).nonzero().flatten().tolist()
     yield from say(
         "dead with a gradient at the output",
-        nonzero(truth.output_gradient, sorted(set(dead) - {int(channel) for channel in still})),
+        nonzero(truth.output_gradient, sorted(set(dead) - set(still))),
         "have one",
     )
-    if layer.name not in _left_out_at_times(oracle):
+    if layer.name not in _left_out_at_times(oracle) | oracle.hidden:
         yield from say("dead though it fires", nonzero(truth.fires, dead), "make some rectifier positive, or meet none")
     if truth.low is not None:
         kept = sorted(set(dead) - set(oracle.may_go(layer.name, dead)))
         yield from say("dead though it matters", kept, "change the output when they are replaced")
     silenced = where("starved", "zero-gradient")
+    penalised = any(op.name == "penalty" and op.options["layer"] == layer.name for op in oracle.program.ops)
+    if penalised and layer.name in oracle.turned:  # what the other use sends back is taken for the penalty's
+        silenced = []
     if _every_step(oracle.program):  # the kernels' own gradients are looked at on sampled steps only
         wrong = nonzero(truth.kernel_gradient, silenced)
         yield from say(f"called {_words(states, wrong)} with a gradient", wrong, "have one")
@@ -182,10 +194,12 @@ def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
         never = [] if layer.name in oracle.turned else sorted(set(never) - set(_behind_a_shift(layer.name, oracle)))
         yield from say("active though it never fired", never, "make no rectifier positive, and pass no activation")
     shut = truth.shut()
-    hidden = layer.name in oracle.hidden
+    hidden = layer.name in oracle.hidden | oracle.turned
     if shut is not None and not hidden and layer.evidence in ("activation", "sampled activation"):
         without = (shut & (truth.kernel_gradient == 0)).nonzero().flatten().tolist()
-        missed = [channel for channel in without if states[channel] not in ("dead", "unknown", "excluded")]
+        ops = {op.name for op in oracle.program.ops}
+        said = {"dead", "unknown", "excluded", *(("zero-gradient",) if ops & UNTOLD else ())}
+        missed = [] if "maximum_of_two" in ops else [channel for channel in without if states[channel] not in said]
         yield from say(f"shut by rectifiers, called {_words(states, missed)}", missed, "never passed any of them")
 
 
@@ -193,11 +207,17 @@ def _behind_a_shift(layer: str, oracle: Oracle) -> list[int]:
     """Channels that are constant, or cut off by a scale of zero, where the shift of a norm may learn in their place."""
     truth, ops = oracle.truths[layer], oracle.program.ops
     penalised = any(op.name == "penalty" and op.options["layer"] == layer for op in ops)
+    cancelled = any(op.name.startswith("minus_") or op.name == "standardised" for op in ops)  # a bias, by the mean
     norms = {op.target for op in ops if op.name.endswith("_norm") and (not penalised or layer in op.args)}
-    if penalised and not norms and not truth.has_bias:  # nothing tells the gradient of the loss from the penalty's
+    if (
+        penalised and not norms and (not truth.has_bias or cancelled)
+    ):  # nothing tells the gradient of the loss from the penalty's
         return list(range(len(truth.kernel_gradient)))
     if truth.arrives is None or not norms:
         return []
+    count = len(truth.kernel_gradient)
+    if any(op.name == "group_norm" and op.args == (layer,) and op.options["groups"] == count for op in ops):
+        return list(range(count))  # a value that is alone is nothing without its mean
     scaled = {c for op in ops if op.name == "scale_zero" and op.args[0] in norms for c in op.options["channels"]}
     return [*scaled, *map(int, (truth.constant() | (truth.arrives == 0)).nonzero().flatten())]
 

@@ -45,11 +45,13 @@ class Truth:
     """Extremes of what it put out."""
     has_bias: bool = True
 
+    spread: Tensor | None = None
+    """The largest difference within a batch."""
+
     def constant(self) -> Tensor:
-        """(C,) bool: it put out the same number throughout."""
-        assert self.low is not None
-        assert self.high is not None
-        return self.low == self.high
+        """(C,) bool: it put out the same number throughout each batch."""
+        assert self.spread is not None
+        return self.spread == 0
 
     def shut(self) -> Tensor | None:
         """Every path ends at a rectifier that never let anything through."""
@@ -70,6 +72,7 @@ class Gradients:
     found: dict[str, Tensor] = field(default_factory=dict)
     low: dict[str, Tensor] = field(default_factory=dict)
     high: dict[str, Tensor] = field(default_factory=dict)
+    spread: dict[str, Tensor] = field(default_factory=dict)
 
     def output(self, layer: str, out: Tensor, axis: int) -> Tensor:
         values = out.detach().double().movedim(axis, 0).flatten(1)
@@ -77,6 +80,7 @@ class Gradients:
         for kept, now, pick in (
             (self.low, values.amin(1), torch.minimum),
             (self.high, values.amax(1), torch.maximum),
+            (self.spread, values.amax(1) - values.amin(1), torch.maximum),
         ):
             kept[layer] = pick(kept[layer], now) if layer in kept else now
         self.found.setdefault(layer, torch.zeros(channels, dtype=torch.float64))
@@ -199,12 +203,25 @@ class Replace:
 def _hidden(program: Program) -> set[str]:
     """Layers whose output another op reads after it was changed in place.
 
-    Of rows the output is a view, and no graph shows what is done in place to a view: an activation that comes after
-    is read in its place.
+    Of rows the output is a view, and no graph shows what is done in place to a view: what comes after is read in its
+    place, another activation or a sum of several channels, be it of that view or of what the op gives.
     """
+    from fuzz.ops import OPS
+
     changed = {op.args[0]: op for op in program.ops if "inplace" in op.name}
-    readers = [(op, name) for op in program.ops for name in op.args if name in changed and op is not changed[name]]
-    return {name for op, name in readers if program.ops.index(op) > program.ops.index(changed[name])}
+    behind = {op.target: op.args[0] for op in changed.values()}
+    """Value -> the output that was changed in place, with no layer between."""
+    found = set()
+    for op in program.ops:
+        given = {behind[name] for name in op.args if name in behind}
+        kind = OPS[op.name].group if op.name in OPS else "kill"
+        if kind == "activation" or op.name == "two_flattens":
+            found |= given
+        elif kind in ("shape", "norm", "join") and given:
+            behind[op.target] = min(given)
+        later = [name for name in op.args if name in changed and op is not changed[name]]
+        found |= {name for name in later if program.ops.index(op) > program.ops.index(changed[name])}
+    return found
 
 
 class Oracle:
@@ -243,7 +260,7 @@ class Oracle:
             self.truths[name].has_bias = getattr(kernel.owner, "bias", None) is not None
         for name, truth in self.truths.items():
             truth.output_gradient = seen.found.get(name)
-            truth.low, truth.high = seen.low.get(name), seen.high.get(name)
+            truth.low, truth.high, truth.spread = seen.low.get(name), seen.high.get(name), seen.spread.get(name)
         for probes in found:
             for name in Probes.NAMES:
                 self._take(name, probes)

@@ -359,7 +359,9 @@ def test_beside_a_penalty_on_the_kernel_the_bias_tells_whether_anything_listens(
             return super().training_step(batch, batch_idx) + self.fc.weight.square().sum()
 
     halted = nn.Parameter(torch.ones(8).index_fill(0, torch.tensor(DEAD), 0.0), requires_grad=False)
-    layer = watch(Penalised(lambda net, x: F.relu(net.fc(x) + 9) * halted, fc=nn.Linear(5, 8)), rows(*shape))["fc"]
+    net = Penalised(lambda net, x: F.relu(net.fc(x)) * halted, fc=nn.Linear(5, 8))
+    nn.init.constant_(net.fc.bias, 9.0)
+    layer = watch(net, rows(*shape))["fc"]
     assert (layer.starved, layer.activation) == (list(DEAD), "relu")
 
 

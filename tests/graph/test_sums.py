@@ -183,3 +183,29 @@ def test_samples_of_stacked_layers_are_those_of_each(form: Any) -> None:
     )
     findings = [finding for finding in watch(net, rows(10, 5)).findings if finding.kind == "dead_channels"]
     assert [finding.samples for finding in findings] == [10, 10]
+
+
+CHOICES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "maximum": lambda net, x: torch.maximum(net.one(x), net.two(x)),
+    "where": lambda net, x: (lambda a, b: torch.where(a > b, a, b))(net.one(x), net.two(x)),
+    "largest of a stack": lambda net, x: torch.stack([net.one(x), net.two(x)]).amax(0),
+}
+
+
+@pytest.mark.parametrize("form", CHOICES)
+def test_a_kernel_that_another_always_exceeds_is_not_called_alive_for_what_fires_in_its_place(form: str) -> None:
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.head(F.relu(CHOICES[form](net, x))),
+        one=on_without(nn.Linear(5, 6)),
+        two=kill(nn.Linear(5, 6), *OFF),
+        head=nn.Linear(6, 2),
+    )
+    with torch.no_grad():
+        net.two.bias[[0, 2, 3, 5]] = 30.0
+    report = watch(net, rows(8, 5))
+    assert (report["one"].zero_gradient, report["one"].starved) == ([0, 2, 3, 5], [])
+    assert (report["two"].zero_gradient, report["two"].starved) == (list(OFF), [])
+    ((word, cause, _),) = words(report, "two")
+    assert word == "another summand"
+    assert cause.startswith("another summand: compared with one: one of them is taken, and one gets a gradient there")

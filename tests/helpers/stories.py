@@ -94,10 +94,10 @@ def not_finite(place: Any, **changes: Any) -> Run:
     return begun().next(nan, first_non_finite=NonFinite(33, "conv", place), non_finite_batches=7)
 
 
-def summed(**changes: Any) -> Run:
+def summed(joined: str = "summed", **changes: Any) -> Run:
     """A layer whose output is added to another's."""
-    joined: dict[str, Any] = {"joined": "summed", "together": ("far",), "consumers": None, **changes}
-    return two_windows({}, NO_GRADIENT | joined, alive("far"))
+    values: dict[str, Any] = {"joined": joined, "together": ("far",), "consumers": None, **changes}
+    return two_windows({}, NO_GRADIENT | values, alive("far"))
 
 
 def late() -> Run:
@@ -319,6 +319,7 @@ STORIES: dict[str, Callable[[], Run]] = {
         {}, dict.fromkeys(("gradient", "weight_gradient"), torch.full((4,), math.nan)), alive()
     ),
     "one of two summands has no gradient": lambda: summed(),
+    "the larger of two is taken, and it is never this one": lambda: summed("compared"),
     "one of two summands has no gradient, and the other is not known": lambda: summed(together=()),
     "an output lies on its flat end": lambda: two_windows(
         {}, SIGMOID | {"saturated_share": torch.ones(4), "depth": 0, "consumers": ()} | NO_GRADIENT, alive()

@@ -78,10 +78,7 @@ def _gated(net: Network, x: Tensor, form: Callable[[Tensor], Tensor], rectifies:
     axis = channel_axis(x)
     half = x.shape[axis] // 2
     gate, value = (x.narrow(axis, 0, half), x.narrow(axis, half, half)) if way else x.chunk(2, axis)
-    opened = net.activated(form, gate, rectifies)
-    if net.watcher is not None:
-        net.read(opened.detach() * value)  # heard wherever its gate is open
-    return opened * value
+    return net.activated(form, gate, rectifies) * value
 
 
 def _way(random: Random, x: Tensor) -> dict[str, Any]:

@@ -50,8 +50,14 @@ def mean_square(net: Network, me: Op, x: Tensor) -> Tensor:
 
 @op("loss", ALL, weight=1)
 def hinge(net: Network, me: Op, x: Tensor) -> Tensor:
-    (x,) = _given(net, net.activated(F.relu, 1 - x, True))  # a hinge that is shut is a rectifier that is off
-    return x.mean()
+    (x,) = _given(net, x)
+    return F.relu(1 - x).mean()
+
+
+@op("loss", ALL, weight=0.5)
+def squared_hinge(net: Network, me: Op, x: Tensor) -> Tensor:
+    (x,) = _given(net, x)
+    return (1 + x).clamp(min=0).square().mean()
 
 
 @op("loss", ALL, values=2, weight=1.5)
