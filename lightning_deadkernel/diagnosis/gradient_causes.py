@@ -11,6 +11,7 @@ from lightning_deadkernel.diagnosis import references
 from lightning_deadkernel.diagnosis.causes import (
     DEAD_DOWNSTREAM,
     DEAD_INPUTS,
+    GRADIENT_TAKEN,
     IGNORED_BY_LOSS,
     NO_GRADIENT_DOWNSTREAM,
     OTHER_SUMMAND,
@@ -203,14 +204,26 @@ def _outgoing_zero(layer: LayerContext, channels: Tensor) -> Cause:
 
 def _is_zeroed_between(layer: LayerContext) -> Tensor:
     """All that reads it has zeros for inputs, though it fires: its shift has a gradient, and none of its weights."""
+    if not bool(layer.without_gradient.all()):
+        return layer.everywhere(False)
     return _in_all_consumers(layer, lambda layer, other, _: layer.everywhere(_gets_zeros_of(layer, other.observed)))
 
 
 def _gets_zeros_of(layer: LayerContext, consumer: LayerWindow) -> bool:
     alone = consumer.producers == (layer.name,)
     # behind a rectifier it may be shut just where these fire
-    open_ = bool(consumer.gradient_seen[0].any()) and (consumer.gating != "rectifier" or _computes_constants(consumer))
-    return alone and open_ and consumer.gradient_rms == 0 and not consumer.penalised and underflow(consumer) is None
+    open_ = consumer.gating != "rectifier" or _computes_constants(consumer)
+    return alone and open_ and _has_gradient_at_shift_alone(consumer)
+
+
+FAINT = 1e-20
+"""Gradients below may be zero elsewhere, as float32 holds no product of two of them."""
+
+
+def _has_gradient_at_shift_alone(layer: LayerWindow) -> bool:
+    """Its shift has a gradient, and its weights had none on the steps that were looked at."""
+    heard = layer.gradient is not None and bool((layer.gradient > FAINT).any())
+    return heard and layer.gradient_rms == 0 and not layer.penalised and underflow(layer) is None
 
 
 def _zeroed_between(layer: LayerContext, channels: Tensor) -> Cause:
@@ -293,6 +306,41 @@ def has_dead_inputs(layer: LayerContext) -> bool:
     return not shut and (
         _computes_constants(observed) or (observed.unchanged is not None and bool(observed.unchanged.all()))
     )
+
+
+def gradient_is_taken(layer: LayerContext) -> bool:
+    """Its weights have no gradient, though what feeds it alone fires and gets one through them."""
+    observed, by_name = layer.observed, layer.network.by_name
+    producers = [by_name.get(name) for name in observed.producers or ()]
+    return (
+        _has_gradient_at_shift_alone(observed)
+        and observed.unchanged is not None
+        and bool(observed.unchanged.all())
+        and bool(producers)
+        and all(
+            producer is not None
+            and producer.observed.fired is not None
+            and _consumers(producer) == [layer.name]
+            and bool((producer.observed.fired & producer.with_gradient).any())
+            for producer in producers
+        )
+    )
+
+
+def _gradient_taken(layer: LayerContext, channels: Tensor) -> Cause:
+    names = ", ".join(layer.observed.producers or ())
+    return GRADIENT_TAKEN.because(
+        f"its bias gets a gradient and its weights get none, though {names}, which feeds it, fires and gets a gradient"
+        " through these very weights",
+        f"Look for what takes the gradient of {layer.name}.weight away before the step: a hook on it, a zero_(), a"
+        " zero_grad() between backward and step.",
+        references.OPTIM_DOCS,
+    )
+
+
+BY_TAKEN_GRADIENT = ChannelCause(
+    GRADIENT_TAKEN, lambda layer: layer.everywhere(gradient_is_taken(layer)), _gradient_taken
+)
 
 
 def _computes_constants(layer: LayerWindow) -> bool:

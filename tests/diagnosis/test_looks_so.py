@@ -55,6 +55,14 @@ def read(by: dict[str, Any], before: dict[str, Any] | None = None) -> Run:
     return run.next(layer(**starved), layer("next", **by), alive("far"))
 
 
+def taken(**before: Any) -> Run:
+    """A layer whose bias alone has a gradient, and what feeds it."""
+    feeds: dict[str, Any] = {"consumers": (Consumer("conv", 4),), **before}
+    held: dict[str, Any] = {"gradient_rms": 0.0, "unchanged": torch.ones(4, dtype=torch.bool), "producers": ("before",)}
+    run = Run().next(start("before"), start(), start("far"))
+    return run.next(layer("before", **feeds), layer(**held), alive("far"))
+
+
 def shrunk(steps: int, now: float = 1e-5, **settings: Any) -> Run:
     """A kernel that was of norm 1 at first and is next to zero now."""
     run = Run().next(start(norms=torch.ones(4)))
@@ -147,10 +155,25 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         lambda: read({"input_largest": torch.zeros(4)}),
         lambda: read({"input_largest": torch.full((4,), 1e-3)}),
     ),
+    "gradient taken away": (
+        "no_gradient",
+        lambda: taken(),
+        lambda: taken(consumers=(Consumer("conv", 4), Consumer("far", 4))),  # its gradient may come from the other
+        lambda: taken(fired=torch.zeros(4, dtype=torch.bool)),
+    ),
+    "shrunken weights": (
+        "update_too_large",
+        lambda: begun().next(layer(update_ratio=0.5, norms=torch.full((4,), 0.01))),
+        lambda: begun().next(layer(update_ratio=0.5)),
+    ),
     "zeroed in between": (
         "starved_channels",
         lambda: read({"gradient_rms": 0.0, "producers": ("conv",), "gating": None}),
         lambda: read({"gradient_rms": 0.0, "producers": ("conv",)}),  # behind a rectifier, shut wherever they fire
+        lambda: read(  # others of its channels get a gradient
+            {"gradient_rms": 0.0, "producers": ("conv",), "gating": None},
+            {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)},
+        ),
     ),
     "learning rate next to zero": (
         "frozen_weights",

@@ -220,6 +220,25 @@ STORIES: dict[str, Callable[[], Run]] = {
     "gradients are below Adam's epsilon": lambda: two_windows(BELOW_EPSILON, HELD | BELOW_EPSILON),
     "steps round away in float32": lambda: two_windows({}, HELD | {"update_ratio": 1e-7}),
     "the learning rate is too small for float32": lambda: two_windows({}, HELD | {"learning_rate": 1e-8}),
+    "a hook takes the gradient of a weight away": lambda: (
+        Run()
+        .next(start("before"), start(), start("far"))
+        .next(
+            layer("before", consumers=(Consumer("conv", 4),)),
+            layer(gradient_rms=0.0, unchanged=torch.ones(4, dtype=torch.bool), producers=("before",)),
+            alive("far"),
+        )
+    ),
+    "a penalty has shrunk the weights": lambda: two_windows(
+        {"update_ratio": 0.5}, {"update_ratio": 0.5, "norms": torch.full((4,), 0.01), "penalised": True}
+    ),
+    "weight decay has shrunk the weights": lambda: two_windows(
+        {"update_ratio": 0.5},
+        {"update_ratio": 0.5, "norms": torch.full((4,), 0.01), "weight_decay": 0.5} | SGD,
+    ),
+    "something has shrunk the weights": lambda: two_windows(
+        {"update_ratio": 0.5}, {"update_ratio": 0.5, "norms": torch.full((4,), 0.01)}
+    ),
     "the schedule has left nothing of the learning rate": lambda: two_windows({}, HELD | {"learning_rate": 1e-12}),
     "clipping has left nothing of the step": lambda: begun(update_ratio=1e-8, **SGD).next(
         layer(update_ratio=1e-8, **SGD), gradient_clip=1e-6

@@ -46,7 +46,7 @@ from lightning_deadkernel.diagnosis.rules._clipping import clipped
 from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
 from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
 from lightning_deadkernel.diagnosis.rules._schedule import ADVICE, is_annealed
-from lightning_deadkernel.diagnosis.rules._small_gradient import is_vanishing, is_weak
+from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised, is_vanishing, is_weak
 
 SPREAD = 16.0
 """Gradients of the kernels of one layer differ by more than this factor, and so do their steps."""
@@ -92,7 +92,8 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
     half = observed.bytes_per_parameter == 2
     resolution = EPSILON.get(observed.bytes_per_parameter, EPSILON[4])
     step = observed.update_ratio  # of the whole layer, from which some kernels depart
-    if is_annealed(layer) and rate * size < EPSILON[4] * largest:  # of two bytes, the format may be to blame
+    expected = rate * (1.0 if is_normalised(layer) else size)
+    if is_annealed(layer) and expected < EPSILON[4] * largest:  # of two bytes, the format may be to blame
         return RATE_SPENT.because(
             f"the learning rate is down to {rate:.1e} from {layer.past.largest_learning_rate:g}: steps of that size"
             " round away in the weights",
@@ -100,19 +101,19 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
             references.SCHEDULE_DOCS,
             evidence,
         )
-    if step is not None and step < SPREAD * resolution:
-        return (
-            clipped(layer)
-            or epsilon_dominates(layer)
-            or BELOW_RESOLUTION.because(
-                f"a typical step at learning rate {rate:g} changes the layer by {step:.1e} of its weights, which"
-                f" resolve {resolution:.0e}: smaller ones round away",
-                advice(layer),
-                references.MIXED,
-                evidence | {"update_ratio": step},
-            )
+    tiny = step is not None and step < SPREAD * resolution
+    if tiny and (known := clipped(layer) or epsilon_dominates(layer)) is not None:
+        return known
+    rounds = expected < (SPREAD if half else 1.0) * resolution * largest
+    if tiny and step:  # zero may be what is left where something has taken the gradient
+        return BELOW_RESOLUTION.because(
+            f"a typical step at learning rate {rate:g} changes the layer by {step:.1e} of its weights, which"
+            f" resolve {resolution:.0e}: smaller ones round away",
+            advice(layer),
+            references.MIXED,
+            evidence | {"update_ratio": step},
         )
-    if half or rate * size < resolution * largest:
+    if rounds or (half and step is None):
         return BELOW_RESOLUTION.because(
             f"steps at learning rate {rate:g} on gradients up to {size:.1e} round away in weights of up to"
             f" {largest:.2g} held in {observed.bytes_per_parameter} bytes",

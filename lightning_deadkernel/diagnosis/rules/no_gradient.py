@@ -4,7 +4,8 @@
 
 Layers some or all of whose kernels had a gradient of exactly zero in the whole window, and that have no activation from
 which one could tell whether they fire. Where no watched layer had any gradient, the loss is flat, and it is told once,
-of the network. A layer whose bias alone has a gradient is one whose inputs are all zero.
+of the network. A layer whose bias alone has a gradient is one whose inputs are all zero,
+or whose gradient is taken away.
 
 ## Why it matters
 
@@ -31,8 +32,8 @@ from lightning_deadkernel.diagnosis.causes import FLAT_LOSS, UNKNOWN, Cause
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import (
     BY_DEAD_INPUTS,
+    BY_TAKEN_GRADIENT,
     NO_GRADIENT_CAUSES,
-    has_dead_inputs,
     unknown_absence,
 )
 from lightning_deadkernel.diagnosis.rule import Found, rule
@@ -42,7 +43,13 @@ from lightning_deadkernel.observation import OF_KERNELS
 
 @rule(
     "no gradient arrives",
-    causes=(FLAT_LOSS, BY_DEAD_INPUTS.kind, *(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN),
+    causes=(
+        FLAT_LOSS,
+        BY_DEAD_INPUTS.kind,
+        BY_TAKEN_GRADIENT.kind,
+        *(cause.kind for cause in NO_GRADIENT_CAUSES),
+        UNKNOWN,
+    ),
 )
 def no_gradient(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "zero-gradient", and a flat loss."""
@@ -50,10 +57,10 @@ def no_gradient(context: WindowContext) -> Iterator[Found]:
         yield Found(None, "error", _flat_loss(context))
         return
     for layer in context.layers:
-        if has_dead_inputs(layer):
-            everywhere = layer.everywhere(True)
-            yield Found(layer, "error", BY_DEAD_INPUTS.explain(layer, everywhere), {}, everywhere)
-            continue
+        for cause_of_all in (BY_DEAD_INPUTS, BY_TAKEN_GRADIENT):
+            if bool((channels := cause_of_all.holds(layer)).all()) and len(channels):
+                yield Found(layer, "error", cause_of_all.explain(layer, channels), {}, channels)
+                break
         without = layer.mask(layer.report.zero_gradient)
         whole = bool(without.all())
         if not layer.report.zero_gradient or (layer.observed.rows not in OF_KERNELS and not whole):
@@ -66,8 +73,8 @@ def _flat_loss(context: WindowContext) -> Cause:
     return FLAT_LOSS.because(
         "no gradient reached any watched layer in this window: the loss does not depend on the weights, or it is on a"
         " plateau of exactly zero slope",
-        "Look for a detach() or no_grad() before the loss, a loss that a margin has clamped to zero, or float16"
-        " gradients without loss scaling.",
+        "Look for a detach() or no_grad() before the loss, something without a slope (round, sign, a comparison), a"
+        " margin or a mask that leaves nothing of the loss, or float16 gradients without loss scaling.",
         references.MIXED,
         {"layers": len(context.watched)},
     )

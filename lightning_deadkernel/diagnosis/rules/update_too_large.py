@@ -25,12 +25,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import RECKLESS_UPDATES
-from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.causes import RECKLESS_UPDATES, SHRUNKEN_WEIGHTS, Cause
+from lightning_deadkernel.diagnosis.classify import SHRUNK
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 
 
-@rule("updates are recklessly large", causes=(RECKLESS_UPDATES,))
+@rule("updates are recklessly large", causes=(SHRUNKEN_WEIGHTS, RECKLESS_UPDATES))
 def update_too_large(context: WindowContext) -> Iterator[Found]:
     """Layers whose median update ratio is above the line."""
     line = context.thresholds.update_large
@@ -39,7 +40,7 @@ def update_too_large(context: WindowContext) -> Iterator[Found]:
         if ratio is None or not ratio > line:
             continue
         again = layer.past.previous_update_ratio > line
-        cause = RECKLESS_UPDATES.because(
+        cause = _shrunken(layer, ratio) or RECKLESS_UPDATES.because(
             f"a typical step changes the weights by {ratio:.2g} of their norm"
             + (", as in the window before" if again else ""),
             f"Lower {layer.rate} three- to tenfold or warm it up; clip the gradient norm if single batches cause it."
@@ -50,3 +51,23 @@ def update_too_large(context: WindowContext) -> Iterator[Found]:
             {"update_ratio": ratio, "update_ratio_max": layer.observed.update_ratio_max or ratio},
         )
         yield Found(layer, "warning" if again else "info", cause)
+
+
+def _shrunken(layer: LayerContext, ratio: float) -> Cause | None:
+    """The cause, where it is not the steps that have grown: the weights have shrunk to a tenth or less."""
+    observed = layer.observed
+    if observed.norms is None or not float(observed.norms.norm()) < SHRUNK * float(layer.past.first_norm.norm()):
+        return None
+    left = float(observed.norms.norm()) / float(layer.past.first_norm.norm())
+    decay = f"weight_decay={observed.weight_decay:g} of {observed.optimizer}"
+    return SHRUNKEN_WEIGHTS.because(
+        f"a typical step changes the weights by {ratio:.2g} of their norm, and that has fallen to {left:.1e} of what it"
+        " was when first seen",
+        "Lower the penalty on the weights in the loss."
+        if observed.penalised
+        else f"Lower {decay}."
+        if observed.weight_decay > 0
+        else f"Look for what shrinks {layer.name}.weight: a penalty in the loss, a decay or a projection of your own.",
+        references.MEHTA,
+        {"update_ratio": ratio, "norm_left": left},
+    )

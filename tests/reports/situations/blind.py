@@ -236,3 +236,35 @@ def gradients_are_clipped_to_next_to_nothing() -> DeadKernelMonitor:
     # of all parameters, to which no step of so small a norm adds more
     assert all(float(layer.update_ratio or 0.0) < 1e-6 for layer in last(monitor).watched)
     return monitor
+
+
+@situation(
+    "https://discuss.pytorch.org/t/how-to-freeze-part-of-selected-layers/83389",
+    first="no_gradient net.3: gradient taken away",
+    advice=("a hook",),
+)
+def a_hook_holds_the_weights_of_a_layer() -> DeadKernelMonitor:
+    net = mlp(64, 32, 32, 10)
+    net[3].weight.register_hook(torch.zeros_like)
+    before = net[3].weight.clone()
+    monitor = train(net)
+    assert torch.equal(net[3].weight, before)
+    return monitor
+
+
+@situation(
+    "https://github.com/jaehyunnn/ViTPose_pytorch/issues/20",
+    first="frozen_weights net.1: unknown",
+    advice=("gradient zeroed before the step",),
+)
+def the_gradients_of_one_layer_are_zeroed_before_the_step() -> DeadKernelMonitor:
+    class Held(Training):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            for parameter in self.net[1].parameters():
+                parameter.grad.zero_()
+
+    net = mlp(64, 32, 10)
+    before = net[1].weight.clone()
+    monitor = train(Held(net, lambda parameters: torch.optim.Adam(parameters, 1e-3)))
+    assert torch.equal(net[1].weight, before)
+    return monitor

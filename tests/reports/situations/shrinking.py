@@ -109,3 +109,23 @@ def the_loss_is_a_sum_over_the_batch() -> DeadKernelMonitor:
     monitor = train(Sum(mlp(64, 64, 64, 64, 10), sgd(0.02)), epochs=3)
     assert found(last(monitor), "dead_channels") or last(monitor).findings
     return monitor
+
+
+class Lasso(Training):
+    """With the sum of all magnitudes in the loss."""
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + 0.05 * sum(p.abs().sum() for p in self.net.parameters())
+
+
+@situation(
+    "https://arxiv.org/abs/1608.03665",
+    first="update_too_large net.*: shrunken weights",
+    advice=("penalty",),
+)
+def an_l1_term_has_shrunk_all_weights_to_next_to_nothing() -> DeadKernelMonitor:
+    net = mlp(64, 32, 32, 10)
+    before = net[3].weight.norm()
+    monitor = train(Lasso(net, lambda parameters: torch.optim.Adam(parameters, 1e-3)), epochs=10)
+    assert net[3].weight.norm() < 0.1 * before
+    return monitor
