@@ -35,7 +35,7 @@ from lightning_deadkernel.graph.bounds import (
     rounded,
     vector,
 )
-from lightning_deadkernel.graph.channel_axis import output_shape, unwrapped
+from lightning_deadkernel.graph.channel_axis import Step, output_shape, unwrapped
 from lightning_deadkernel.graph.kernel_ops import KernelOps
 from lightning_deadkernel.graph.ops import CONVOLUTIONS, MATMULS, NORMS, SPLITS, VIEWS, peek
 from lightning_deadkernel.graph.parts import Part, follow
@@ -194,8 +194,9 @@ class Bounding:
         if value is None or getattr(node, "_saved_divisor_override", None) is not None:
             return Held()
         before, pieces = self.graph.shape(value), list[tuple[Bound, Part]]()
+        step = Step(node, name, before, shapes=[before], slot=slot)
         for bound, part in held.pieces:
-            pieces += ((bound, to) for to in follow(node, name, part, before, 0, [before], slot) or ())
+            pieces += ((bound, to) for to in follow(step, part) or ())
         held = Held(tuple(pieces), held.rest)
         if name in WHOLE_POSITIONS:
             return held
@@ -215,7 +216,7 @@ class Bounding:
             rest = (Anywhere(*one.rest), Part.whole(ChannelAxis(axis, shape[axis])))
             for bound, part in (*one.pieces, rest):
                 if not part.is_cut and part.at.axis == axis:
-                    pieces += ((bound, to) for to in follow(node, "Cat", part, shape, position, shapes) or ())
+                    pieces += ((bound, to) for to in follow(Step(node, "Cat", shape, position, shapes), part) or ())
         low, high = zip(*(one.rest for one in held), strict=True)
         return Held(tuple(pieces), (min(low), max(high)))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -50,21 +53,6 @@ def cut_by_view(at: ChannelAxis, before: Shape, after: Shape) -> tuple[ChannelAx
     return tuple(digits) if digits and prod(digit.size for digit in digits) == at.size else None
 
 
-def cut_apart(node: Any, name: str, at: ChannelAxis, before: Shape, after: Shape) -> tuple[ChannelAxis, ...] | None:
-    """The dimensions over which an op spreads channels of one, the slowest first; None where it mixes them."""
-    if name in VIEWS:
-        return cut_by_view(at, before, after)
-    if name != "PixelShuffle" or at != ChannelAxis(len(before) - 3, before[-3]):
-        return None
-    factor = int(node._saved_upscale_factor)
-    spread = [ChannelAxis(len(before) - away, factor, before[-away]) for away in (2, 1)]
-    return ChannelAxis(at.axis, after[-3]), *spread
-
-
-def _at(at: ChannelAxis, axis: int) -> ChannelAxis:
-    return ChannelAxis(axis, at.size, at.outer, at.inner)
-
-
 def signed(value: Any) -> int:
     """Autograd saves some integers as unsigned ones of 64 bits."""
     return int(value) - (1 << 64) if value >= 1 << 63 else int(value)
@@ -76,86 +64,71 @@ def unwrapped(dims: Any, ndim: int) -> tuple[int, ...]:
     return tuple(signed(d) % max(ndim, 1) for d in values)
 
 
-def pads(node: Any, dim: int, ndim: int) -> tuple[int, int]:
-    """What a padding op adds before and after the entries of a dimension; below zero where it cuts."""
-    pad = node._saved_pad if hasattr(node, "_saved_pad") else node._saved_padding
-    place = 2 * (ndim - 1 - dim)
-    return (signed(pad[place]), signed(pad[place + 1])) if place < len(pad) else (0, 0)
+@dataclass(frozen=True)
+class Step:
+    """From an argument of a node to one of its outputs."""
+
+    node: Any
+    name: str
+    """Canonical."""
+    before: Shape
+    """Of the argument."""
+    position: int = 0
+    """Of the argument among all."""
+    shapes: Sequence[Shape | None] = ()
+    """Of all arguments; None for those without a gradient."""
+    slot: int = 0
+    """Which output."""
+
+    @cached_property
+    def after(self) -> Shape:
+        """Shape of the output; of a norm's the first, as derivatives alone read its statistics."""
+        return output_shape(self.node, 0 if self.name in NORMS else self.slot)
+
+    def dims(self, saved: str = "dim", ndim: int | None = None) -> tuple[int, ...]:
+        """The dimensions that the node was given, of a value of so many; as many as the argument has if None."""
+        return unwrapped(getattr(self.node, f"_saved_{saved}"), len(self.before) if ndim is None else ndim)
+
+    def pads(self, dim: int) -> tuple[int, int]:
+        """What a padding op adds before and after the entries of a dimension; below zero where it cuts."""
+        pad = self.node._saved_pad if hasattr(self.node, "_saved_pad") else self.node._saved_padding
+        place = 2 * (len(self.before) - 1 - dim)
+        return (signed(pad[place]), signed(pad[place + 1])) if place < len(pad) else (0, 0)
 
 
-def _same_shape(at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
-    axis = at.axis + len(after) - len(before)  # broadcasting aligns dimensions from the right
-    if axis >= 0 and before[at.axis] == 1:
-        return ChannelAxis(axis, 1, 1, after[axis])  # a single channel, repeated
-    if axis < 0 or after[axis] != before[at.axis]:
-        return None
-    return _at(at, axis)
+Digits = tuple[ChannelAxis, ...]
 
 
-def _permuted(node: Any, name: str, at: ChannelAxis, ndim: int) -> ChannelAxis | None:
-    if name == "Permute":
-        return _at(at, unwrapped(node._saved_dims, ndim).index(at.axis))
-    if name == "T":
-        return _at(at, ndim - 1 - at.axis)
-    a, b = unwrapped((node._saved_dim0, node._saved_dim1), ndim)
-    return _at(at, {a: b, b: a}.get(at.axis, at.axis))
+def _to(at: ChannelAxis, axis: int) -> Digits:
+    return (ChannelAxis(axis, at.size, at.outer, at.inner),)
 
 
-def _reduced(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
+def _same_shape(step: Step, at: ChannelAxis) -> Digits | None:
+    axis = at.axis + len(step.after) - len(step.before)  # broadcasting aligns dimensions from the right
+    if axis >= 0 and step.before[at.axis] == 1:
+        return (ChannelAxis(axis, 1, 1, step.after[axis]),)  # a single channel, repeated
+    return None if axis < 0 or step.after[axis] != step.before[at.axis] else _to(at, axis)
+
+
+def _permuted(step: Step, at: ChannelAxis) -> Digits:
+    ndim = len(step.before)
+    if step.name == "Permute":
+        return _to(at, step.dims("dims").index(at.axis))
+    a, b = (0, ndim - 1) if step.name == "T" else (*step.dims("dim0"), *step.dims("dim1"))
+    return _to(at, {a: b, b: a}.get(at.axis, at.axis))
+
+
+def _reduced(step: Step, at: ChannelAxis) -> Digits | None:
     """Means and maxima over other dimensions keep the channels; over the channel axis they mix them."""
-    dims = getattr(node, "_saved_dim", None)
-    if dims is None or not after:
+    if getattr(step.node, "_saved_dim", None) is None or not step.after:
         return None
-    gone = unwrapped(dims, len(before)) or tuple(range(len(before)))
+    gone = step.dims() or tuple(range(len(step.before)))
     if at.axis in gone:
         return None
-    if len(after) == len(before):
-        return at
-    return _at(at, at.axis - sum(d < at.axis for d in gone))
+    return (at,) if len(step.after) == len(step.before) else _to(at, at.axis - sum(d < at.axis for d in gone))
 
 
 _SPATIAL = re.compile(r"(?:[Pp]ool|Upsample\w*?)([123])D")
-
-
-def _mixed_positions(node: Any, name: str, before: Shape, after: Shape) -> set[int]:
-    """Dimensions along which a pooling, resizing, padding or rolling op mixes or moves entries."""
-    ndim, spatial = len(before), _SPATIAL.search(name)
-    if spatial is not None:
-        to_size = "Adaptive" in name
-        # to the size that it has already, it changes nothing
-        return {dim for dim in range(ndim - int(spatial[1]), ndim) if not (to_size and before[dim] == after[dim])}
-    if "Pad" in name:
-        return {dim for dim in range(ndim) if any(pads(node, dim, ndim))}
-    if name in ("Flip", "Roll"):
-        return set(unwrapped(node._saved_dims, ndim)) or set(range(ndim))  # without dims everything is moved
-    return set()
-
-
-def _split(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
-    (dim,) = unwrapped(node._saved_dim, len(before))
-    one = name in ("Unbind", "Select")
-    uneven = not one and len({tuple(output.shape) for output in node._input_metadata}) > 1
-    if dim == at.axis or uneven:  # what follows is worked out from one shape for all outputs
-        return None
-    return _at(at, at.axis - (one and dim < at.axis))
-
-
-def _indexed(node: Any, at: ChannelAxis, before: Shape, after: Shape) -> ChannelAxis | None:
-    """`x[..., index, index, ...]` over other axes: what the indices make stands in their place if they are neighbours,
-    before all that is left if not (NumPy's advanced indexing)."""
-    over: list[int] = []
-    axis = 0
-    for index in node._saved_indices or ():
-        wide = (
-            index.ndim if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
-        )  # a mask: all its axes
-        over += range(axis, axis + wide) if index is not None else ()
-        axis += wide
-    if not over or at.axis in over:
-        return None
-    made, neighbours = len(after) - len(before) + len(over), over == list(range(over[0], over[-1] + 1))
-    left = sum(axis not in over for axis in range(at.axis))
-    return _at(at, left + (made if not neighbours or over[0] < at.axis else 0))
 
 
 def _is_plain_view(node: Any, before: Shape, after: Shape) -> bool:
@@ -173,42 +146,81 @@ def is_shared_by_channels(mask: Any, axis: int) -> bool:
     return mask is not None and (mask.ndim < -axis or mask.shape[axis] == 1 or mask.stride(axis) == 0)
 
 
-def carried(node: Any, name: str, at: ChannelAxis, before: Shape) -> ChannelAxis | None:
-    """Where the channels of an input of shape `before` are in the node's outputs; None: their identity is lost.
+def _mixed_positions(step: Step) -> set[int]:
+    """Dimensions along which a pooling, resizing, padding or rolling op mixes or moves entries."""
+    ndim, spatial = len(step.before), _SPATIAL.search(step.name)
+    if spatial is not None:
+        to_size = "Adaptive" in step.name
+        # to the size that it has already, it changes nothing
+        return {d for d in range(ndim - int(spatial[1]), ndim) if not (to_size and step.before[d] == step.after[d])}
+    if "Pad" in step.name:
+        return {dim for dim in range(ndim) if any(step.pads(dim))}
+    if step.name in ("Flip", "Roll"):
+        return set(step.dims("dims")) or set(range(ndim))  # without dims everything is moved
+    return set()
+
+
+def _indexed(step: Step, at: ChannelAxis) -> Digits | None:
+    """`x[..., index, index, ...]` over other axes: what the indices make stands in their place if they are neighbours,
+    before all that is left if not (NumPy's advanced indexing)."""
+    over: list[int] = []
+    axis = 0
+    for index in step.node._saved_indices or ():
+        wide = (
+            index.ndim if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        )  # a mask: all its axes
+        over += range(axis, axis + wide) if index is not None else ()
+        axis += wide
+    if not over or at.axis in over:
+        return None
+    made = len(step.after) - len(step.before) + len(over)
+    neighbours = over == list(range(over[0], over[-1] + 1))
+    left = sum(axis not in over for axis in range(at.axis))
+    return _to(at, left + (made if not neighbours or over[0] < at.axis else 0))
+
+
+MIX_OR_CUT = frozenset(
+    "AsStrided PixelShuffle PixelUnshuffle ChannelShuffle NativeChannelShuffle Glu Im2Col Col2Im".split()
+)
+
+
+def carried(step: Step, at: ChannelAxis) -> Digits | None:
+    """Where channels are behind a node: along which dimensions, the slowest first; None: their identity is lost.
 
     Raises:
         LookupError: the node is in none of the tables of ops that pass channels on.
     """
-    after = output_shape(node)
-    if name in SAME_SHAPE or name in NORMS or name in FUNCTIONS or name in ("Flip", "Roll", "CopySlices"):
-        return None if at.axis in _mixed_positions(node, name, before, after) else _same_shape(at, before, after)
-    if name == "MaskedFill" and is_shared_by_channels(peek(node, "mask"), at.axis - len(before)):
-        return _same_shape(at, before, after)
-    if name in VIEWS:
-        return through_view(at, before, after)
+    node, name, before, after, axis = step.node, step.name, step.before, step.after, at.axis
+    if name in SAME_SHAPE or name in FUNCTIONS or name in NORMS or name in ("Flip", "Roll", "CopySlices"):
+        return None if axis in _mixed_positions(step) else _same_shape(step, at)
+    if name == "MaskedFill" and is_shared_by_channels(peek(node, "mask"), axis - len(before)):
+        return _same_shape(step, at)
+    if name in VIEWS or (name == "AsStrided" and _is_plain_view(node, before, after)):
+        one = through_view(at, before, after)
+        return cut_by_view(at, before, after) if one is None else (one,)
     if name in ("Permute", "Transpose", "T"):
-        return _permuted(node, name, at, len(before))
+        return _permuted(step, at)
     if name in REDUCTIONS:
-        return _reduced(node, at, before, after)
+        return _reduced(step, at)
     if name in PICKS:
-        return None if at.axis in unwrapped(node._saved_dim, len(before)) else _same_shape(at, before, after)
+        return None if axis in step.dims() else _same_shape(step, at)
     if name == "Index":
-        return _indexed(node, at, before, after)
-    if name == "AsStrided":
-        return through_view(at, before, after) if _is_plain_view(node, before, after) else None
-    if name in SPLITS:
-        return _split(node, name, at, before)
-    if name == "Cat":
-        (dim,) = unwrapped(node._saved_dim, len(before))
-        return None if dim == at.axis else at
+        return _indexed(step, at)
+    if name in ("Cat", *SPLITS):
+        (dim,) = step.dims()
+        return None if dim == axis else _to(at, axis - (name in ("Unbind", "Select") and dim < axis))
     if name == "Stack":
-        (dim,) = unwrapped(node._saved_dim, len(before) + 1)
-        return _at(at, at.axis + (dim <= at.axis))
-    if name == "PixelUnshuffle" and at.axis <= len(before) - 3:
-        own = at.axis == len(before) - 3
-        return ChannelAxis(at.axis, at.size, at.outer, at.inner * (after[-3] // before[-3] if own else 1))
-    if name in ("ChannelShuffle", "NativeChannelShuffle") and at.axis != 1:
-        return at
-    if name in ("PixelShuffle", "PixelUnshuffle", "Glu", "ChannelShuffle", "NativeChannelShuffle", "Im2Col", "Col2Im"):
+        (dim,) = step.dims(ndim=len(before) + 1)
+        return _to(at, axis + (dim <= axis))
+    if name == "PixelUnshuffle" and axis <= len(before) - 3:
+        together = after[-3] // before[-3] if axis == len(before) - 3 else 1
+        return (ChannelAxis(axis, at.size, at.outer, at.inner * together),)
+    if name == "PixelShuffle" and at == ChannelAxis(len(before) - 3, before[-3]):
+        factor = int(node._saved_upscale_factor)
+        spread = [ChannelAxis(len(before) - away, factor, before[-away]) for away in (2, 1)]
+        return ChannelAxis(axis, after[-3]), *spread
+    if name in ("ChannelShuffle", "NativeChannelShuffle") and axis != 1:
+        return (at,)
+    if name in MIX_OR_CUT:
         return None
     raise LookupError(name)

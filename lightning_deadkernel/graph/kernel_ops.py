@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import ACTIVATIONS
-from lightning_deadkernel.graph.channel_axis import Shape, carried
+from lightning_deadkernel.graph.channel_axis import Shape, Step, carried
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.ops import (
     ADDS_UP,
@@ -167,7 +167,7 @@ class KernelOps:
                 return None
             node, after = self.graph.nodes[index], self.graph.shapes[index][0]
             try:
-                parts = follow(node, self.graph.names[index], parts[0], shape, 0, [shape])
+                parts = follow(Step(node, self.graph.names[index], shape, shapes=[shape]), parts[0])
             except LookupError:
                 parts = parts if after == shape else None  # weight norm, masks and the like keep the weight's shape
             shape = after
@@ -229,10 +229,11 @@ class KernelOps:
         bias = (
             self._single_parameter(values[bias_at], channels) if bias_at is not None and bias_at < len(values) else None
         )
-        node, position, shape = index, at, graph.shapes[index][0]
+        node, position = index, at
         while len(graph.readers[node]) == 1:
             reader, argument = graph.readers[node][0]
-            name = graph.names[reader]
+            name, value = graph.names[reader], graph.inputs[reader][argument]
+            shape = graph.shapes[node][0] if value is None else graph.shape(value)
             if name in NORMS:
                 arguments = graph.inputs[reader]
                 scale = self._single_parameter(arguments[1], channels) if argument == 0 and len(arguments) > 1 else None
@@ -249,12 +250,12 @@ class KernelOps:
             elif name in FUNCTIONS or sum(value is not None for value in graph.inputs[reader]) > 1:
                 break
             try:
-                after = carried(graph.nodes[reader], name, position, shape)
+                after = carried(Step(graph.nodes[reader], name, shape), position)
             except LookupError:
                 break
-            if after is None or name in REDUCTIONS or name in ACTIVATIONS:
+            if after is None or len(after) > 1 or name in REDUCTIONS or name in ACTIVATIONS:
                 break
-            node, position, shape = reader, after, graph.shapes[reader][0]
+            node, position = reader, after[0]
         return Neighbourhood(bias)
 
     def is_hinge(self, index: int) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_deadkernel.functional.firing import ChannelAxis
-from lightning_deadkernel.graph.channel_axis import Shape, carried, cut_apart, output_shape, pads, signed, unwrapped
+from lightning_deadkernel.graph.channel_axis import Shape, Step, carried, output_shape, signed, unwrapped
 from lightning_deadkernel.graph.ops import NORMS, SPLITS, peek
 from lightning_deadkernel.observation import InputSlice
 
@@ -153,19 +153,8 @@ def _digits(place: int, sizes: Sequence[int]) -> list[int]:
     return found[::-1]
 
 
-def follow(
-    node: Any, name: str, part: Part, before: Shape, position: int, shapes: list[Shape | None], slot: int = 0
-) -> tuple[Part, ...] | None:
-    """Where a part is in one output of a node.
-
-    Args:
-        node: a node of the graph.
-        name: its canonical name.
-        part: where the channels are in one of its inputs.
-        before: shape of that input.
-        position: place of the input among the arguments.
-        shapes: shapes of all arguments; None for those without a gradient.
-        slot: which output.
+def follow(step: Step, part: Part) -> tuple[Part, ...] | None:
+    """Where channels are behind a node that are at `part` in its argument.
 
     Returns:
         Empty if none of these channels is there, None if they cannot be told apart any more.
@@ -173,20 +162,18 @@ def follow(
     Raises:
         LookupError: the node is in none of the tables of ops that pass channels on.
     """
-    after = output_shape(node, slot)
-    moves = [_along(node, name, digit, before, after, position, shapes, slot) for digit in part.digits]
-    if any(moves):
-        parts: tuple[Part, ...] = (part,)
-        for move in filter(None, moves):  # a flip may turn several dimensions
-            moved = [move(one) for one in parts]
-            if None in moved:
-                return None
-            parts = tuple(one for group in moved for one in group or ())
+    moves = [move for digit in part.digits if (move := _along(step, digit)) is not None]
+    parts: tuple[Part, ...] = (part,)
+    for move in moves:  # a flip may turn several dimensions
+        moved = [move(one) for one in parts]
+        if None in moved:
+            return None
+        parts = tuple(one for group in moved for one in group or ())
+    if moves:
         return parts
     digits: list[ChannelAxis] = []
     for digit in part.digits:
-        at = digit if name in SPLITS and name not in ("Unbind", "Select") else carried(node, name, digit, before)
-        cut = (at,) if at is not None else cut_apart(node, name, digit, before, after)
+        cut = carried(step, digit)
         if cut is None:
             return None
         digits += cut
@@ -200,42 +187,32 @@ def _lost(part: Part) -> None:
     return None
 
 
-def _along(
-    node: Any,
-    name: str,
-    at: ChannelAxis,
-    before: Shape,
-    after: Shape,
-    position: int,
-    shapes: list[Shape | None],
-    slot: int,
-) -> Move | None:
+def _along(step: Step, at: ChannelAxis) -> Move | None:
     """What a node does along the dimension of a digit; None where it leaves it as it is."""
-    axis, ndim = at.axis, len(before)
-    dims = () if not hasattr(node, "_saved_dim") else unwrapped(node._saved_dim, ndim)
-    if name in ("Slice", "Narrow", *SPLITS) and dims == (axis,):
+    node, name, axis, after = step.node, step.name, at.axis, step.after
+    if name in ("Slice", "Narrow", *SPLITS) and step.dims() == (axis,):
         if name in ("Unbind", "Select"):
-            index = slot if name == "Unbind" else signed(node._saved_index) % before[axis]
+            index = step.slot if name == "Unbind" else signed(node._saved_index) % step.before[axis]
             return lambda part: _picked(part, axis, index, after)
         if name in SPLITS:
-            start = sum(output_shape(node, i)[axis] for i in range(slot))
+            start = sum(output_shape(node, i)[axis] for i in range(step.slot))
         elif getattr(node, "_saved_step", 1) != 1:
             return _lost
         else:
             start = signed(node._saved_start)
-            start = start % before[axis] if start < 0 else start
+            start = start % step.before[axis] if start < 0 else start
         return lambda part: part.cropped(axis, start, after[axis])
-    if name == "Cat" and unwrapped(node._saved_dim, ndim) == (axis,):
-        place = _place_in_cat(position, [None if shape is None else shape[axis] for shape in shapes], node, axis)
+    if name == "Cat" and step.dims() == (axis,):
+        place = _place_in_cat(step, axis)
         return _lost if place is None else lambda part: part.cropped(axis, -place, after[axis])
-    if name == "ConstantPadNd" and any(pads(node, axis, ndim)):
-        return lambda part: part.cropped(axis, -pads(node, axis, ndim)[0], after[axis])
-    order = _order(node, name, axis, before)
+    if name == "ConstantPadNd" and any(step.pads(axis)):
+        return lambda part: part.cropped(axis, -step.pads(axis)[0], after[axis])
+    order = _order(step, axis)
     if order is None or at.inner != 1:
         return None
     to: dict[int, list[int]] = defaultdict(list)
     for new, old in enumerate(order):
-        to[old % before[axis]].append(new)
+        to[old % step.before[axis]].append(new)
     return lambda part: part.rearranged(axis, len(order), lambda place: to[place])
 
 
@@ -245,18 +222,18 @@ def _picked(part: Part, axis: int, index: int, after: Shape) -> tuple[Part, ...]
     return None if found is None or None in found else tuple(one for one in found if one is not None)
 
 
-def _order(node: Any, name: str, axis: int, before: Shape) -> Sequence[int] | None:
+def _order(step: Step, axis: int) -> Sequence[int] | None:
     """The old place of each new one along a dimension that a node reorders."""
-    ndim, size = len(before), before[axis]
-    if name == "Flip" and axis in unwrapped(node._saved_dims, ndim):
+    node, name, size = step.node, step.name, step.before[axis]
+    if name == "Flip" and axis in step.dims("dims"):
         return range(size)[::-1]
-    if name == "Roll" and axis in unwrapped(node._saved_dims, ndim):
-        shift = dict(zip(unwrapped(node._saved_dims, ndim), node._saved_shifts, strict=True))[axis]
+    if name == "Roll" and axis in step.dims("dims"):
+        shift = dict(zip(step.dims("dims"), node._saved_shifts, strict=True))[axis]
         return [(place - signed(shift)) % size for place in range(size)]
     if name in ("ChannelShuffle", "NativeChannelShuffle") and axis == 1:
         groups = int(node._saved_groups)
         return [place % groups * (size // groups) + place // groups for place in range(size)]
-    chosen = selection(node, name, ndim)
+    chosen = selection(node, name, len(step.before))
     return None if chosen is None or chosen[0] != axis else chosen[1].flatten().tolist()
 
 
@@ -274,44 +251,37 @@ def selection(node: Any, name: str, ndim: int) -> tuple[int, Tensor] | None:
     return given[0], indices[given[0]]
 
 
-def in_its_slab(
-    node: Any, name: str, part: Part, before: Shape, position: int, shapes: list[Shape | None], moved: Part
-) -> tuple[Part, bool]:
+def in_its_slab(step: Step, part: Part, moved: Part) -> tuple[Part, bool]:
     """A part as it is behind a node, with the entries of another dimension that alone are the kernel's: those that a
     `stack` or `cat` along it has put there, as long as nothing moves them.
 
     Args:
-        node: see `follow`, as for the next five.
-        name: of the node.
+        step: through the node.
         part: before it.
-        before: shape of the input.
-        position: of the input.
-        shapes: of all inputs.
         moved: the part behind the node.
 
     Returns:
         The part, and whether what others make stands among its entries from here on.
     """
+    name, before = step.name, step.before
     if name not in ("Cat", "Stack"):
-        stays = part.slab is not None and before == output_shape(node) and name in STAYS
+        stays = part.slab is not None and before == step.after and name in STAYS
         return (replace(moved, slab=part.slab), False) if stays else (moved, part.slab is not None)
-    (dim,) = unwrapped(node._saved_dim, len(before) + (name == "Stack"))
+    (dim,) = step.dims(ndim=len(step.after))
     if any(digit.axis == dim for digit in moved.digits) and part.slab is None:
         return moved, False
-    place: int | None = position
-    if name == "Cat":
-        place = _place_in_cat(position, [None if shape is None else shape[dim] for shape in shapes], node, dim)
+    place = _place_in_cat(step, dim) if name == "Cat" else step.position
     if place is None or part.slab is not None:
         return moved, True
     return replace(moved, slab=(dim, place, 1 if name == "Stack" else before[dim])), False
 
 
-def _place_in_cat(position: int, sizes: list[int | None], node: Any, axis: int) -> int | None:
-    """Where the argument at `position` begins; None where arguments of unknown size stand on both sides."""
-    before, after = sizes[:position], sizes[position + 1 :]
-    own = sizes[position] or 0
+def _place_in_cat(step: Step, axis: int) -> int | None:
+    """Where the argument begins; None where arguments of unknown size stand on both sides."""
+    sizes = [None if shape is None else shape[axis] for shape in step.shapes]
+    before, after = sizes[: step.position], sizes[step.position + 1 :]
     if None not in before:
         return sum(size or 0 for size in before)
     if None not in after:
-        return output_shape(node)[axis] - own - sum(size or 0 for size in after)
+        return step.after[axis] - step.before[axis] - sum(size or 0 for size in after)
     return None

@@ -13,7 +13,7 @@ from operator import or_
 from torch import Tensor
 
 from lightning_deadkernel.graph.activations import ACTIVATIONS, ELEMENTWISE, Reader, consumed, largest_of, self_gated
-from lightning_deadkernel.graph.channel_axis import Shape, unwrapped
+from lightning_deadkernel.graph.channel_axis import Shape, Step, unwrapped
 from lightning_deadkernel.graph.kernel_ops import KernelOps
 from lightning_deadkernel.graph.ops import (
     ATTENTION,
@@ -226,15 +226,15 @@ class PathTracer:
         """What an output keeps: channels, where they are, what blended them; None where the op is unknown."""
         channels, parts, cut, blended = 0, list[Part](), list[Part](), None
         for position, value, trace in held:
+            step = Step(self.graph.nodes[index], name, self._shape(value), position, shapes, slot)
             kept: list[Part] | None = [] if trace.blended is None or trace.cut else None
             try:
                 for part in trace.parts or trace.cut:
-                    moved = follow(self.graph.nodes[index], name, part, self._shape(value), position, shapes, slot)
+                    moved = follow(step, part)
                     if self._is_reordered(index, name, part, self._shape(value)):
                         moved = None
                     if moved and (part.slab or name in ("Cat", "Stack")):
-                        node, before = self.graph.nodes[index], self._shape(value)
-                        own = [in_its_slab(node, name, part, before, position, shapes, to) for to in moved]
+                        own = [in_its_slab(step, part, to) for to in moved]
                         moved = tuple(to for to, _ in own)
                         mixed = trace.behind is None and any(mixed for _, mixed in own)
                         self.paths.summed |= mixed and name in REDUCTIONS - EXTREMES

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_deadkernel.functional.firing import ChannelAxis
 from lightning_deadkernel.graph.activations import ACTIVATIONS
-from lightning_deadkernel.graph.channel_axis import carried, output_shape, through_view
+from lightning_deadkernel.graph.channel_axis import Step, carried, output_shape, through_view
 from lightning_deadkernel.graph.ops import canonical
 from lightning_deadkernel.graph.parts import Part, follow
 from lightning_deadkernel.graph.paths import ActivationRead
@@ -91,9 +91,9 @@ def test_channels_are_where_indices_over_other_axes_put_them(
         y = x[tuple(indices)]
     except IndexError:  # shapes that cannot be broadcast to one another
         assume(False)
-    found = carried(y.grad_fn, canonical(y.grad_fn), at, before)
+    found = carried(Step(y.grad_fn, canonical(y.grad_fn), before), at)
     assert found is not None
-    assert torch.equal(tags(tuple(y.shape), found), y.detach())
+    assert torch.equal(tags(tuple(y.shape), *found), y.detach())
 
 
 def _factorizations(n: int) -> list[Shape]:
@@ -230,7 +230,7 @@ def followed(y: Tensor, x: Tensor, at: ChannelAxis) -> list[Part] | None:
             for part in before or ():
                 shape = shapes[position]
                 assert shape is not None
-                moved = follow(node, canonical(node), part, shape, position, shapes, slot)
+                moved = follow(Step(node, canonical(node), shape, position, shapes, slot), part)
                 if moved is None:
                     return None
                 held += [one for one in moved if one not in held]
@@ -295,9 +295,9 @@ KEEPS = {
 def test_ops_that_keep_channels_apart_are_followed(op: str) -> None:
     x = torch.ones(2, 6, 4, 4, requires_grad=True).clone()
     node = KEEPS[op](x).grad_fn
-    at = carried(node, canonical(node), ChannelAxis(1, 6), (2, 6, 4, 4))
-    assert at is not None
-    assert at.size == 6
+    found = carried(Step(node, canonical(node), (2, 6, 4, 4)), ChannelAxis(1, 6))
+    assert found is not None
+    assert [at.size for at in found] == [6]
 
 
 MIXES = {
@@ -326,7 +326,8 @@ def test_ops_that_mix_or_renumber_channels_lose_them(op: str) -> None:
     at: ChannelAxis | None = ChannelAxis(1, 6)
     shape: Shape = (2, 6, 4, 4)
     for node in reversed(way):
-        at = carried(node, canonical(node), at, shape) if at is not None else None
+        found = carried(Step(node, canonical(node), shape), at) if at is not None else None
+        at = found[0] if found is not None and len(found) == 1 else None
         shape = output_shape(node)
     assert at is None
 
@@ -334,4 +335,4 @@ def test_ops_that_mix_or_renumber_channels_lose_them(op: str) -> None:
 def test_an_op_in_no_table_is_a_lookup_error() -> None:
     node = torch.ones(2, requires_grad=True).erfinv().grad_fn
     with pytest.raises(LookupError, match="Erfinv"):
-        carried(node, canonical(node), ChannelAxis(0, 2), (2,))
+        carried(Step(node, canonical(node), (2,)), ChannelAxis(0, 2))
