@@ -3,26 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-
-RULES = {
-    "dormant": "[0, 1)",
-    "rare": "[0, 1)",
-    "zero_kernel": "[0, 1)",
-    "norm_scale": "[0, 1)",
-    "saturated_share": "(0, 1)",
-    "weak_gradient": "(0, 1)",
-    "vanishing_gradient": "(0, 1)",
-    "share_of_steps": "(0, 1]",
-    "exploding_growth": "(1, inf)",
-    "update_small": "(0, inf)",
-    "update_large": "(0, inf)",
-    "lost_updates": "(0, 1]",
-    "zero_share": "(0, 1]",
-    "near_zero_share": "(0, 1]",
-    "gini": "(0, 1]",
-}
-"""The interval each threshold must lie in; round brackets leave the end out."""
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 def _inside(value: float, interval: str) -> bool:
@@ -30,6 +12,11 @@ def _inside(value: float, interval: str) -> bool:
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     return above and below
+
+
+def _within(interval: str, default: float) -> Any:
+    """A threshold and the interval that it must lie in; round brackets leave the end out."""
+    return field(default=default, metadata={"interval": interval})
 
 
 @dataclass(frozen=True)
@@ -72,29 +59,29 @@ class Thresholds:
         ValueError: if a value lies outside of its interval, or two of them are in the wrong order.
     """
 
-    dormant: float = 0.025
-    rare: float = 0.01
-    zero_kernel: float = 1e-3
-    norm_scale: float = 1e-3
-    saturated_share: float = 0.5
-    weak_gradient: float = 1e-3
-    vanishing_gradient: float = 1e-6
-    share_of_steps: float = 0.5
-    exploding_growth: float = 100.0
-    update_small: float = 1e-6
-    update_large: float = 1e-1
-    lost_updates: float = 0.5
-    zero_share: float = 0.5
-    near_zero_share: float = 0.1
-    gini: float = 0.7
+    dormant: float = _within("[0, 1)", 0.025)
+    rare: float = _within("[0, 1)", 0.01)
+    zero_kernel: float = _within("[0, 1)", 1e-3)
+    norm_scale: float = _within("[0, 1)", 1e-3)
+    saturated_share: float = _within("(0, 1)", 0.5)
+    weak_gradient: float = _within("(0, 1)", 1e-3)
+    vanishing_gradient: float = _within("(0, 1)", 1e-6)
+    share_of_steps: float = _within("(0, 1]", 0.5)
+    exploding_growth: float = _within("(1, inf)", 100.0)
+    update_small: float = _within("(0, inf)", 1e-6)
+    update_large: float = _within("(0, inf)", 1e-1)
+    lost_updates: float = _within("(0, 1]", 0.5)
+    zero_share: float = _within("(0, 1]", 0.5)
+    near_zero_share: float = _within("(0, 1]", 0.1)
+    gini: float = _within("(0, 1]", 0.7)
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self)):
+        for name, interval in INTERVALS.items():
             value = getattr(self, name)
-            expected = f"Expected `thresholds.{name}` to be a float in {RULES[name]}, but got {value!r}."
+            expected = f"Expected `thresholds.{name}` to be a float in {interval}, but got {value!r}."
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(expected)
-            if math.isnan(value) or not _inside(value, RULES[name]):
+            if math.isnan(value) or not _inside(value, interval):
                 raise ValueError(expected)
         for low, high in (("vanishing_gradient", "weak_gradient"), ("update_small", "update_large")):
             if not getattr(self, low) < getattr(self, high):
@@ -102,3 +89,7 @@ class Thresholds:
                     f"Expected `thresholds.{low}` to be below `thresholds.{high}`, but got "
                     f"{getattr(self, low)!r} and {getattr(self, high)!r}."
                 )
+
+
+INTERVALS: dict[str, str] = {one.name: one.metadata["interval"] for one in fields(Thresholds)}
+"""Threshold -> the interval it must lie in."""

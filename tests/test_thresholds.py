@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lightning_deadkernel import DeadKernelMonitor
-from lightning_deadkernel.thresholds import RULES, Thresholds
+from lightning_deadkernel.thresholds import INTERVALS, Thresholds
 
 
 def test_defaults_are_those_of_the_sources() -> None:
@@ -27,16 +27,16 @@ def test_thresholds_cannot_be_changed_after_validation() -> None:
 
 def test_every_threshold_has_a_rule_and_a_line_of_documentation() -> None:
     names = {field.name for field in dataclasses.fields(Thresholds)}
-    assert names == set(RULES)
+    assert names == set(INTERVALS)
     assert all(f"        {name}: " in (Thresholds.__doc__ or "") for name in names)
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("name", sorted(INTERVALS))
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_a_value_outside_of_its_interval_is_refused_by_name_rule_and_value(name: str, value: float) -> None:
     with pytest.raises(ValueError) as error:
         Thresholds(**{name: value})
-    assert str(error.value) == f"Expected `thresholds.{name}` to be a float in {RULES[name]}, but got {value!r}."
+    assert str(error.value) == f"Expected `thresholds.{name}` to be a float in {INTERVALS[name]}, but got {value!r}."
 
 
 def test_the_message_reads_as_documented() -> None:

@@ -61,7 +61,7 @@ class Observer:
         device = local(first).device if first is not None else torch.device("cpu")
         self.window = OpenWindow(
             ChannelEvidence(device, {}, {}),
-            StepStatistics.of(model, layers, device, update_ratio),
+            StepStatistics(model, layers, device, update_ratio),
         )
         self._outdated = False
         """What graphs taught before the layers changed is to be forgotten when the window ends."""

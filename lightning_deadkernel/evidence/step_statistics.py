@@ -6,7 +6,7 @@ Past 300 lines because each statistic of a step is measured and thinned beside t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -52,25 +52,20 @@ class Series:
         """Of a (steps, columns) table; NaN: not observed."""
         return cls(table.shape[1], [(range(table.shape[1]), row) for row in table], stride, offered)
 
-    @property
-    def keeps_next(self) -> bool:
-        """Whether the next row will be kept."""
-        return self._keeps(self.offered)
-
-    def _keeps(self, place: int) -> bool:
-        """One in `stride`, spread by the golden ratio: what comes up every second or third step is thinned like the
-        rest, and what a longer stride keeps a shorter one has kept."""
+    def keeps(self, place: int) -> bool:
+        """Whether a row is kept: one in `stride`, spread by the golden ratio, so that what comes up every second or
+        third step is thinned like the rest, and what a longer stride keeps a shorter one has kept."""
         return place * GOLDEN % 1 < 1 / self.stride
 
     def append(self, columns: Sequence[int], row: Tensor) -> None:
         """Keeps the row, or one in `stride` once the window is long."""
-        if self.keeps_next:
+        if self.keeps(self.offered):
             self.rows.append((columns, row))
         self.skip()
         while len(self.rows) > LIMIT:
-            places = [place for place in range(self.offered) if self._keeps(place)]
+            places = [place for place in range(self.offered) if self.keeps(place)]
             self.stride *= 2
-            self.rows = [row for place, row in zip(places, self.rows, strict=True) if self._keeps(place)]
+            self.rows = [row for place, row in zip(places, self.rows, strict=True) if self.keeps(place)]
 
     def skip(self) -> None:
         """Passes over a row that would not be kept."""
@@ -123,34 +118,28 @@ class StepStatistics:
     """Measures one optimizer step: gradients before it, the update after it.
 
     Args:
-        layers: whose weights are measured.
-        names: id of a parameter -> its name, for all whose gradients are compared.
-        sizes: id of a parameter -> its number of elements.
+        model: all of whose real parameters' gradients are compared.
+        layers: of it, whose weights are measured.
         device: where the numbers are kept.
-        weights: ids of the parameters with two or more axes, with which gradients are compared; None: all.
         update_ratio: copy the weights during a sampled step, to compare them with what the step makes of them.
     """
 
     def __init__(
-        self,
-        layers: Sequence[Layer],
-        names: dict[int, str],
-        sizes: dict[int, int],
-        device: torch.device,
-        weights: Collection[int] | None = None,
-        update_ratio: bool = True,
+        self, model: nn.Module, layers: Sequence[Layer], device: torch.device, update_ratio: bool = True
     ) -> None:
         self.layers = list(layers)
         self.device = device
+        known = [(n, p) for n, p in model.named_parameters() if not isinstance(p, UninitializedParameter)]
+        parameters = {n: p for n, p in known if why_unreadable(p) is None}
         self._parts = [layer for layer in self.layers if layer.span.name]
         """Layers that are some rows of a parameter: their numbers stand behind those of the parameters."""
-        self.names = [*names.values(), *(layer.name for layer in self._parts)]
-        part_sizes = [layer.own(layer.main).numel() for layer in self._parts]
-        self.sizes = torch.tensor([*(sizes[key] for key in names), *part_sizes], dtype=torch.float64)
-        are_weights = [weights is None or key in weights for key in names] + [True] * len(self._parts)
+        self.names = [*parameters, *(layer.name for layer in self._parts)]
+        sizes = [p.numel() for p in parameters.values()] + [layer.own(layer.main).numel() for layer in self._parts]
+        self.sizes = torch.tensor(sizes, dtype=torch.float64)
+        are_weights = [p.ndim > 1 for p in parameters.values()] + [True] * len(self._parts)
         self._weights = torch.tensor(are_weights, dtype=torch.bool)
-        self._column = {key: index for index, key in enumerate(names)}
-        self._part_column = {layer.name: len(names) + index for index, layer in enumerate(self._parts)}
+        self._column = {id(parameter): index for index, parameter in enumerate(parameters.values())}
+        self._part_column = {layer.name: len(parameters) + index for index, layer in enumerate(self._parts)}
         self._layer_column = [
             self._part_column.get(layer.name, self._column.get(id(layer.main), -1)) for layer in self.layers
         ]
@@ -162,22 +151,6 @@ class StepStatistics:
         self._lost = LostUpdates(len(self.names), device)
         self.reset()
 
-    @classmethod
-    def of(
-        cls, model: nn.Module, layers: Sequence[Layer], device: torch.device, update_ratio: bool = True
-    ) -> StepStatistics:
-        """For these layers of a model, beside all of its real parameters."""
-        known = [(n, p) for n, p in model.named_parameters() if not isinstance(p, UninitializedParameter)]
-        parameters = {n: p for n, p in known if why_unreadable(p) is None}
-        return cls(
-            layers,
-            {id(parameter): name for name, parameter in parameters.items()},
-            {id(parameter): parameter.numel() for parameter in parameters.values()},
-            device,
-            {id(parameter) for parameter in parameters.values() if parameter.ndim > 1},
-            update_ratio,
-        )
-
     def renewed(self, model: nn.Module, layers: Sequence[Layer], names: Mapping[str, str]) -> StepStatistics:
         """The same for a model that has other parameters and layers by now.
 
@@ -186,7 +159,7 @@ class StepStatistics:
             layers: whose weights are measured from now on.
             names: names of the layers that stay, and what they are called from now on.
         """
-        new = StepStatistics.of(model, layers, self.device, self._update_ratio)
+        new = StepStatistics(model, layers, self.device, self._update_ratio)
         new.scaled = self.scaled
         before = {now: name for name, now in names.items()}
         place = [self._place.get(before.get(layer.name, ""), -1) for layer in new.layers]
@@ -305,7 +278,7 @@ class StepStatistics:
         if again:
             self._measure(again)
         first = not self.updates.offered
-        if not self.updates.keeps_next:
+        if not self.updates.keeps(self.updates.offered):
             self.updates.skip()
             return
         for layer in layers if first or last else self._in_turn(layers):

@@ -19,7 +19,7 @@ from lightning_deadkernel.loggers import RunLog, report_folder
 from lightning_deadkernel.report.console import print_document, write
 from lightning_deadkernel.report.describe import describe_briefly
 from lightning_deadkernel.report.report import Report, write_atomically
-from lightning_deadkernel.training.command import why_command
+from lightning_deadkernel.training.description import why_command
 from lightning_deadkernel.training.never_raise import warn_internal
 from lightning_deadkernel.training.options import Options
 from lightning_deadkernel.training.trainer import end_progress_bar

@@ -22,7 +22,7 @@ from lightning_deadkernel.analysis.trial import TASK
 from lightning_deadkernel.cli import trainings
 from lightning_deadkernel.cli.main import _parsed, main
 from lightning_deadkernel.demo.datamodules import DEBIAN_FASHION_MNIST
-from lightning_deadkernel.training.command import why_command
+from lightning_deadkernel.training.description import why_command
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [

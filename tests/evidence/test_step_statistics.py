@@ -26,9 +26,7 @@ def network(depth: int) -> tuple[nn.Sequential, StepStatistics]:
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(depth)))
     layers = LayerTable.of(net, None, None).watched
-    names = {id(p): name for name, p in net.named_parameters()}
-    sizes = {id(p): p.numel() for p in net.parameters()}
-    return net, StepStatistics(layers, names, sizes, torch.device("cpu"))
+    return net, StepStatistics(net, layers, torch.device("cpu"))
 
 
 def backward(net: nn.Module) -> Tensor:
@@ -110,7 +108,7 @@ def test_a_line_search_is_measured_from_its_first_step_on(two_layers_a_turn):
 def test_what_was_measured_follows_layers_to_other_names_and_places() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     table = LayerTable.of(net, None, None)
-    steps = StepStatistics.of(net, table.watched, torch.device("cpu"))
+    steps = StepStatistics(net, table.watched, torch.device("cpu"))
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     for _ in range(3):
         optimizer.zero_grad()

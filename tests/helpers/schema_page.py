@@ -28,7 +28,7 @@ from lightning_deadkernel.report.records import (
     Savings,
 )
 from lightning_deadkernel.report.states import BY_NAME, FLAGS, FROZEN_FLAG, STATES, ZERO_KERNEL_FLAG
-from lightning_deadkernel.thresholds import RULES, Thresholds
+from lightning_deadkernel.thresholds import INTERVALS, Thresholds
 
 SECTIONS: tuple[tuple[type, str, str], ...] = (
     (ReportRecord, "The report", "report"),
@@ -119,7 +119,7 @@ def schema_page() -> str:
         blocks.append(f"## {title}\n\n{table(('key', 'type', 'meaning'), rows)}")
         if kind is LayerReport:
             blocks.append(f"### States and flags\n\n{table(('word', 'is a', 'a kernel that'), state_rows())}")
-    lines = [(name, f"{getattr(Thresholds(), name):g}", f"`{interval}`") for name, interval in RULES.items()]
+    lines = [(name, f"{getattr(Thresholds(), name):g}", f"`{interval}`") for name, interval in INTERVALS.items()]
     blocks.append(
         f"## Thresholds\n\nThe docstring of `Thresholds` says where each comes from.\n\n"
         f"{table(('key', 'by default', 'lies in'), lines)}"
