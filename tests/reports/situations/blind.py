@@ -239,7 +239,7 @@ def gradients_are_clipped_to_next_to_nothing() -> DeadKernelMonitor:
 
 
 @situation(
-    "https://discuss.pytorch.org/t/how-to-freeze-part-of-selected-layers/83389",
+    "https://pytorch.org/docs/stable/generated/torch.Tensor.register_hook.html",
     first="no_gradient net.3: gradient taken away",
     advice=("a hook",),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -122,6 +124,7 @@ class Lasso(Training):
     "https://arxiv.org/abs/1608.03665",
     first="update_too_large net.*: shrunken weights",
     advice=("penalty",),
+    besides=("dead_channels net.*: knocked out",),  # by what is left of the weights, steps are large
 )
 def an_l1_term_has_shrunk_all_weights_to_next_to_nothing() -> DeadKernelMonitor:
     net = mlp(64, 32, 32, 10)
