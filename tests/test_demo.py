@@ -20,8 +20,7 @@ from lightning_deadkernel.demo import (
     PlainCNN,
     SmallCNN,
 )
-from lightning_deadkernel.demo.datamodules import DEBIAN_FASHION_MNIST, BatchedTensors
-from lightning_deadkernel.demo.idx import read_idx
+from lightning_deadkernel.demo.datamodules import DEBIAN_FASHION_MNIST, BatchedTensors, read_idx
 
 needs_fashion_mnist = pytest.mark.skipif(
     not Path(DEBIAN_FASHION_MNIST).is_dir(), reason="the Debian package dataset-fashion-mnist is not installed"

@@ -33,11 +33,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", 
 """Keys under which training frameworks keep the state dict in a checkpoint."""
 MOST_NAMED = 5
 """Names in a message."""
-_RECURRENT = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?|in_proj_weight")
-"""Weights of torch.nn.LSTM, GRU and RNN, whose kernels are the rows of all gates, and of MultiheadAttention."""
-
-
-_NORMED = "parametrizations.weight.original"
 
 
 class AuditError(ValueError):

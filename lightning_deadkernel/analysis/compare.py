@@ -10,6 +10,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import numpy.typing as npt
 
+from lightning_deadkernel.analysis.trial.statistics import SIGNIFICANT
 from lightning_deadkernel.report.document import Block, Bullets, Document, Name, Paragraph, Section, Table
 from lightning_deadkernel.report.markdown import to_markdown
 from lightning_deadkernel.report.records import Finding, LayerReport, ReportRecord
@@ -18,7 +19,6 @@ from lightning_deadkernel.report.text import NOT_OBSERVED, count, number
 
 DRAWS = 2000
 """Random draws behind a p-value: its smallest value is 1 / (DRAWS + 1)."""
-SIGNIFICANT = 0.05
 
 _READING = (
     "Jaccard: dead in both runs over dead in either, mean over the pairs of runs (1: the same kernels, 0: none). "
@@ -100,10 +100,6 @@ class Comparison:
             f"(p = {number(self.p_value)})."
         )
 
-    def reading(self) -> str:
-        """How to read the numbers; empty where there are none."""
-        return _READING if self.p_value is not None else ""
-
     def document(self) -> Document:
         """The answer, the dead kernels of each layer, and the findings of each run."""
         left_out = tuple((Name(layer), f": {why}") for layer, why in self.left_out)
@@ -112,12 +108,11 @@ class Comparison:
             ("Findings", self._finding_table() if self.findings else None),
             ("Not compared", Bullets(left_out) if left_out else None),
         )
-        reading = self.reading()
         return Document(
             title=f"Dead kernels compared: {', '.join(self.runs)}",
             verdict=self.verdict(),
             blocks=(
-                *([Paragraph(reading)] if reading else []),
+                *([Paragraph(_READING)] if self.p_value is not None else []),
                 *(Section(title, (block,)) for title, block in sections if block is not None),
             ),
         )

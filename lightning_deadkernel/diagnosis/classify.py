@@ -46,7 +46,7 @@ def classify(
         for gating, channels in layer.other_gatings.items():
             codes = torch.where(channels, _states(replace(layer, gating=gating), frozen, thresholds), codes)
         if window.index == 1:
-            woken = _woken(layer, history.get(layer.name))
+            woken = _woken(layer, history.layers.get(layer.name))
             codes.masked_fill_((codes == STATES.index("dead")) & woken, STATES.index("silent"))
         for flag, channels in (
             (FROZEN, frozen),
@@ -54,7 +54,7 @@ def classify(
             (RARE, _rare(layer, thresholds)),
         ):
             codes |= channels * flag
-    codes |= _zero_kernel(layer, history.get(layer.name), thresholds) * ZERO_KERNEL
+    codes |= _zero_kernel(layer, history.layers.get(layer.name), thresholds) * ZERO_KERNEL
     return codes
 
 
@@ -67,6 +67,8 @@ def _states(layer: LayerWindow, frozen: Tensor, thresholds: Thresholds) -> Tenso
         rules = [("zero-gradient", none), ("active", some)]
     else:
         fires, off = layer.fired, ~layer.fired
+        if layer.gating != "bounded" and bool((fires & some & ~frozen).all()):  # as in most layers
+            return torch.full((layer.channels,), STATES.index("active"), dtype=torch.uint8)
         dead, silent, active = _without_firing(layer, off, some, none)
         # what leaves a leaky activation below zero is read by whatever listens, so no gradient means that nothing does
         starved = none & (fires if layer.gating != "leaky" else torch.ones_like(fires))
@@ -199,7 +201,7 @@ def _zero_kernel(layer: LayerWindow, past: LayerPast | None, thresholds: Thresho
         zero |= layer.largest == 0
     if layer.norms is not None and layer.channels:
         small = layer.norms < thresholds.zero_kernel * layer.norms.nan_to_num(nan=0.0, posinf=0.0).amax()
-        if past is not None and past.codes.numel() == layer.channels:
+        if past is not None and past.codes.numel() == layer.channels and bool(small.any()):
             # beside a kernel that has blown up all others look small: they are not, unless they have shrunk themselves
             small &= past.first_zero | ~(layer.norms >= SHRUNK * past.first_norm)
         zero |= small

@@ -37,7 +37,7 @@ class WindowContext:
         return tuple(
             LayerContext(layer, self.reports[layer.name], past, self)
             for layer in self.window.layers
-            if layer.excluded is None and (past := self.history.get(layer.name)) is not None
+            if layer.excluded is None and (past := self.history.layers.get(layer.name)) is not None
         )
 
     def having(self, word: str) -> Iterator[tuple[LayerContext, Tensor]]:
@@ -55,14 +55,17 @@ class WindowContext:
     def loss_is_flat(self) -> bool:
         """No watched layer had any gradient, though all were looked at, and it is not the outputs that are shut."""
         outputs = [layer for layer in self.layers if layer.is_output]
-        shut = bool(outputs) and all(layer.is_shut for layer in outputs)
+        shut = bool(outputs) and all(layer.wholly("dead", "saturated") for layer in outputs)
         return bool(self.watched) and not shut and all(bool(layer.without_gradient.all()) for layer in self.watched)
 
-    @cached_property
-    def wholly_non_finite(self) -> bool:
-        """Each of several layers had a NaN or infinite gradient."""
-        layers = self.watched
-        return len(layers) > 1 and all(layer.is_lost or layer.observed.non_finite_gradients for layer in layers)
+    def wholly(self, name: str, *words: str) -> bool:
+        """Whether all channels of that layer are in one of these states, or have one of these flags: all the same."""
+        report = self.reports.get(name)
+        return (
+            report is not None
+            and report.channels > 0
+            and any(len(getattr(report, word)) == report.channels for word in words)
+        )
 
     def when(self, windows: Tensor) -> str:
         """The end of a window, or of the first and last of several, by the run's clock: ``"epoch 2 (step 138)"``."""
@@ -105,22 +108,27 @@ class LayerContext:
         return self.observed.gradient_seen[1]
 
     @cached_property
+    def holds_nan(self) -> bool:
+        """Its weights are NaN or infinite."""
+        return self.observed.norms is not None and not bool(self.observed.norms.isfinite().all())
+
+    @property
     def is_lost(self) -> bool:
         """Its weights are NaN or infinite, or its gradients were on all steps that were looked at."""
-        observed = self.observed
-        weights = observed.norms is not None and not bool(observed.norms.isfinite().all())
-        rms = observed.gradient_rms
-        return weights or (observed.non_finite_gradients > 0 and (rms is None or not math.isfinite(rms)))
+        rms = self.observed.gradient_rms
+        of_gradients = self.observed.non_finite_gradients > 0 and (rms is None or not math.isfinite(rms))
+        return of_gradients or self.holds_nan
+
+    @cached_property
+    def small_gradient_shares(self) -> tuple[float, float]:
+        """Shares of the last sampled steps on which the gradient was weak and vanishing; zeros while too few."""
+        known = self.past.small_gradient_shares if self.observed.gradient_ratio is not None else None
+        return known or (0.0, 0.0)
 
     @property
     def is_output(self) -> bool:
         """Whether nothing but the loss reads it."""
         return self.observed.depth == 0 and not self.observed.consumers and self.window.index > 0
-
-    @property
-    def is_shut(self) -> bool:
-        """Whether every channel is dead, or lies on a flat end of its activation."""
-        return 0 < self.observed.channels in (len(self.report.dead), len(self.report.saturated))
 
     @property
     def rate(self) -> str:
@@ -134,11 +142,6 @@ class LayerContext:
     def is_first_window(self) -> bool:
         """Whether the layer is seen for the first time."""
         return self.past.first_window == self.window.index
-
-    @property
-    def watched_from_start(self) -> bool:
-        """Whether it was seen before its first step: at initialisation, or when it came in the middle of training."""
-        return self.past.from_start
 
     @property
     def samples(self) -> int | None:
@@ -164,15 +167,9 @@ class LayerContext:
         """See `WindowContext.when`."""
         return self.network.when(windows)
 
-    def wholly_dead(self, name: str) -> bool:
-        """Whether every channel of that layer is dead."""
-        report = self.network.reports.get(name)
-        return report is not None and report.channels > 0 and len(report.dead) == report.channels
-
-    def wholly_zero(self, name: str) -> bool:
-        """Whether every kernel of that layer, or the norm's scale after it, is zero or next to it."""
-        report = self.network.reports.get(name)
-        return report is not None and report.channels > 0 and len(report.zero_kernels) == report.channels
+    def wholly(self, *words: str) -> bool:
+        """See `WindowContext.wholly`."""
+        return self.network.wholly(self.name, *words)
 
 
 def span(values: Tensor, form: str = ".3g") -> str:

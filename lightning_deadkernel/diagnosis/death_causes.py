@@ -5,30 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import (
-    BORN_DEAD,
-    FADED,
-    KNOCKED_OUT,
-    SHIFT_NEGATIVE,
-    SLINGSHOT,
-    UNKNOWN,
-    UPSTREAM_DEAD,
-    Cause,
-)
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, span
-from lightning_deadkernel.diagnosis.gradient_causes import BY_DEAD_INPUTS
+from lightning_deadkernel.diagnosis.gradient_causes import dead_inputs
 from lightning_deadkernel.diagnosis.layer_past import NEVER
 from lightning_deadkernel.diagnosis.weight_causes import (
-    BY_DECAY,
-    BY_DECAY_FIRST,
-    BY_DECAY_OF_SCALE,
-    BY_MASK,
-    BY_SCALE,
-    FROM_THE_START,
-    ChannelCause,
+    channel_cause,
+    decayed,
+    decayed_first,
     has_scale_fallen,
     is_zero,
+    pruned,
+    scale_collapsed,
+    scale_decayed,
+    zero_at_initialisation,
 )
 from lightning_deadkernel.functional.adam import step_after_quiet
 
@@ -49,15 +40,17 @@ FADED_RATE = 0.3
 inputs in their last window."""
 
 
-def _is_upstream_dead(layer: LayerContext) -> Tensor:
-    """All layers that feed this one are wholly dead."""
-    producers = layer.observed.producers or ()
-    return layer.everywhere(bool(producers) and all(layer.wholly_dead(name) for name in producers))
-
-
+@channel_cause(
+    causes.UPSTREAM_DEAD,
+    lambda layer: layer.everywhere(
+        bool(layer.observed.producers)
+        and all(layer.network.wholly(name, "dead") for name in layer.observed.producers or ())
+    ),
+)
 def _upstream_dead(layer: LayerContext, channels: Tensor) -> Cause:
+    """All layers that feed this one are wholly dead."""
     names = ", ".join(layer.observed.producers or ())
-    return UPSTREAM_DEAD.because(
+    return causes.UPSTREAM_DEAD.because(
         f"every channel of what feeds this layer is dead ({names}), so it sees a constant zero",
         f"Revive {names} first; this layer follows by itself or shows a cause of its own then.",
         references.LU,
@@ -65,15 +58,15 @@ def _upstream_dead(layer: LayerContext, channels: Tensor) -> Cause:
     )
 
 
-def _was_knocked_out(layer: LayerContext) -> Tensor:
-    """It fired until a window in which, or right after which, an update was reckless."""
-    return (layer.past.last_fired > 0) & (layer.past.reckless > layer.thresholds.update_large)
-
-
+@channel_cause(
+    causes.KNOCKED_OUT,
+    lambda layer: (layer.past.last_fired > 0) & (layer.past.reckless > layer.thresholds.update_large),
+)
 def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
+    """It fired until a window in which, or right after which, an update was reckless."""
     past = layer.past
     ratio = past.reckless[channels]
-    return KNOCKED_OUT.because(
+    return causes.KNOCKED_OUT.because(
         f"fired until {layer.when(past.last_fired[channels])}, when one optimizer step changed the weights by"
         f" {span(ratio)} of their own norm (above {layer.thresholds.update_large:g} is reckless)",
         f"Lower {layer.rate} three- to tenfold, or warm it up over the first few hundred steps; clip the gradient norm"
@@ -83,17 +76,14 @@ def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
     )
 
 
-def _was_slung(layer: LayerContext) -> Tensor:
-    """It fired until a window in which, or right after which, gradients outgrew Adam's running mean of squares."""
-    return (layer.past.last_fired > 0) & (layer.past.slung > 0)
-
-
+@channel_cause(causes.SLINGSHOT, lambda layer: (layer.past.last_fired > 0) & (layer.past.slung > 0))
 def _slingshot(layer: LayerContext, channels: Tensor) -> Cause:
+    """It fired until a window in which, or right after which, gradients outgrew Adam's running mean of squares."""
     past, adam = layer.past, layer.observed.adam
     times = past.slung[channels]
     betas = "" if adam is None else f" with betas=({adam.beta1:g}, {adam.beta2:g})"
     first = 0.9 if adam is None else adam.beta1
-    return SLINGSHOT.because(
+    return causes.SLINGSHOT.because(
         f"fired until {layer.when(past.last_fired[channels])}, when a step of {layer.observed.optimizer or 'Adam'} was"
         f" {span(times, '.2g')} times its steady size: gradients had been quiet{betas}, its running mean of squares was"
         " far behind those that came; a usual step is small enough",
@@ -125,6 +115,7 @@ def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
     return observed.shift < -BARE_SHIFT_REACH * observed.norms.clamp(min=float(observed.norms.median()))
 
 
+@channel_cause(causes.SHIFT_NEGATIVE, _is_shift_out_of_reach)
 def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
     observed = layer.observed
     assert observed.shift is not None
@@ -132,7 +123,7 @@ def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
     reach = observed.norm_scale if observed.norm_scale is not None else observed.norms
     assert reach is not None
     name, against = ("norm's shift (beta)", "|gamma|") if normed else ("bias", "kernel norm")
-    return SHIFT_NEGATIVE.because(
+    return causes.SHIFT_NEGATIVE.because(
         f"the {name} is {span(observed.shift[channels])} against a {against} of {span(reach[channels])}: no usual input"
         " lifts the channel above zero",
         f"Set the shift of these channels to 0 to revive them; if it happens again, lower {layer.rate} or warm it up.",
@@ -148,15 +139,12 @@ def _is_it_normal(share: float) -> str:
     return f"{share:.0%} of the layer dead is within what healthy deep networks without norms have (up to 44%). "
 
 
-def _was_born_dead(layer: LayerContext) -> Tensor:
-    """It was watched from its first step and has not fired once."""
-    return (layer.past.last_fired == NEVER) & layer.watched_from_start
-
-
+@channel_cause(causes.BORN_DEAD, lambda layer: (layer.past.last_fired == NEVER) & layer.past.from_start)
 def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
+    """It was watched from its first step and has not fired once."""
     step = layer.past.first_step
     began = f"it came at step {step:,}" if step else "training began at step 0"
-    return BORN_DEAD.because(
+    return causes.BORN_DEAD.because(
         f"has not fired once since {began}: the draw of the initial weights put it there",
         _is_it_normal(len(layer.report.dead) / layer.observed.channels)
         + "Where it is much: put a norm before the activation, make the layer wider, or use He initialisation,"
@@ -182,11 +170,12 @@ def _has_faded(layer: LayerContext) -> Tensor:
     return (past.last_fired > 0) & few
 
 
+@channel_cause(causes.FADED, _has_faded)
 def _faded(layer: LayerContext, channels: Tensor) -> Cause:
     past = layer.past
     share = len(layer.report.dead) / layer.observed.channels
     many = share >= CHANCE_SHARE
-    return FADED.because(
+    return causes.FADED.because(
         f"fired on {_rate(past.rate[channels])} in {layer.when(past.last_fired[channels])} and then on none, with no"
         " reckless step seen: "
         + ("they faded, and far more of them than by the drift of ordinary training" if many else "ordinary drift"),
@@ -226,7 +215,7 @@ def unknown(layer: LayerContext, channels: Tensor) -> Cause:
         "a shift out of reach" if layer.observed.shift is not None else "",
         "a dead layer before it" if layer.observed.producers else "",
     ]
-    return UNKNOWN.because(
+    return causes.UNKNOWN.because(
         f"{text}; ruled out: {', '.join(filter(None, ruled_out))}"
         + ("; no step that was sampled was reckless, but one between them may have been" if between else ""),
         _is_it_normal(len(layer.report.dead) / layer.observed.channels)
@@ -240,7 +229,7 @@ def unknown(layer: LayerContext, channels: Tensor) -> Cause:
 
 def proven(layer: LayerContext, channels: Tensor) -> Cause:
     """Of channels of a file, which has nothing of the past."""
-    return UNKNOWN.because(
+    return causes.UNKNOWN.because(
         "with these weights, and with what stands before the layer, no input lifts them above zero; what made it so,"
         " weights alone do not tell",
         "They can be pruned without changing the output. If they should not be dead, train with DeadKernelMonitor from"
@@ -250,18 +239,18 @@ def proven(layer: LayerContext, channels: Tensor) -> Cause:
 
 
 CAUSES = (
-    BY_MASK,
-    ChannelCause(UPSTREAM_DEAD, _is_upstream_dead, _upstream_dead),
-    BY_DEAD_INPUTS,
-    FROM_THE_START,
-    BY_DECAY_FIRST,
-    ChannelCause(SLINGSHOT, _was_slung, _slingshot),
-    ChannelCause(KNOCKED_OUT, _was_knocked_out, _knocked_out),
-    ChannelCause(SHIFT_NEGATIVE, _is_shift_out_of_reach, _shift_negative),
-    BY_DECAY,
-    BY_DECAY_OF_SCALE,
-    BY_SCALE,
-    ChannelCause(BORN_DEAD, _was_born_dead, _born_dead),
-    ChannelCause(FADED, _has_faded, _faded),
+    pruned,
+    _upstream_dead,
+    dead_inputs,
+    zero_at_initialisation,
+    decayed_first,
+    _slingshot,
+    _knocked_out,
+    _shift_negative,
+    decayed,
+    scale_decayed,
+    scale_collapsed,
+    _born_dead,
+    _faded,
 )
 """In the order in which they are tried."""

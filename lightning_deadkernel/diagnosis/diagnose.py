@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.cascades import with_cascades
 from lightning_deadkernel.diagnosis.classify import activity, classify, not_finite
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import UNDERFLOW_SHARE
 from lightning_deadkernel.diagnosis.history import History
-from lightning_deadkernel.diagnosis.neighbours import neighbours
+from lightning_deadkernel.diagnosis.neighbours import neighbours, with_cascades
 from lightning_deadkernel.diagnosis.rule import Found
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.observation import OF_KERNELS, LayerWindow, Window
@@ -49,7 +48,7 @@ def diagnose(
                 gradient=_list(layer.gradient),
                 dormant_score=_list(scores[name]),
                 norms=_list(layer.norms),
-                since=history[name].since.tolist(),
+                since=history.layers[name].since.tolist(),
             )
         around = neighbours(layer, observed) if window.index else None
         reports.append(_layer_report(layer, window, codes[name], values, around))

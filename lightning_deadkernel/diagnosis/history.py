@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ class History:
     """
 
     def __init__(self) -> None:
-        self._layers: dict[str, LayerPast] = {}
+        self.layers: dict[str, LayerPast] = {}
         self._clock = array("q")
         """Epoch and global step at the end of each window in turn; copies share it, since it only grows."""
         self.non_finite: NonFinite | None = None
@@ -62,26 +62,13 @@ class History:
 
     def waits_for_steps(self) -> int | None:
         """Sampled steps that there are, where they are too few for a share of them; None where they are enough."""
-        steps = [sum(int(numbers[0]) for numbers in past.recent) for past in self._layers.values() if past.recent]
+        steps = [sum(int(numbers[0]) for numbers in past.recent) for past in self.layers.values() if past.recent]
         return max(steps) if steps and max(steps) < ENOUGH_STEPS else None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._layers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __getitem__(self, name: str) -> LayerPast:
-        return self._layers[name]
-
-    def get(self, name: str) -> LayerPast | None:
-        """The layer's past; None if it was never seen."""
-        return self._layers.get(name)
 
     def copy(self) -> History:
         """One that can be updated while this one stays as it is: what is updated gets new tensors."""
         copy = History()
-        copy._layers = {name: replace(past) for name, past in self._layers.items()}
+        copy.layers = {name: replace(past) for name, past in self.layers.items()}
         copy._clock, copy.gradient_norms, copy.non_finite = self._clock, self.gradient_norms, self.non_finite
         return copy
 
@@ -112,10 +99,10 @@ class History:
         for layer in window.layers:
             if layer.excluded is not None:
                 continue
-            past = self._layers.get(layer.name)
+            past = self.layers.get(layer.name)
             if past is None or past.codes.numel() != layer.channels:
                 begins = window.index == window.global_step == 0
-                past = self._layers[layer.name] = begun(window, layer, codes[layer.name], begins)
+                past = self.layers[layer.name] = begun(window, layer, codes[layer.name], begins)
             else:
                 self._states(past, window, layer, codes[layer.name])
             self._evidence(past, window, layer)
@@ -127,7 +114,7 @@ class History:
                 before = getattr(past, of)
                 until = torch.where(one_before, before.clamp(min=now), before).masked_fill_(fired, now)
                 setattr(past, of, until)
-        self._layers = {name: past for name, past in self._layers.items() if name in codes}
+        self.layers = {name: past for name, past in self.layers.items() if name in codes}
         first = window.first_non_finite
         self.non_finite = None if first is None else self.non_finite or first
         if window.gradient_norm is not None and math.isfinite(window.gradient_norm):
@@ -135,7 +122,7 @@ class History:
 
     def _ratio(self, layer: LayerWindow, window: Window) -> float:
         """The largest update ratio; 0 if it was not observed, or means nothing as the layer has begun at zero."""
-        ratio, past = layer.update_ratio_max, self._layers.get(layer.name)
+        ratio, past = layer.update_ratio_max, self.layers.get(layer.name)
         young = past is not None and window.index <= past.first_window + 1
         if ratio is None or math.isnan(ratio) or (past is not None and young and bool((past.first_norm == 0).all())):
             return 0.0
@@ -187,7 +174,7 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """The whole history as plain data; `load_state_dict` takes it back."""
         names = [field.name for field in fields(LayerPast)]
-        layers = {name: {of: getattr(past, of) for of in names} for name, past in self._layers.items()}
+        layers = {name: {of: getattr(past, of) for of in names} for name, past in self.layers.items()}
         clock = torch.from_numpy(np.array(self._clock))
         non_finite = {} if self.non_finite is None else {"non_finite": asdict(self.non_finite)}
         return {
@@ -221,7 +208,7 @@ class History:
                     f"Expected one value per channel of layer {name!r}, but got lengths {sorted(lengths)}."
                 )
             layers[name] = LayerPast(**(values | {field: values[field].cpu().clone() for field in TENSORS}))
-        self._layers = layers
+        self.layers = layers
         self._clock = array("q", map(int, state.get("clock", ())))
         self.gradient_norms = [float(norm) for norm in state["gradient_norms"]]
         non_finite = state.get("non_finite")
@@ -236,9 +223,9 @@ class History:
         Returns:
             The names of the forgotten layers, for a warning.
         """
-        other = [name for name, past in self._layers.items() if channels.get(name, n := past.codes.numel()) != n]
+        other = [name for name, past in self.layers.items() if channels.get(name, n := past.codes.numel()) != n]
         for name in other:
-            del self._layers[name]
+            del self.layers[name]
         return other
 
     def follow(self, names: Mapping[str, str]) -> None:
@@ -247,7 +234,7 @@ class History:
         Args:
             names: their names, and what they are called from now on.
         """
-        self._layers = {names[name]: past for name, past in self._layers.items() if name in names}
+        self.layers = {names[name]: past for name, past in self.layers.items() if name in names}
 
     def begin(self, window: Window, codes: Mapping[str, Tensor]) -> None:
         """Take in the first sight of layers that came in the middle of training.
@@ -257,4 +244,4 @@ class History:
             codes: (C,) uint8 of each of `window.layers`, by name.
         """
         for layer in window.layers:
-            self._layers[layer.name] = begun(window, layer, codes[layer.name], from_start=True)
+            self.layers[layer.name] = begun(window, layer, codes[layer.name], from_start=True)

@@ -112,22 +112,13 @@ def whole_heads(channels: Tensor, heads: int | None) -> str:
 
 def rule(
     title: str,
-    causes: tuple[CauseKind, ...],
+    *causes: CauseKind,
+    noun: str = "kernel",
     at_initialisation: bool = False,
     in_files: bool = False,
     with_model: bool = False,
-    noun: str = "kernel",
 ) -> Callable[[Check], Rule]:
-    """Make a check the rule of its own name, with its module's docstring as page.
-
-    Args:
-        title: see `Rule.title`.
-        causes: see `Rule.causes`.
-        at_initialisation: see `Rule.at_initialisation`.
-        in_files: see `Rule.in_files`.
-        with_model: see `Rule.with_model`.
-        noun: see `Rule.noun`.
-    """
+    """Make a check the rule of its own name, with its module's docstring as page; for the arguments see `Rule`."""
 
     def made(check: Check) -> Rule:
         page = sys.modules[check.__module__].__doc__ or ""

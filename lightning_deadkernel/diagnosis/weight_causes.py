@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import (
-    DECAYED,
-    PRUNED,
-    SCALE_COLLAPSED,
-    ZERO_AT_INITIALISATION,
-    Cause,
-    CauseKind,
-)
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause, CauseKind
 from lightning_deadkernel.diagnosis.classify import SHRUNK
 from lightning_deadkernel.diagnosis.context import LayerContext, span
 from lightning_deadkernel.report.states import ZERO_KERNEL
@@ -31,6 +24,13 @@ class ChannelCause:
     """Its premise, (C,) bool."""
     explain: Callable[[LayerContext, Tensor], Cause]
     """What it says of the channels, (C,) bool, for which it holds."""
+
+
+def channel_cause(
+    kind: CauseKind, holds: Callable[[LayerContext], Tensor]
+) -> Callable[[Callable[[LayerContext, Tensor], Cause]], ChannelCause]:
+    """Makes what a function explains a cause, see `ChannelCause`; the function's docstring says its premise."""
+    return lambda explain: ChannelCause(kind, holds, explain)
 
 
 def assign(
@@ -54,13 +54,12 @@ def assign(
 # -- pruned -----------------------------------------------------------------------------------------------------------
 
 
-def is_pruned(layer: LayerContext) -> Tensor:
+@channel_cause(
+    causes.PRUNED, lambda layer: layer.everywhere(False) if layer.observed.masked is None else layer.observed.masked
+)
+def pruned(layer: LayerContext, channels: Tensor) -> Cause:
     """A mask holds the whole kernel at zero."""
-    return layer.everywhere(False) if layer.observed.masked is None else layer.observed.masked
-
-
-def _pruned(layer: LayerContext, channels: Tensor) -> Cause:
-    return PRUNED.because(
+    return causes.PRUNED.because(
         "a pruning mask holds the whole kernel at zero, as was asked for",
         "Nothing to fix. Remove the channels physically to turn the mask into saved memory and time.",
         references.PRUNE_DOCS,
@@ -75,14 +74,13 @@ def is_zero(layer: LayerContext) -> Tensor:
     return layer.mask(layer.report.zero_kernels)
 
 
-def is_zero_since_initialisation(layer: LayerContext) -> Tensor:
+@channel_cause(
+    causes.ZERO_AT_INITIALISATION, lambda layer: is_zero(layer) & layer.past.first_zero & layer.past.from_start
+)
+def zero_at_initialisation(layer: LayerContext, channels: Tensor) -> Cause:
     """It was zero before its first step and is so now."""
-    return is_zero(layer) & layer.past.first_zero & layer.watched_from_start
-
-
-def _zero_at_initialisation(layer: LayerContext, channels: Tensor) -> Cause:
     what = what_is_zero(layer, channels)
-    return ZERO_AT_INITIALISATION.because(
+    return causes.ZERO_AT_INITIALISATION.because(
         f"the {what} was zero before the first step and still is; training did not do it",
         "Initialise these kernels with random values (kaiming_normal_); if the zeros are on purpose, see that a"
         " gradient reaches them: a zero kernel learns only if what follows it lets one through."
@@ -121,11 +119,6 @@ def has_scale_shrunk(layer: LayerContext) -> Tensor:
     return is_zero(layer) & ((past.before & ZERO_KERNEL) != 0) & (past.scale < SHRUNK * past.first_scale)
 
 
-def has_shrunk(layer: LayerContext) -> Tensor:
-    """Kernel or scale is zero now, was not at first, and is smaller than then."""
-    return is_zero(layer) & ~layer.past.first_zero & (has_scale_shrunk(layer) | _is_kernel_smaller(layer))
-
-
 def _is_kernel_smaller(layer: LayerContext) -> Tensor:
     """The kernel itself is zero or next to it, and smaller than at first."""
     norms = layer.observed.norms
@@ -141,7 +134,7 @@ def _is_kernel_zero(layer: LayerContext) -> Tensor:
 
 
 def has_decayed(layer: LayerContext) -> Tensor:
-    """It has shrunk to zero, and the weight decay that was applied can have taken it so far."""
+    """Kernel or scale is zero now, was not at first, and the weight decay that was applied can have taken it so far."""
     if layer.observed.weight_decay <= 0:
         return layer.everywhere(False)
     past, norms = layer.past, layer.observed.norms
@@ -149,7 +142,7 @@ def has_decayed(layer: LayerContext) -> Tensor:
     if norms is not None:
         entries = max(1, layer.observed.parameters // max(1, layer.observed.channels))
         within = within | (_is_kernel_smaller(layer) & _is_within_reach(layer, past.first_norm, norms, entries))
-    return has_shrunk(layer) & within
+    return is_zero(layer) & ~past.first_zero & within
 
 
 def _is_within_reach(layer: LayerContext, first: Tensor, now: Tensor, entries: int) -> Tensor:
@@ -172,12 +165,9 @@ PLAIN = ("SGD", "ASGD")
 """Optimizers whose steps are as large as the gradient; all others are taken to normalise."""
 
 
-def has_decayed_first(layer: LayerContext) -> Tensor:
-    """Decay came first: the norm had fallen far before the gradient stopped."""
-    return has_decayed(layer) & (layer.past.stop_norm < SHRUNK * layer.past.first_norm)
-
-
-def _decayed(layer: LayerContext, channels: Tensor) -> Cause:
+@channel_cause(causes.DECAYED, has_decayed)
+def decayed(layer: LayerContext, channels: Tensor) -> Cause:
+    """It has shrunk to zero, and decay can have done it."""
     observed, past = layer.observed, layer.past
     stop = past.last_gradient[channels]
     seen = stop[stop > 0]
@@ -194,7 +184,7 @@ def _decayed(layer: LayerContext, channels: Tensor) -> Cause:
     first = past.first_norm[channels] if kernel else past.first_scale[channels]
     coupled = not observed.decoupled_decay
     shape = "through the gradient (L2)" if coupled else "apart from the gradient"
-    return DECAYED.because(
+    return causes.DECAYED.because(
         f"{when}, and weight decay {observed.weight_decay:g} applied {shape} has worn the {what}"
         # the norm that follows is known by the graph alone, so its scale is first seen after the first window
         f" down ({'norm ' * kernel}{span(first)} {'at the start' if kernel else 'when first seen'}, {span(now)} now)",
@@ -242,19 +232,23 @@ def has_scale_decayed(layer: LayerContext) -> Tensor:
     return layer.everywhere(can) & has_scale_fallen(layer) & _is_within_reach(layer, past.first_scale, past.scale, 1)
 
 
-def has_scale_collapsed(layer: LayerContext) -> Tensor:
+decayed_first = replace(
+    decayed, holds=lambda layer: has_decayed(layer) & (layer.past.stop_norm < SHRUNK * layer.past.first_norm)
+)
+"""Decay came first: the norm had fallen far before the gradient stopped."""
+scale_decayed = replace(decayed, holds=has_scale_decayed)
+
+
+@channel_cause(causes.SCALE_COLLAPSED, lambda layer: has_scale_fallen(layer) & ~has_scale_decayed(layer))
+def scale_collapsed(layer: LayerContext, channels: Tensor) -> Cause:
     """The norm's scale was a good deal larger, and weight decay cannot have taken it to what it is."""
-    return has_scale_fallen(layer) & ~has_scale_decayed(layer)
-
-
-def _scale_collapsed(layer: LayerContext, channels: Tensor) -> Cause:
     past, observed = layer.past, layer.observed
     ruled_out = (
         f"weight decay {observed.weight_decay:g}, which leaves more of it in so many steps"
         if observed.weight_decay > 0
         else "weight decay, which is 0 here"
     )
-    return SCALE_COLLAPSED.because(
+    return causes.SCALE_COLLAPSED.because(
         f"the scale (gamma) of the norm after it fell from {span(past.first_scale[channels])} to"
         f" {span(past.scale[channels])}, so that the channel passes on next to nothing of its input; ruled out:"
         f" {ruled_out}",
@@ -264,11 +258,3 @@ def _scale_collapsed(layer: LayerContext, channels: Tensor) -> Cause:
         references.MEHTA,
         {"first_scale": _largest(past.first_scale[channels]), "scale": _largest(past.scale[channels])},
     )
-
-
-BY_MASK = ChannelCause(PRUNED, is_pruned, _pruned)
-FROM_THE_START = ChannelCause(ZERO_AT_INITIALISATION, is_zero_since_initialisation, _zero_at_initialisation)
-BY_DECAY = ChannelCause(DECAYED, has_decayed, _decayed)
-BY_DECAY_FIRST = ChannelCause(DECAYED, has_decayed_first, _decayed)
-BY_DECAY_OF_SCALE = ChannelCause(DECAYED, has_scale_decayed, _decayed)
-BY_SCALE = ChannelCause(SCALE_COLLAPSED, has_scale_collapsed, _scale_collapsed)

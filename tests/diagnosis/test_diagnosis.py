@@ -280,7 +280,7 @@ def _layers() -> st.SearchStrategy[LayerWindow]:
 def test_whatever_is_observed_each_channel_has_one_state_and_nothing_is_claimed_unseen(seen: list[LayerWindow]) -> None:
     run = Run().next(start(channels=3))
     for observed in seen:
-        before = run.history["conv"].codes & STATE_BITS
+        before = run.history.layers["conv"].codes & STATE_BITS
         report = run.next(observed).report()
         assert len(report.codes) == 3
         parts = [report.dead, report.saturated, report.silent, report.starved, report.zero_gradient]
@@ -308,7 +308,7 @@ def test_classify_changes_nothing_it_was_given() -> None:
     observed, history = layer(fired=torch.zeros(4, dtype=torch.bool)), History()
     before = {name: value.clone() for name, value in vars(observed).items() if isinstance(value, torch.Tensor)}
     classify(observed, window(1, observed), history, Thresholds(), activity(observed))
-    assert list(history) == []
+    assert list(history.layers) == []
     for name, value in before.items():
         torch.testing.assert_close(getattr(observed, name), value)
 

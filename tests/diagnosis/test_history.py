@@ -34,7 +34,7 @@ def reload(history: History) -> History:
 
 def test_the_last_window_that_fired_and_that_had_a_gradient_are_remembered() -> None:
     run = Run().next(start()).next(layer()).next(layer()).next(layer(**OFF)).next(layer(**OFF))
-    past = run.history["conv"]
+    past = run.history.layers["conv"]
     assert past.last_fired.tolist() == [2, 4, 4, 4]
     assert past.last_gradient.tolist() == [2, 4, 4, 4]
     assert past.since.tolist() == [3, 0, 0, 0]
@@ -43,7 +43,7 @@ def test_the_last_window_that_fired_and_that_had_a_gradient_are_remembered() -> 
 def test_the_norm_is_remembered_from_initialisation_and_from_when_the_gradient_stopped() -> None:
     run = Run().next(start(norms=each(1.0, 1, 1, 1)))
     run.next(layer(norms=each(0.8, 1, 1, 1))).next(layer(norms=each(0.3, 1, 1, 1), **OFF))
-    past = run.history["conv"]
+    past = run.history.layers["conv"]
     assert past.first_norm.tolist() == pytest.approx([1, 1, 1, 1])
     assert past.stop_norm.tolist() == pytest.approx([0.8, 1, 1, 1])
 
@@ -51,13 +51,13 @@ def test_the_norm_is_remembered_from_initialisation_and_from_when_the_gradient_s
 def test_the_update_ratio_of_the_window_after_the_last_firing_counts_too() -> None:
     run = Run().next(start()).next(layer(update_ratio_max=0.01))
     run.next(layer(update_ratio_max=0.7, **OFF)).next(layer(update_ratio_max=5.0, **OFF))
-    assert run.history["conv"].reckless.tolist() == pytest.approx([0.7, 5, 5, 5])
+    assert run.history.layers["conv"].reckless.tolist() == pytest.approx([0.7, 5, 5, 5])
 
 
 def test_a_reckless_producer_counts_as_much_as_the_layer_itself() -> None:
     fed: dict[str, Any] = {"name": "fc", "producers": ("conv",)}
     run = Run().next(start(), start(**fed)).next(layer(update_ratio_max=0.9), layer(**fed))
-    assert run.history["fc"].reckless.tolist() == pytest.approx([0.9] * 4)
+    assert run.history.layers["fc"].reckless.tolist() == pytest.approx([0.9] * 4)
 
 
 def test_a_step_far_above_its_steady_size_counts_in_the_window_after_the_last_firing_too() -> None:
@@ -66,7 +66,7 @@ def test_a_step_far_above_its_steady_size_counts_in_the_window_after_the_last_fi
     run = Run().next(start(), start(**fed)).next(layer(), layer(**fed))
     run.next(layer(**large, **OFF), layer(**fed, **OFF)).next(layer(**OFF), layer(**fed, **OFF))
     for name in ("conv", "fc"):
-        assert run.history[name].slung.tolist() == pytest.approx([3.0 / ADAM.steady, 0, 0, 0])
+        assert run.history.layers[name].slung.tolist() == pytest.approx([3.0 / ADAM.steady, 0, 0, 0])
 
 
 def test_a_history_from_before_adams_steps_were_measured_is_read() -> None:
@@ -75,28 +75,28 @@ def test_a_history_from_before_adams_steps_were_measured_is_read() -> None:
     del state["layers"]["conv"]["slung"]
     later = History()
     later.load_state_dict(state)
-    assert later["conv"].slung.tolist() == [0.0] * 4
+    assert later.layers["conv"].slung.tolist() == [0.0] * 4
 
 
 def test_a_penalty_does_not_pass_for_a_gradient_once_the_channel_is_dead() -> None:
     run = Run().next(start()).next(layer(penalised=True)).next(layer(penalised=True, fired=OFF["fired"]))
-    assert run.history["conv"].last_gradient.tolist() == [1, 2, 2, 2]
+    assert run.history.layers["conv"].last_gradient.tolist() == [1, 2, 2, 2]
 
 
 def test_what_was_not_observed_is_not_remembered_as_seen() -> None:
-    past = Run().next(start(norms=None)).history["conv"]
+    past = Run().next(start(norms=None)).history.layers["conv"]
     assert past.last_fired.tolist() == past.last_gradient.tolist() == [NEVER] * 4
     assert past.first_norm.isnan().all()
 
 
 def test_a_layer_may_appear_late_and_does_not_count_as_seen_at_initialisation() -> None:
     run = Run().next(start()).next(layer()).next(layer(), layer("late"))
-    assert (run.history["late"].first_window, run.history["late"].first_step) == (2, 40)
+    assert (run.history.layers["late"].first_window, run.history.layers["late"].first_step) == (2, 40)
 
 
 def test_an_excluded_layer_leaves_its_past_untouched() -> None:
     run = Run().next(start()).next(layer()).next(layer(excluded="requires_grad=False"))
-    assert run.history["conv"].last_fired.tolist() == [1] * 4
+    assert run.history.layers["conv"].last_fired.tolist() == [1] * 4
 
 
 def test_the_state_holds_plain_things_alone_and_reads_back_equal() -> None:
@@ -139,17 +139,17 @@ def test_a_state_is_a_copy_that_later_windows_leave_alone() -> None:
 def test_layers_that_changed_shape_are_dropped_and_named_and_those_that_went_are_with_the_next_window() -> None:
     run = Run().next(start("same"), start("wider"), start("gone"))
     assert run.history.restrict({"same": 4, "wider": 8, "new": 3}) == ["wider"]
-    assert list(run.history) == ["same", "gone"]
+    assert list(run.history.layers) == ["same", "gone"]
     run.next(layer(name="same"), layer(name="new"))
-    assert list(run.history) == ["same", "new"]
+    assert list(run.history.layers) == ["same", "new"]
 
 
 def test_a_layer_that_has_another_name_keeps_its_past_under_it() -> None:
     run = Run().next(start("one"), start("two"), start("three")).next(layer(name="one"), layer(name="two"))
-    past = run.history["one"]
+    past = run.history.layers["one"]
     run.history.follow({"one": "two", "two": "far"})
-    assert list(run.history) == ["two", "far"]
-    assert run.history["two"] is past
+    assert list(run.history.layers) == ["two", "far"]
+    assert run.history.layers["two"] is past
 
 
 def test_a_history_of_another_format_is_refused() -> None:

@@ -88,7 +88,7 @@ def test_windows_of_few_sampled_steps_wait_until_there_are_eight_of_them() -> No
     assert not run.of("vanishing_gradient")
     del state["layers"]["conv"]["recent"]
     run.history.load_state_dict(state)  # of a release that did not keep it
-    assert run.history["conv"].recent == []
+    assert run.history.layers["conv"].recent == []
 
 
 def test_a_rate_over_few_of_many_steps_is_not_kept_for_later() -> None:

@@ -135,7 +135,7 @@ def _jointly(evidence: Evidence, full: Arm, outcomes: dict[str, ArmOutcome], wor
     if needed:
         text += f" {_begin(_and(needed))} {'is' if len(needed) == 1 else 'are'} needed among them."
     if spare:
-        text += f" Without {_or(spare)} the others still suffice."
+        text += f" Without {_and(spare, 'or')} the others still suffice."
     return text
 
 
@@ -227,10 +227,6 @@ def _in(runs: Sequence[object]) -> str:
 
 def _and(names: Sequence[str], word: str = "and") -> str:
     return f"{', '.join(names[:-1])} {word} {names[-1]}" if len(names) > 1 else "".join(names)
-
-
-def _or(names: Sequence[str]) -> str:
-    return _and(names, "or")
 
 
 def _begin(text: str) -> str:

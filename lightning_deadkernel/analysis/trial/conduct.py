@@ -117,7 +117,7 @@ def conduct(
                 for left_out in useful
             ]
             train(Job(arm, order) for order in range(seeds) for arm in rest)
-    return judge(target, reference, ended, planned, untried, stopped, notes)
+    return judge(Evidence(target, reference, ended, planned), untried, stopped, notes)
 
 
 def _together(name: str, arms: Sequence[Arm], combine: Callable[[Sequence[Arm]], tuple[str, ...]]) -> Arm:

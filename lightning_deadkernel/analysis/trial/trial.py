@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning_deadkernel.analysis.trial.conclusion import conclude
 from lightning_deadkernel.analysis.trial.describe import describe_trial
-from lightning_deadkernel.analysis.trial.records import Failed, Job, Run, TrialRecord, Untried
-from lightning_deadkernel.analysis.trial.target import Target
+from lightning_deadkernel.analysis.trial.records import TrialRecord, Untried
 from lightning_deadkernel.analysis.trial.verdict import Evidence
 from lightning_deadkernel.figures import png, why_none
 from lightning_deadkernel.figures.trial import Row, draw_trial
@@ -85,28 +84,9 @@ def _right(verdict: str, trial: TrialRecord, free: Sequence[int]) -> str:
     return f"{sum(free):,} of {named * len(free):,} free" + (f": {verdict}" if verdict else "")
 
 
-def judge(
-    target: Target,
-    reference: Run,
-    ended: Sequence[Run | Failed],
-    planned: Sequence[Job],
-    untried: Sequence[Untried] = (),
-    stopped: str = "",
-    notes: Sequence[str] = (),
-) -> Trial:
-    """What the runs show of the target.
-
-    Args:
-        target: what is asked about.
-        reference: the run in which it was found.
-        ended: what was run.
-        planned: what was meant to be.
-        untried: suspects that nothing could be changed for.
-        stopped: why not all was run; empty where it was.
-        notes: what else to know.
-    """
-    evidence = Evidence(target, reference, ended, planned)
-    arms, seeds = evidence.outcomes(), evidence.overlap()
+def judge(evidence: Evidence, untried: Sequence[Untried], stopped: str, notes: Sequence[str]) -> Trial:
+    """What the runs show of the target; the rest is as in `TrialRecord`."""
+    arms, seeds, target = evidence.outcomes(), evidence.overlap(), evidence.target
     return Trial(
         title=target.title,
         kind=target.kind,

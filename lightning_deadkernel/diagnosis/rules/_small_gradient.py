@@ -6,19 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import accumulate
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import (
-    DEPTH,
-    IGNORED_BY_LOSS,
-    NO_GRADIENT_DOWNSTREAM,
-    SATURATED,
-    SATURATED_DOWNSTREAM,
-    UNDERFLOW,
-    UNKNOWN,
-    ZERO_AT_INITIALISATION,
-    Cause,
-    Evidence,
-)
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
 from lightning_deadkernel.diagnosis.rule import Found
@@ -41,34 +30,28 @@ HEALTHY_STEP = 1e-5
 landmark, ten times the line of slow."""
 
 CAUSES = (
-    ZERO_AT_INITIALISATION,
-    UNDERFLOW,
-    SATURATED_DOWNSTREAM,
-    IGNORED_BY_LOSS,
-    NO_GRADIENT_DOWNSTREAM,
-    SATURATED,
-    DEPTH,
-    UNKNOWN,
+    causes.ZERO_AT_INITIALISATION,
+    causes.UNDERFLOW,
+    causes.SATURATED_DOWNSTREAM,
+    causes.IGNORED_BY_LOSS,
+    causes.NO_GRADIENT_DOWNSTREAM,
+    causes.SATURATED,
+    causes.DEPTH,
+    causes.UNKNOWN,
 )
 
 
 WEAK, VANISHING = 0, 1
 
 
-def _shares(layer: LayerContext) -> tuple[float, float]:
-    """Shares of the last sampled steps on which the gradient was weak and vanishing; zeros while they are too few."""
-    known = layer.past.small_gradient_shares if layer.observed.gradient_ratio is not None else None
-    return known or (0.0, 0.0)
-
-
 def is_vanishing(layer: LayerContext) -> bool:
     """Whether the layer's gradient vanished on enough of the last sampled steps."""
-    return _shares(layer)[VANISHING] >= layer.thresholds.share_of_steps
+    return layer.small_gradient_shares[VANISHING] >= layer.thresholds.share_of_steps
 
 
 def is_weak(layer: LayerContext) -> bool:
     """Whether the layer's gradient was weak on enough of the last sampled steps, and not vanishing."""
-    return _shares(layer)[WEAK] >= layer.thresholds.share_of_steps and not is_vanishing(layer)
+    return layer.small_gradient_shares[WEAK] >= layer.thresholds.share_of_steps and not is_vanishing(layer)
 
 
 def is_scale_growing(layer: LayerContext) -> bool:
@@ -125,7 +108,7 @@ def explained(
         evidence: Evidence = {
             "gradient_ratio": ratio,
             "depth": layer.observed.depth,
-            "share_of_steps": _shares(layer)[share],
+            "share_of_steps": layer.small_gradient_shares[share],
             **({} if largest_at is None else {"largest_gradient_at": largest_at}),
         }
         yield Found(layer, harmful if harm else "info", explain.cause(layer), evidence)
@@ -191,7 +174,7 @@ class Explainer:
         if is_scale_growing(layer):
             assert observed.norm_scale is not None
             scale = float(observed.norm_scale.median())
-            return ZERO_AT_INITIALISATION.because(
+            return causes.ZERO_AT_INITIALISATION.because(
                 f"{text}, as it passes a norm whose scale (gamma) has a median of {scale:.1e} and moves",
                 "Nothing to fix where the scale was set to zero on purpose (residual branches): the gradient grows with"
                 " it.",
@@ -202,7 +185,7 @@ class Explainer:
         if cause is not None:
             return cause
         if _is_wholly_flat(layer):
-            return SATURATED.because(
+            return causes.SATURATED.because(
                 f"{text}: most inputs of each of its channels lie on the flat end of {observed.activation}",
                 f"Put a norm before the activation, scale the initial weights down (Xavier initialisation) or lower"
                 f" {layer.rate}.",
@@ -210,14 +193,14 @@ class Explainer:
             )
         if self.blocking[layer.name]:
             names = ", ".join(sorted(self.blocking[layer.name]))
-            return SATURATED_DOWNSTREAM.because(
+            return causes.SATURATED_DOWNSTREAM.because(
                 f"{text}: every path from it to the loss passes {names}, all of whose channels lie on a flat end",
                 f"Bring {names} off its flat end first; this layer is sound.",
                 references.GLOROT,
                 {"consumers": names},
             )
         if layer.name in self.faint:
-            return IGNORED_BY_LOSS.because(
+            return causes.IGNORED_BY_LOSS.because(
                 f"{text}: only the loss reads this layer, and sends back next to nothing of what it sends to another"
                 " output: its part of the loss has a weight of next to zero, or is of another scale",
                 f"Check the term of the loss that {layer.name} enters: raise its weight, or bring its targets to about"
@@ -226,7 +209,7 @@ class Explainer:
             )
         if self.behind_faint[layer.name]:
             names = ", ".join(sorted(self.behind_faint[layer.name]))
-            return NO_GRADIENT_DOWNSTREAM.because(
+            return causes.NO_GRADIENT_DOWNSTREAM.because(
                 f"{text}: every path from it to the loss passes {names}, to which the loss sends next to nothing",
                 f"Look at the part of the loss that {names} enters first; this layer is sound.",
                 references.AUTOGRAD_DOCS,
@@ -235,7 +218,7 @@ class Explainer:
         if bounded >= DEEP:
             nearer, flat = self._flat.until(observed.depth)
             if 2 * flat > nearer:
-                return SATURATED.because(
+                return causes.SATURATED.because(
                     f"{text}: {bounded} sigmoid or tanh activations lie on every path from it to the loss, and"
                     f" {flat:.0f} of the {nearer} such layers that are no farther from it have most of their inputs on"
                     " a flat end",
@@ -244,7 +227,7 @@ class Explainer:
                     references.GLOROT,
                     {"bounded_layers": bounded},
                 )
-            return DEPTH.because(
+            return causes.DEPTH.because(
                 f"{text}: {bounded} sigmoid or tanh activations lie on every path from it to the loss, and each"
                 " multiplies by its slope (at most 0.25 for sigmoid)",
                 _advice(
@@ -259,7 +242,7 @@ class Explainer:
         norm = self._norm_nearer(layer)
         if plain >= DEEP or (norm / KEEPS_SIZE) ** plain < SHRUNK:
             small = f"; kernels there have a norm of {norm:.2g}, where {KEEPS_SIZE:.2g} keeps the size under ReLU"
-            return DEPTH.because(
+            return causes.DEPTH.because(
                 f"{text}: on every path to the loss it passes {plain} layer{'s' * (plain != 1)} that no norm follows"
                 f" and no skip bypasses{small * (norm < KEEPS_SIZE)}",
                 _advice(
@@ -270,7 +253,7 @@ class Explainer:
                 references.HE,
                 {"layers_without_norm": plain},
             )
-        return UNKNOWN.because(
+        return causes.UNKNOWN.because(
             f"{text}; ruled out: a chain of sigmoid or tanh activations ({bounded} on the shortest path to the loss), a"
             f" saturated layer on every path, a chain of layers without norm or skip ({plain} of them)",
             _advice(
@@ -324,7 +307,7 @@ def _is_mostly_flat(layer: LayerContext) -> bool:
 
 
 def _is_wholly_flat(layer: LayerContext) -> bool:
-    if len(layer.report.saturated) == layer.observed.channels > 0:
+    if layer.wholly("saturated"):
         return True
     share = layer.observed.saturated_share
     return share is not None and share.numel() > 0 and bool((share > layer.thresholds.saturated_share).all())

@@ -31,28 +31,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.causes import (
-    BORN_DEAD,
-    DECAYED,
-    FADED,
-    KNOCKED_OUT,
-    PRUNED,
-    SCALE_COLLAPSED,
-    SHIFT_NEGATIVE,
-    SLINGSHOT,
-    UNKNOWN,
-    UPSTREAM_DEAD,
-    ZERO_AT_INITIALISATION,
-    CauseKind,
-    Evidence,
-)
+from lightning_deadkernel.diagnosis import causes
+from lightning_deadkernel.diagnosis.causes import CauseKind, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.death_causes import CAUSES, CHANCE_SHARE, proven, unknown
-from lightning_deadkernel.diagnosis.gradient_causes import BY_DEAD_INPUTS
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import (
-    BY_MASK,
     assign,
+    pruned,
 )
 from lightning_deadkernel.report.records import Severity
 
@@ -66,29 +52,12 @@ SURE = 3.0
 """Of n samples on none of which a channel fired: its rate is below 3/n with 95 % confidence (the rule of three)."""
 
 
-@rule(
-    "{of} dead",
-    causes=(
-        PRUNED,
-        UPSTREAM_DEAD,
-        BY_DEAD_INPUTS.kind,
-        ZERO_AT_INITIALISATION,
-        DECAYED,
-        SLINGSHOT,
-        KNOCKED_OUT,
-        SCALE_COLLAPSED,
-        SHIFT_NEGATIVE,
-        BORN_DEAD,
-        FADED,
-        UNKNOWN,
-    ),
-    with_model=True,
-)
+@rule("{of} dead", *dict.fromkeys(cause.kind for cause in CAUSES), causes.UNKNOWN, with_model=True)
 def dead_channels(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "dead", grouped by cause."""
     for layer, dead in context.having("dead"):
         audited = context.window.audited
-        groups = assign(layer, dead, (BY_MASK,) if audited else CAUSES, proven if audited else unknown)
+        groups = assign(layer, dead, (pruned,) if audited else CAUSES, proven if audited else unknown)
         chance = sum(float(channels.float().mean()) for channels, cause in groups if cause.kind.by_chance)
         for channels, cause in groups:
             severity = _severity(layer, bool(dead.all()), channels, cause.kind, chance)
@@ -105,7 +74,7 @@ def _severity(layer: LayerContext, whole: bool, channels: Tensor, cause: CauseKi
     if layer.window.audited:
         return "warning"
     young = bool((layer.past.since[channels] == layer.window.index).all())
-    if (cause.by_chance or cause is UNKNOWN) and young and layer.window.batches < FEW_BATCHES:
+    if (cause.by_chance or cause is causes.UNKNOWN) and young and layer.window.batches < FEW_BATCHES:
         return "info"
     return "info" if cause.by_chance and chance < CHANCE_SHARE else "warning"
 

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import NEVER_SELECTED, NOT_IN_THE_DATA, Cause
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.observation import OF_KERNELS
@@ -36,7 +36,7 @@ ENOUGH_BATCHES = 8
 """Before these many, that a code or an expert was not selected is worth knowing, and no fault."""
 
 
-@rule("{of} never selected", causes=(NEVER_SELECTED, NOT_IN_THE_DATA), noun="row")
+@rule("{of} never selected", causes.NEVER_SELECTED, causes.NOT_IN_THE_DATA, noun="row")
 def dead_rows(context: WindowContext) -> Iterator[Found]:
     """Rows that are no kernels, without any gradient where others have one."""
     for layer in context.layers:
@@ -53,19 +53,19 @@ def dead_rows(context: WindowContext) -> Iterator[Found]:
 
 def _why(layer: LayerContext) -> Cause:
     if layer.observed.rows == "experts":
-        return NEVER_SELECTED.because(
+        return causes.NEVER_SELECTED.because(
             "no token was sent to these experts in the window",
             "Raise the weight of the load-balancing loss or the router's noise, or use fewer experts.",
             references.EXPERTS,
         )
     if layer.observed.rows == "codes":
-        return NEVER_SELECTED.because(
+        return causes.NEVER_SELECTED.because(
             "these codes were nearest to nothing in the window, so no gradient moves them",
             "Set unused codes to encoder outputs of the batch, update the codebook by moving averages, or use fewer"
             " codes.",
             references.CODES,
         )
-    return NOT_IN_THE_DATA.because(
+    return causes.NOT_IN_THE_DATA.because(
         "these rows were not looked up in the window",
         "Nothing, if the data of a window does not hold every entry; else check how the indices are made.",
         references.EMBEDDING_DOCS,

@@ -24,14 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import LOW_ACTIVITY
+from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.report.states import STATE_BITS, STATES
 
 
-@rule("{of} dormant", causes=(LOW_ACTIVITY,))
+@rule("{of} dormant", causes.LOW_ACTIVITY)
 def dormant_channels(context: WindowContext) -> Iterator[Found]:
     """Active channels flagged as dormant."""
     lines = context.thresholds
@@ -42,7 +41,7 @@ def dormant_channels(context: WindowContext) -> Iterator[Found]:
         rare = int(layer.mask(layer.report.rare)[channels].sum())
         zero = int(layer.mask(layer.report.zero_kernels)[channels].sum())
         kernels = "is a zero kernel" if zero == 1 else "are zero kernels"
-        cause = LOW_ACTIVITY.because(
+        cause = causes.LOW_ACTIVITY.because(
             f"they fire, but at or below {lines.dormant:g} of the layer's mean activation"
             + (f"; {rare} of them on fewer than {lines.rare:.0%} of samples and positions" if rare else "")
             + (f"; {zero} of them {kernels}, or next to it, which is why" if zero else ""),

@@ -25,13 +25,12 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import RECKLESS_UPDATES, UNKNOWN
+from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 
 
-@rule("the gradient explodes", causes=(RECKLESS_UPDATES, UNKNOWN))
+@rule("the gradient explodes", causes.RECKLESS_UPDATES, causes.UNKNOWN)
 def exploding_gradient(context: WindowContext) -> Iterator[Found]:
     """The network's gradient norm against its own past."""
     norm = context.window.gradient_norm
@@ -43,7 +42,7 @@ def exploding_gradient(context: WindowContext) -> Iterator[Found]:
     growth, line = norm / median(earlier), context.thresholds.update_large
     reckless = [layer.name for layer in context.layers if (layer.observed.update_ratio_max or 0.0) > line]
     harm = bool(reckless) or any(layer.observed.non_finite_gradients for layer in context.layers)
-    cause = (RECKLESS_UPDATES if harm else UNKNOWN).because(
+    cause = (causes.RECKLESS_UPDATES if harm else causes.UNKNOWN).because(
         f"the gradient norm is {norm:.3g}, {growth:.3g} times the median of the {len(earlier)} windows before"
         + (f", and steps became reckless in {', '.join(reckless[:3])}" if reckless else "")
         + ("" if harm else "; ruled out: reckless or non-finite updates, so it may be the end of a plateau"),

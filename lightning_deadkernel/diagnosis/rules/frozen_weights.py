@@ -29,24 +29,18 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import (
-    BELOW_RESOLUTION,
-    CLIPPED,
-    EPSILON_DOMINATES,
-    NOT_IN_OPTIMIZER,
-    RATE_SPENT,
-    UNKNOWN,
-    Cause,
-    Evidence,
-)
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.rules._clipping import clipped
-from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
-from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
-from lightning_deadkernel.diagnosis.rules._schedule import ADVICE, is_annealed
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised, is_vanishing, is_weak
+from lightning_deadkernel.diagnosis.rules._steps import (
+    LOOK_AT_SCHEDULE,
+    RESOLUTION,
+    against_rounding,
+    is_annealed,
+    what_shrinks,
+)
 
 SPREAD = 16.0
 """Gradients of the kernels of one layer differ by more than this factor, and so do their steps."""
@@ -56,7 +50,12 @@ HALF = 0.5
 
 @rule(
     "{of} frozen: not one bit changed",
-    causes=(NOT_IN_OPTIMIZER, RATE_SPENT, CLIPPED, EPSILON_DOMINATES, BELOW_RESOLUTION, UNKNOWN),
+    causes.NOT_IN_OPTIMIZER,
+    causes.RATE_SPENT,
+    causes.CLIPPED,
+    causes.EPSILON_DOMINATES,
+    causes.BELOW_RESOLUTION,
+    causes.UNKNOWN,
 )
 def frozen_weights(context: WindowContext) -> Iterator[Found]:
     """Channels flagged as frozen."""
@@ -64,8 +63,8 @@ def frozen_weights(context: WindowContext) -> Iterator[Found]:
         cause = _why(layer, channels)
         # a small gradient is a finding of its own, and the root of this one
         few = is_vanishing(layer) or is_weak(layer) or float(channels.float().mean()) < HALF
-        usual = cause.kind in (UNKNOWN, CLIPPED, EPSILON_DOMINATES, RATE_SPENT)
-        usual |= cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2
+        usual = cause.kind in (causes.UNKNOWN, causes.CLIPPED, causes.EPSILON_DOMINATES, causes.RATE_SPENT)
+        usual |= cause.kind is causes.BELOW_RESOLUTION and layer.observed.bytes_per_parameter > 2
         evidence: Evidence = {"optimizer_steps": layer.window.optimizer_steps}
         yield Found(layer, "info" if few and usual else "warning", cause, evidence, channels)
 
@@ -73,7 +72,7 @@ def frozen_weights(context: WindowContext) -> Iterator[Found]:
 def _why(layer: LayerContext, channels: Tensor) -> Cause:
     observed = layer.observed
     if not observed.in_optimizer:
-        return NOT_IN_OPTIMIZER.because(
+        return causes.NOT_IN_OPTIMIZER.because(
             "a gradient reaches the weight, but no optimizer holds it, so no step can change it",
             "Pass the parameter to the optimizer in configure_optimizers, or set requires_grad=False if it is frozen on"
             " purpose (that saves its backward pass as well).",
@@ -90,38 +89,38 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
         "bytes_per_parameter": observed.bytes_per_parameter,
     }
     half = observed.bytes_per_parameter == 2
-    resolution = EPSILON.get(observed.bytes_per_parameter, EPSILON[4])
+    resolution = RESOLUTION.get(observed.bytes_per_parameter, RESOLUTION[4])
     step = observed.update_ratio  # of the whole layer, from which some kernels depart
     expected = rate * (1.0 if is_normalised(layer) else size)
-    if is_annealed(layer) and expected < EPSILON[4] * largest:  # of two bytes, the format may be to blame
-        return RATE_SPENT.because(
+    if is_annealed(layer) and expected < RESOLUTION[4] * largest:  # of two bytes, the format may be to blame
+        return causes.RATE_SPENT.because(
             f"the learning rate is down to {rate:.1e} from {layer.past.largest_learning_rate:g}: steps of that size"
             " round away in the weights",
-            ADVICE,
+            LOOK_AT_SCHEDULE,
             references.SCHEDULE_DOCS,
             evidence,
         )
     tiny = step is not None and step < SPREAD * resolution
-    if tiny and (known := clipped(layer) or epsilon_dominates(layer)) is not None:
+    if tiny and (known := what_shrinks(layer)) is not None:
         return known
     rounds = expected < (SPREAD if half else 1.0) * resolution * largest
     if tiny and step:  # zero may be what is left where something has taken the gradient
-        return BELOW_RESOLUTION.because(
+        return causes.BELOW_RESOLUTION.because(
             f"a typical step at learning rate {rate:g} changes the layer by {step:.1e} of its weights, which"
             f" resolve {resolution:.0e}: smaller ones round away",
-            advice(layer),
+            against_rounding(layer),
             references.MIXED,
             evidence | {"update_ratio": step},
         )
     if rounds or (half and step is None):
-        return BELOW_RESOLUTION.because(
+        return causes.BELOW_RESOLUTION.because(
             f"steps at learning rate {rate:g} on gradients up to {size:.1e} round away in weights of up to"
             f" {largest:.2g} held in {observed.bytes_per_parameter} bytes",
-            advice(layer),
+            against_rounding(layer),
             references.MIXED,
             evidence,
         )
-    return UNKNOWN.because(
+    return causes.UNKNOWN.because(
         "ruled out: missing from the optimizer, learning rate zero, a pruning mask, steps below the weights'"
         " resolution",
         "Look for code that writes the weights back after each step, for a gradient zeroed before the step (by a hook,"

@@ -27,8 +27,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import CONSTANT_INITIALISATION
+from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.report.records import Severity
@@ -38,7 +37,7 @@ USUAL = {name for name, kind in vars(nn).items() if isinstance(kind, type) and i
 are drawn at each step), and get different gradients for each."""
 
 
-@rule("all kernels are identical", causes=(CONSTANT_INITIALISATION,), at_initialisation=True, in_files=True)
+@rule("all kernels are identical", causes.CONSTANT_INITIALISATION, at_initialisation=True, in_files=True)
 def identical_kernels(context: WindowContext) -> Iterator[Found]:
     """Layers of equal kernels; those of zeros are a matter of zero kernels."""
     for layer in context.layers:
@@ -48,7 +47,7 @@ def identical_kernels(context: WindowContext) -> Iterator[Found]:
         # in a warm-up from a learning rate of zero nothing could part them yet
         could_part = context.window.optimizer_steps > 0 and (observed.learning_rate or 0.0) > 0
         stays = could_part and not layer.is_first_window
-        cause = CONSTANT_INITIALISATION.because(
+        cause = causes.CONSTANT_INITIALISATION.because(
             f"all {observed.channels} kernels are bitwise equal"
             + (": they get the same gradient and cannot grow apart" if stays else "")
             + ("" if stays or context.window.audited else " before the first step"),

@@ -30,22 +30,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import BELOW_RESOLUTION, CLIPPED, EPSILON_DOMINATES, UNKNOWN, Cause
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.rules._clipping import clipped
-from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
-from lightning_deadkernel.diagnosis.rules._resolution import EPSILON, advice
-from lightning_deadkernel.diagnosis.rules._schedule import is_scheduled
+from lightning_deadkernel.diagnosis.rules._steps import RESOLUTION, against_rounding, is_scheduled, what_shrinks
 
 COARSE = 4.0
 """Steps that are larger than so many times the format's resolution cannot mostly have been rounded away."""
 NAMED = 3
 
 
-@rule("optimizer steps are rounded away", causes=(CLIPPED, EPSILON_DOMINATES, BELOW_RESOLUTION, UNKNOWN))
+@rule(
+    "optimizer steps are rounded away",
+    causes.CLIPPED,
+    causes.EPSILON_DOMINATES,
+    causes.BELOW_RESOLUTION,
+    causes.UNKNOWN,
+)
 def lost_updates(context: WindowContext) -> Iterator[Found]:
     """Layers most of whose updates are lost, and the parameters with one axis."""
     line = context.thresholds.lost_updates
@@ -55,7 +58,7 @@ def lost_updates(context: WindowContext) -> Iterator[Found]:
             continue
         cause = _why(layer, share)
         # in a wide format that is what too small a gradient or learning rate comes to, which have rules of their own
-        is_root = cause.kind is BELOW_RESOLUTION and layer.observed.bytes_per_parameter <= 2
+        is_root = cause.kind is causes.BELOW_RESOLUTION and layer.observed.bytes_per_parameter <= 2
         is_root &= underflow(layer.observed) is None  # gradients that float16 has lost are a finding of their own
         yield Found(layer, "warning" if is_root else "info", cause, {"lost_updates": share})
     yield from _elsewhere(context)
@@ -65,20 +68,16 @@ def _why(layer: LayerContext, share: float) -> Cause:
     observed = layer.observed
     ratio = observed.update_ratio
     stood = f"on a sampled step {share:.0%} of its weights that had a gradient did not change in one bit"
-    if ratio is None or ratio < COARSE * EPSILON.get(observed.bytes_per_parameter, EPSILON[4]):
-        return (
-            clipped(layer)
-            or epsilon_dominates(layer)
-            or BELOW_RESOLUTION.because(
-                f"{stood}: steps at learning rate {observed.learning_rate or 0.0:g} are smaller than"
-                f" {observed.bytes_per_parameter} bytes resolve"
-                + ("" if ratio is None else f" (an update of {ratio:.1e} of the weights' norm)"),
-                advice(layer),
-                f"{references.MIXED}; {references.BFLOAT16}",
-                {"learning_rate": observed.learning_rate or 0.0, "bytes_per_parameter": observed.bytes_per_parameter},
-            )
+    if ratio is None or ratio < COARSE * RESOLUTION.get(observed.bytes_per_parameter, RESOLUTION[4]):
+        return what_shrinks(layer) or causes.BELOW_RESOLUTION.because(
+            f"{stood}: steps at learning rate {observed.learning_rate or 0.0:g} are smaller than"
+            f" {observed.bytes_per_parameter} bytes resolve"
+            + ("" if ratio is None else f" (an update of {ratio:.1e} of the weights' norm)"),
+            against_rounding(layer),
+            f"{references.MIXED}; {references.BFLOAT16}",
+            {"learning_rate": observed.learning_rate or 0.0, "bytes_per_parameter": observed.bytes_per_parameter},
         )
-    return UNKNOWN.because(
+    return causes.UNKNOWN.because(
         f"{stood}; ruled out: steps below the weights' resolution (the others change by {ratio:.1e} of the norm)",
         "Look for code that writes weights back after each step: a clamp, a mask, a projection. Where it is meant to do"
         " so, nothing is wrong.",
@@ -91,7 +90,7 @@ def _elsewhere(context: WindowContext) -> Iterator[Found]:
     if not names or all(is_scheduled(layer) for layer in context.layers):
         return
     shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
-    cause = BELOW_RESOLUTION.because(
+    cause = causes.BELOW_RESOLUTION.because(
         f"on a sampled step most entries of {len(names):,} of {len(context.window.lost_elsewhere):,} gains, shifts and"
         f" biases did not change in one bit ({shown})",
         "Keep them, or all parameters, in float32 (precision='bf16-mixed' in place of 'bf16-true'): at a gain of 1"

@@ -27,13 +27,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import FLAT_LOSS, UNKNOWN, Cause
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import (
-    BY_DEAD_INPUTS,
-    BY_TAKEN_GRADIENT,
     NO_GRADIENT_CAUSES,
+    NO_GRADIENT_KINDS,
+    dead_inputs,
+    gradient_is_taken,
+    gradient_taken,
+    has_dead_inputs,
     unknown_absence,
 )
 from lightning_deadkernel.diagnosis.rule import Found, rule
@@ -43,13 +46,10 @@ from lightning_deadkernel.observation import OF_KERNELS
 
 @rule(
     "no gradient arrives",
-    causes=(
-        FLAT_LOSS,
-        BY_DEAD_INPUTS.kind,
-        BY_TAKEN_GRADIENT.kind,
-        *(cause.kind for cause in NO_GRADIENT_CAUSES),
-        UNKNOWN,
-    ),
+    causes.FLAT_LOSS,
+    dead_inputs.kind,
+    gradient_taken.kind,
+    *NO_GRADIENT_KINDS,
 )
 def no_gradient(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "zero-gradient", and a flat loss."""
@@ -57,20 +57,23 @@ def no_gradient(context: WindowContext) -> Iterator[Found]:
         yield Found(None, "error", _flat_loss(context))
         return
     for layer in context.layers:
-        for cause_of_all in (BY_DEAD_INPUTS, BY_TAKEN_GRADIENT):
-            if bool((channels := cause_of_all.holds(layer)).all()) and len(channels):
-                yield Found(layer, "error", cause_of_all.explain(layer, channels), {}, channels)
+        for is_so, of_all in ((has_dead_inputs, dead_inputs), (gradient_is_taken, gradient_taken)):
+            if is_so(layer):
+                everywhere = layer.everywhere(True)
+                yield Found(layer, "error", of_all.explain(layer, everywhere), {}, everywhere)
                 break
+        if not layer.report.zero_gradient:
+            continue
         without = layer.mask(layer.report.zero_gradient)
         whole = bool(without.all())
-        if not layer.report.zero_gradient or (layer.observed.rows not in OF_KERNELS and not whole):
+        if layer.observed.rows not in OF_KERNELS and not whole:
             continue  # single rows of a table, or experts, are a matter of `dead_rows`
         for channels, cause in assign(layer, without, NO_GRADIENT_CAUSES, unknown_absence):
             yield Found(layer, "warning" if whole else "info", cause, layer.since(channels), channels)
 
 
 def _flat_loss(context: WindowContext) -> Cause:
-    return FLAT_LOSS.because(
+    return causes.FLAT_LOSS.because(
         "no gradient reached any watched layer in this window: the loss does not depend on the weights, or it is on a"
         " plateau of exactly zero slope",
         "Look for a detach() or no_grad() before the loss, something without a slope (round, sign, a comparison), a"

@@ -27,22 +27,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import OVERFLOW, Cause, Evidence
-from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause, Evidence
+from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.observation import NonFinite
 from lightning_deadkernel.report.records import Severity
 
 
-@rule("gradients are NaN or infinite", causes=(OVERFLOW,))
+@rule("gradients are NaN or infinite", causes.OVERFLOW)
 def non_finite_gradient(context: WindowContext) -> Iterator[Found]:
     """Where it began, where that is known; else the layers with non-finite gradients, or the network where all have."""
     began = context.history.non_finite
     layers = [layer for layer in context.watched if layer.is_lost or layer.observed.non_finite_gradients]
-    together = began is not None or context.wholly_non_finite
+    together = began is not None or 1 < len(layers) == len(context.watched)
     for group in [layers] if together else [[layer] for layer in layers]:
-        lost = any(_holds_nan(layer) for layer in group)
+        lost = any(layer.holds_nan for layer in group)
         evidence: Evidence = {"entries": sum(layer.observed.non_finite_gradients for layer in group)}
         if together:
             evidence["layers"] = len(group)
@@ -52,10 +52,6 @@ def non_finite_gradient(context: WindowContext) -> Iterator[Found]:
             where, evidence["step"] = context.by_name.get(began.layer) if in_layer else None, began.step
         severity: Severity = "error" if any(layer.is_lost for layer in group) else "warning"
         yield Found(where, severity, _overflow(context, lost, began), evidence)
-
-
-def _holds_nan(layer: LayerContext) -> bool:
-    return layer.observed.norms is not None and not bool(layer.observed.norms.isfinite().all())
 
 
 PLACES = {
@@ -80,7 +76,7 @@ def _overflow(context: WindowContext, lost: bool, began: NonFinite | None) -> Ca
         text += PLACES[began.place].format(layer=began.layer)
     reader = None if began is None else context.by_name.get(began.layer)
     inputs = began is not None and began.place == "activation" and reader is not None and not reader.observed.producers
-    return OVERFLOW.because(
+    return causes.OVERFLOW.because(
         text
         + (f"; a step before had changed weights by {largest:.2g} of their norm" if largest > line else "")
         + ("; the weights hold it too: nothing they compute is a number any more" if lost else ""),

@@ -23,13 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import OVERFLOW
+from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 
 
-@rule("{of} NaN or infinite", causes=(OVERFLOW,), at_initialisation=True, in_files=True)
+@rule("{of} NaN or infinite", causes.OVERFLOW, at_initialisation=True, in_files=True)
 def non_finite_weights(context: WindowContext) -> Iterator[Found]:
     """Kernels whose norm is not a number, where no gradient has been looked at."""
     if context.window.index:
@@ -39,7 +38,7 @@ def non_finite_weights(context: WindowContext) -> Iterator[Found]:
             continue
         lost = ~layer.observed.norms.isfinite()
         if bool(lost.any()):
-            cause = OVERFLOW.because(
+            cause = causes.OVERFLOW.because(
                 "a NaN or infinite weight makes all that its kernel computes NaN",
                 "Go back to the last file with finite weights; lower the learning rate or clip the gradient norm there."
                 if context.window.audited

@@ -25,14 +25,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import RECOVERED
+from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.report.states import STATE_BITS, STATES, State
 
 
-@rule("{of} back to life", causes=(RECOVERED,))
+@rule("{of} back to life", causes.RECOVERED)
 def revived_channels(context: WindowContext) -> Iterator[Found]:
     """Channels that were dead, saturated or without gradient, and are active or frozen."""
     for layer in context.layers:
@@ -48,7 +47,7 @@ def revived_channels(context: WindowContext) -> Iterator[Found]:
         since = past.before_since[channels]
         states = sorted({STATES[int(number)] for number in (past.before & STATE_BITS)[channels]})
         now = context.when(torch.tensor(context.window.index))
-        cause = RECOVERED.because(
+        cause = causes.RECOVERED.because(
             f"{' or '.join(states)} since {layer.when(since)}, back in {now}",
             "Nothing to fix"
             + (

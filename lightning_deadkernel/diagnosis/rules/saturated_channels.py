@@ -28,13 +28,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import SATURATED, UNKNOWN, Cause
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.classify import at_the_top
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
-from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, unknown_absence
+from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, NO_GRADIENT_KINDS, unknown_absence
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.weight_causes import ChannelCause, assign
+from lightning_deadkernel.diagnosis.weight_causes import assign, channel_cause
 from lightning_deadkernel.report.records import Severity
 
 AS_OUTPUT = (
@@ -49,13 +49,12 @@ FADED_OUTPUT = 0.05
 """Mean |h| below which one that tends to zero (GELU, SiLU, Mish) is flat, as far as it never fired."""
 
 
-@rule("{of} saturated", causes=(SATURATED, *(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN))
+@rule("{of} saturated", causes.SATURATED, *NO_GRADIENT_KINDS)
 def saturated_channels(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "saturated"; where they do not lie on a flat end, why else they have no gradient."""
     for layer, saturated in context.having("saturated"):
-        causes = (ChannelCause(SATURATED, _is_flat, _saturated), *NO_GRADIENT_CAUSES)
-        for channels, cause in assign(layer, saturated, causes, unknown_absence):
-            if layer.is_output and cause.kind is SATURATED:
+        for channels, cause in assign(layer, saturated, (_saturated, *NO_GRADIENT_CAUSES), unknown_absence):
+            if layer.is_output and cause.kind is causes.SATURATED:
                 cause = replace(cause, advice=AS_OUTPUT)
             yield Found(layer, _severity(layer, channels), cause, layer.since(channels), channels)
 
@@ -83,6 +82,7 @@ def _is_flat(layer: LayerContext) -> Tensor:
     return observed.activation_mean < FADED_OUTPUT
 
 
+@channel_cause(causes.SATURATED, _is_flat)
 def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
     observed = layer.observed
     stopped = int((layer.without_gradient & channels).sum())
@@ -95,7 +95,7 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
         else f"they never fired, and their outputs lie on the flat end of {observed.activation}"
     )
     reads_inputs = observed.producers is None
-    return SATURATED.because(
+    return causes.SATURATED.because(
         f"{text}, where the slope is next to zero"
         + (f"; {stopped} of them {'has' if stopped == 1 else 'have'} no gradient at all" if stopped else ""),
         ("Scale the network's inputs to about unit size where this layer reads them, put" if reads_inputs else "Put")

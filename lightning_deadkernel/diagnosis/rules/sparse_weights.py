@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import DEAD_CHANNELS, DEAD_INPUTS, HEAVY_TAILS, PRUNED, CauseKind, Evidence
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import CauseKind, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.report.records import Severity
@@ -33,34 +33,41 @@ from lightning_deadkernel.report.text import count
 GAUSSIAN_NEAR_ZERO, GAUSSIAN_GINI = 0.0080, 0.414
 
 
-@rule("most weights are near zero", causes=(PRUNED, DEAD_CHANNELS, DEAD_INPUTS, HEAVY_TAILS), in_files=True)
+@rule(
+    "most weights are near zero",
+    causes.PRUNED,
+    causes.DEAD_CHANNELS,
+    causes.DEAD_INPUTS,
+    causes.HEAVY_TAILS,
+    in_files=True,
+)
 def sparse_weights(context: WindowContext) -> Iterator[Found]:
     """Layers above one of the three lines of sparsity."""
     lines = context.thresholds
     for layer in context.layers:
         observed = layer.observed
-        if observed.largest is None or not bool((observed.largest > 0).any()):
-            continue
         zeros, near, gini = observed.weight_sparsity or 0.0, observed.weight_near_zeros or 0.0, observed.gini or 0.0
         if not (zeros > lines.zero_share or near > lines.near_zero_share or gini > lines.gini):
+            continue
+        if observed.largest is None or not bool((observed.largest > 0).any()):
             continue
         gone = len(set(layer.report.dead) | set(layer.report.zero_kernels))
         severity: Severity = "info"
         kind: CauseKind
         if observed.masked is not None:
-            kind, verdict, advice = PRUNED, "a pruning mask made it so", "Nothing to fix."
+            kind, verdict, advice = causes.PRUNED, "a pruning mask made it so", "Nothing to fix."
         elif gone and (zeros > lines.zero_share or 2 * gone > near * observed.channels):
-            severity, kind = "warning" if zeros > lines.zero_share else "info", DEAD_CHANNELS
+            severity, kind = "warning" if zeros > lines.zero_share else "info", causes.DEAD_CHANNELS
             verdict = f"{gone} of {observed.channels} channels are dead or zero and take their weights with them"
             advice = "See to those channels first; what they held is capacity lost and can be pruned."
         elif 2 * (columns := _dead_inputs(layer)) > near and columns > 0 and (off := _always_off(layer)):
-            kind = DEAD_INPUTS
+            kind = causes.DEAD_INPUTS
             verdict = f"{columns:.0%} of its inputs are read by no weight of any size, in no kernel, as {off} leave"
             verdict += " nothing to learn"
             advice = "Nothing to fix in this layer"
             advice += f"; see to {', '.join(observed.producers)}." if observed.producers else "."
         else:
-            kind = HEAVY_TAILS
+            kind = causes.HEAVY_TAILS
             none = "no kernel is zero" if context.window.audited else "no channel is dead"
             verdict = "dead or zero channels do not explain it" if gone else none
             verdict += ", so it is what training, weight decay or an L1 term made of the layer"

@@ -26,9 +26,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.causes import UNKNOWN
+from lightning_deadkernel.diagnosis import causes
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
-from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, unknown_absence
+from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, NO_GRADIENT_KINDS, unknown_absence
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import assign
 from lightning_deadkernel.report.records import Severity
@@ -40,7 +40,7 @@ what is left of that layer fires on 6 % of inputs."""
 
 @rule(
     "{of} starved: alive, but no gradient comes back",
-    causes=(*(cause.kind for cause in NO_GRADIENT_CAUSES), UNKNOWN),
+    *NO_GRADIENT_KINDS,
 )
 def starved_channels(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "starved", grouped by cause; a flat loss starves all, and is a finding of its own."""
@@ -51,7 +51,9 @@ def starved_channels(context: WindowContext) -> Iterator[Found]:
             severity: Severity = "warning"
             if bool(starved.all()):
                 severity = "error"
-            elif cause.kind is UNKNOWN and (bool((~channels | _fires_seldom(layer)).all()) or _is_read_seldom(layer)):
+            elif cause.kind is causes.UNKNOWN and (
+                bool((~channels | _fires_seldom(layer)).all()) or _is_read_seldom(layer)
+            ):
                 severity = "info"
             yield Found(layer, severity, cause, layer.since(channels), channels)
 

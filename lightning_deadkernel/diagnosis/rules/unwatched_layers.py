@@ -27,8 +27,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import BACKWARD_NOT_SEEN, CUT_OFF, UNREADABLE, CauseKind
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import CauseKind
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.observation import LayerWindow
@@ -41,14 +41,14 @@ cannot be read: tables of positions and the like are in many a healthy network."
 SHOWN = 4
 
 
-@rule("not everything that is trained can be watched", causes=(CUT_OFF, UNREADABLE, BACKWARD_NOT_SEEN))
+@rule("not everything that is trained can be watched", causes.CUT_OFF, causes.UNREADABLE, causes.BACKWARD_NOT_SEEN)
 def unwatched_layers(context: WindowContext) -> Iterator[Found]:
     """Excluded layers that nobody excluded, by whether the loss reaches them, weights in no module, and no backward."""
     window = context.window
     unseen = [la for la in context.watched if la.observed.gradient is None and la.observed.fired is None]
     if unseen and window.batches:
         kernels = sum(layer.observed.channels for layer in unseen)
-        cause = BACKWARD_NOT_SEEN.because(
+        cause = causes.BACKWARD_NOT_SEEN.because(
             f"of {count(kernels, 'kernel')} in {count(len(unseen), 'layer')} neither an activation nor a gradient was"
             f" seen in {window.batches:,} batches: the backward pass did not go through Lightning, whose hooks show it",
             "With manual optimization call self.manual_backward(loss) in place of loss.backward(); then the monitor"
@@ -58,9 +58,9 @@ def unwatched_layers(context: WindowContext) -> Iterator[Found]:
         )
         yield Found(None, "warning", cause)
     total = sum(layer.parameters for layer in window.layers)
-    for kind, much in ((CUT_OFF, MUCH), (UNREADABLE, MOST)):
+    for kind, much in ((causes.CUT_OFF, MUCH), (causes.UNREADABLE, MOST)):
         layers = [layer for layer in window.layers if layer.missed == kind.word]
-        strangers = window.strangers if kind is UNREADABLE else 0
+        strangers = window.strangers if kind is causes.UNREADABLE else 0
         if layers or strangers:
             share = sum(layer.parameters for layer in layers) / max(1, total)
             severity: Severity = "warning" if share >= much or strangers else "info"
@@ -78,7 +78,7 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
             " they are neither saved nor moved to a device, and trained only where an optimizer was given them"
         )
     advice = []
-    if kind is CUT_OFF:
+    if kind is causes.CUT_OFF:
         advice.append("Look for a detach() or no_grad() after these layers, or a branch of the forward pass that is")
         advice.append("never taken; set requires_grad=False if it is so on purpose.")
     elif layers:

@@ -24,14 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import RECKLESS_UPDATES, SHRUNKEN_WEIGHTS, Cause
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.classify import SHRUNK
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 
 
-@rule("updates are recklessly large", causes=(SHRUNKEN_WEIGHTS, RECKLESS_UPDATES))
+@rule("updates are recklessly large", causes.SHRUNKEN_WEIGHTS, causes.RECKLESS_UPDATES)
 def update_too_large(context: WindowContext) -> Iterator[Found]:
     """Layers whose median update ratio is above the line."""
     line = context.thresholds.update_large
@@ -40,7 +40,7 @@ def update_too_large(context: WindowContext) -> Iterator[Found]:
         if ratio is None or not ratio > line:
             continue
         again = layer.past.previous_update_ratio > line
-        cause = _shrunken(layer, ratio) or RECKLESS_UPDATES.because(
+        cause = _shrunken(layer, ratio) or causes.RECKLESS_UPDATES.because(
             f"a typical step changes the weights by {ratio:.2g} of their norm"
             + (", as in the window before" if again else ""),
             f"Lower {layer.rate} three- to tenfold or warm it up; clip the gradient norm if single batches cause it."
@@ -60,7 +60,7 @@ def _shrunken(layer: LayerContext, ratio: float) -> Cause | None:
         return None
     left = float(observed.norms.norm()) / float(layer.past.first_norm.norm())
     decay = f"weight_decay={observed.weight_decay:g} of {observed.optimizer}"
-    return SHRUNKEN_WEIGHTS.because(
+    return causes.SHRUNKEN_WEIGHTS.because(
         f"a typical step changes the weights by {ratio:.2g} of their norm, and that has fallen to {left:.1e} of what it"
         " was when first seen",
         "Lower the penalty on the weights in the loss."

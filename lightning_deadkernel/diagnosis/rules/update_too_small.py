@@ -28,17 +28,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import CLIPPED, EPSILON_DOMINATES, NO_RATE, NO_STEP, SLOW_UPDATES, Cause
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.rules._clipping import clipped
-from lightning_deadkernel.diagnosis.rules._epsilon import epsilon_dominates
-from lightning_deadkernel.diagnosis.rules._schedule import ADVICE, is_scheduled
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
+from lightning_deadkernel.diagnosis.rules._steps import LOOK_AT_SCHEDULE, is_scheduled, what_shrinks
 
 
-@rule("updates are too small to matter", causes=(CLIPPED, EPSILON_DOMINATES, SLOW_UPDATES, NO_RATE, NO_STEP))
+@rule(
+    "updates are too small to matter",
+    causes.CLIPPED,
+    causes.EPSILON_DOMINATES,
+    causes.SLOW_UPDATES,
+    causes.NO_RATE,
+    causes.NO_STEP,
+)
 def update_too_small(context: WindowContext) -> Iterator[Found]:
     """Layers whose median update ratio is below the line, though not by the schedule, and a network at rest."""
     yield from _standing_still(context)
@@ -50,7 +55,7 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
             continue
         again = 0 < layer.past.previous_update_ratio < line
         weak = observed.gradient_ratio is not None and observed.gradient_ratio < context.thresholds.weak_gradient
-        cause = clipped(layer) or epsilon_dominates(layer) or _slow(layer, ratio, weak)
+        cause = what_shrinks(layer) or _slow(layer, ratio, weak)
         # where steps are as large as gradients, a weak one is a finding of its own, and the root of this; so are zeros
         follows = (weak and not is_normalised(layer)) or _is_shut(layer)
         yield Found(layer, "warning" if again and not follows else "info", cause)
@@ -58,7 +63,7 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
 
 def _slow(layer: LayerContext, ratio: float, weak: bool) -> Cause:
     rate, gradient = layer.observed.learning_rate or 0.0, layer.observed.gradient_ratio
-    return SLOW_UPDATES.because(
+    return causes.SLOW_UPDATES.because(
         f"a typical step at learning rate {rate:g} changes the weights by {ratio:.1e} of their norm (1e-3 is usual)"
         + (f"; its gradient is weak too ({gradient:.1e} of the largest)" if weak else ""),
         "Fix the weak gradient first."
@@ -72,8 +77,8 @@ def _slow(layer: LayerContext, ratio: float, weak: bool) -> Cause:
 def _is_shut(layer: LayerContext) -> bool:
     """Its own kernels are zero, or all that it reads is zero or dead."""
     producers = layer.observed.producers or ()
-    fed_nothing = bool(producers) and all(layer.wholly_zero(name) or layer.wholly_dead(name) for name in producers)
-    return fed_nothing or layer.wholly_zero(layer.name)
+    fed_nothing = bool(producers) and all(layer.network.wholly(name, "zero_kernels", "dead") for name in producers)
+    return fed_nothing or layer.wholly("zero_kernels")
 
 
 def _standing_still(context: WindowContext) -> Iterator[Found]:
@@ -86,15 +91,15 @@ def _standing_still(context: WindowContext) -> Iterator[Found]:
             layer.past.previous_learning_rate for layer in layers
         }
         if rates == {0.0}:
-            cause = NO_RATE.because(
+            cause = causes.NO_RATE.because(
                 "the learning rate was 0 on every step that was looked at, in this window and the one before: no weight"
                 " changes any more",
-                ADVICE,
+                LOOK_AT_SCHEDULE,
                 references.SCHEDULE_DOCS,
             )
             yield Found(None, "error", cause)
     elif all(_is_as_at_first(layer) for layer in layers):
-        cause = NO_STEP.because(
+        cause = causes.NO_STEP.because(
             f"gradients were computed in {context.window.batches:,} batches and more before, no optimizer took a step,"
             " and all weights are what they were at initialisation",
             "With manual optimization call optimizer.step() and optimizer.zero_grad() after self.manual_backward(loss),"
@@ -107,4 +112,4 @@ def _standing_still(context: WindowContext) -> Iterator[Found]:
 
 def _is_as_at_first(layer: LayerContext) -> bool:
     norms = layer.observed.norms
-    return norms is not None and layer.watched_from_start and bool((norms.float() == layer.past.first_norm).all())
+    return norms is not None and layer.past.from_start and bool((norms.float() == layer.past.first_norm).all())

@@ -35,7 +35,7 @@ from lightning_deadkernel.diagnosis.rules._small_gradient import CAUSES, VANISHI
 MANY_LAYERS = 3
 
 
-@rule("the gradient vanishes", causes=CAUSES)
+@rule("the gradient vanishes", *CAUSES)
 def vanishing_gradient(context: WindowContext) -> Iterator[Found]:
     """Layers whose gradient is below the line of vanishing."""
     concerned = [layer for layer in context.layers if is_vanishing(layer)]

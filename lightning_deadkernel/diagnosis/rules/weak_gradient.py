@@ -33,7 +33,7 @@ MARGIN = 0.1
 """Where no step was measured, a gradient less than tenfold below the line is worth knowing, and no more."""
 
 
-@rule("the gradient is weak", causes=CAUSES)
+@rule("the gradient is weak", *CAUSES)
 def weak_gradient(context: WindowContext) -> Iterator[Found]:
     """Layers whose gradient is below the line of weak and above that of vanishing."""
     yield from explained(context, [layer for layer in context.layers if is_weak(layer)], WEAK, MARGIN, "warning")

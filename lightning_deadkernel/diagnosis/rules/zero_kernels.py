@@ -29,29 +29,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis import references
-from lightning_deadkernel.diagnosis.causes import (
-    DECAYED,
-    PRUNED,
-    SCALE_COLLAPSED,
-    UNKNOWN,
-    ZERO_AT_INITIALISATION,
-    Cause,
-    CauseKind,
-    Evidence,
-)
+from lightning_deadkernel.diagnosis import causes, references
+from lightning_deadkernel.diagnosis.causes import Cause, CauseKind, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import (
-    BY_DECAY,
-    BY_MASK,
-    BY_SCALE,
-    FROM_THE_START,
     KERNEL,
     SCALE,
     assign,
+    decayed,
     has_scale_shrunk,
+    pruned,
+    scale_collapsed,
     what_is_zero,
+    zero_at_initialisation,
 )
 from lightning_deadkernel.report.records import Severity
 
@@ -66,7 +57,11 @@ ONE_WEIGHT = 2
 
 @rule(
     "{of} zero, or next to it",
-    causes=(PRUNED, ZERO_AT_INITIALISATION, DECAYED, SCALE_COLLAPSED, UNKNOWN),
+    causes.PRUNED,
+    causes.ZERO_AT_INITIALISATION,
+    causes.DECAYED,
+    causes.SCALE_COLLAPSED,
+    causes.UNKNOWN,
     at_initialisation=True,
     in_files=True,
 )
@@ -78,13 +73,13 @@ def zero_kernels(context: WindowContext) -> Iterator[Found]:
             continue
         shift = layer.observed.shift
         # a file tells a mask, and nothing of the past
-        causes = (BY_MASK,) if context.window.audited else (BY_MASK, FROM_THE_START, BY_DECAY, BY_SCALE)
-        for channels, cause in assign(layer, zero, causes, _unknown):
+        tried = (pruned,) if context.window.audited else (pruned, zero_at_initialisation, decayed, scale_collapsed)
+        for channels, cause in assign(layer, zero, tried, _unknown):
             evidence: Evidence = {}
             if shift is not None:
                 evidence["constant_output"] = int((channels & (shift > 0)).sum())
             learning = _is_learning(layer) & channels
-            if cause.kind is not DECAYED and not context.window.audited:  # decay itself moves a kernel
+            if cause.kind is not causes.DECAYED and not context.window.audited:  # decay itself moves a kernel
                 evidence["recoverable"] = int(learning.sum())
             if layer.is_output and not cause.kind.on_purpose:
                 cause = replace(cause, advice=AS_OUTPUT)
@@ -120,8 +115,8 @@ def _severity(layer: LayerContext, channels: Tensor, cause: CauseKind, learning:
     if layer.is_first_window:  # many a start at zero is on purpose (adapters, padding): what counts is whether it stays
         return "info"
     learns = bool((learning == channels).all())
-    passing = cause is UNKNOWN and layer.observed.parameters <= ONE_WEIGHT * layer.observed.channels
-    if learns and (passing or cause is ZERO_AT_INITIALISATION):
+    passing = cause is causes.UNKNOWN and layer.observed.parameters <= ONE_WEIGHT * layer.observed.channels
+    if learns and (passing or cause is causes.ZERO_AT_INITIALISATION):
         return "info"
     return "error" if whole and not bool(learning.any()) else "warning"
 
@@ -129,19 +124,19 @@ def _severity(layer: LayerContext, channels: Tensor, cause: CauseKind, learning:
 def _unknown(layer: LayerContext, channels: Tensor) -> Cause:
     if layer.window.audited:
         what = KERNEL if what_is_zero(layer, channels) == KERNEL else f"{KERNEL}, or the {SCALE} after it,"
-        return UNKNOWN.because(
+        return causes.UNKNOWN.because(
             f"the {what} is zero or next to it; weights alone do not tell what made it so",
             "If it should not be, train with DeadKernelMonitor from the start: it tells since when, and why. What stays"
             " zero can be pruned; fold a constant output into what reads it first.",
             references.MEHTA,
         )
     decay, weakest = layer.observed.weight_decay, math.exp(-layer.past.decay)
-    known = layer.watched_from_start
+    known = layer.past.from_start
     ruled_out = "zeros at initialisation, " if known else ""
     ruled_out += f"weight decay ({decay:g} here" + (
         f", which leaves a factor of {weakest:.3g} at least in so many steps)" if decay else ")"
     )
-    return UNKNOWN.because(
+    return causes.UNKNOWN.because(
         f"{'' if known else 'its initialisation was not seen; '}ruled out: {ruled_out}, a mask",
         "Look for code that writes to the weights, an L1 or group penalty in the loss, or a reckless step.",
         references.MEHTA,
