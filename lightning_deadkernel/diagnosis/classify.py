@@ -179,8 +179,10 @@ def activity(layer: LayerWindow) -> Tensor | None:
     """(C,) ReDo scores of the layer; None where no activation was read."""
     if layer.activation_mean is None or layer.gating is None:
         return None
-    means = layer.activation_mean
-    return dormant_scores(means.float() if bool((means < torch.finfo(torch.float32).max).all()) else means)
+    means, most = layer.activation_mean, torch.finfo(torch.float32).max
+    if 0 < float(means.sum()) < most:  # finite, as almost always, and then the same in fewer operations
+        return means.float() / (means.float().sum() / len(means))
+    return dormant_scores(means.float() if bool((means < most).all()) else means)
 
 
 def _dormant(layer: LayerWindow, scores: Tensor | None, thresholds: Thresholds) -> Tensor:

@@ -89,7 +89,7 @@ TENSORS = tuple(field.name for field in fields(LayerPast) if field.type == "Tens
 
 def values_of(values: Tensor | None, channels: int) -> Tensor:
     """(C,) float32 on the CPU, a copy; NaN where nothing was observed."""
-    return torch.full((channels,), math.nan) if values is None else values.detach().to("cpu", torch.float32).clone()
+    return torch.full((channels,), math.nan) if values is None else values.detach().to("cpu", torch.float32, copy=True)
 
 
 def begun(window: Window, layer: LayerWindow, codes: Tensor, from_start: bool) -> LayerPast:
