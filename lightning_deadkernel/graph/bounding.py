@@ -12,7 +12,7 @@ from math import inf, prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_deadkernel.functional.certificates import Precision
 from lightning_deadkernel.functional.firing import ChannelAxis
@@ -196,6 +196,8 @@ class Bounding:
         before, pieces = self.graph.shape(value), list[tuple[Bound, Part]]()
         step = Step(node, name, before, shapes=[before], slot=slot)
         for bound, part in held.pieces:
+            if self.graph.is_reordered(index, part, before):
+                return Held()
             pieces += ((bound, to) for to in follow(step, part) or ())
         held = Held(tuple(pieces), held.rest)
         if name in WHOLE_POSITIONS:
@@ -289,11 +291,7 @@ class Bounding:
 
     def _lookup(self, index: int) -> Held:
         table = self._parameter(self.graph.inputs[index][0], through=COPIES)
-        owners = [] if self.graph.table.model is None else self.graph.table.model.modules()
-        lookups = [one for one in owners if isinstance(one, nn.Embedding) and one.weight is table]
-        if table is None or not lookups:
-            return Held()
-        if any(one.max_norm is not None for one in lookups):  # a lookup makes rows smaller
+        if table is None:
             return Held()
         axis = ChannelAxis(len(self.graph.shapes[index][0]) - 1, table.shape[1])
         return Held(((TableRows(table), Part.whole(axis)),))
@@ -305,7 +303,11 @@ class Bounding:
         axis = len(shape) - 1 if is_vector else 1
         gain, shift = self._beside(index, 1, "weight"), None if "Rms" in name else self._beside(index, 2, "bias")
         untold = gain is UNTOLD or shift is UNTOLD or (is_vector and len(node._saved_normalized_shape) != 1)
-        if untold or self._may_divide_by_zero:
+        if (
+            untold
+            or self._may_divide_by_zero
+            or (is_vector and not self._has_epsilon(gain if shift is None else shift))
+        ):
             return Held()
         width = next((one.numel() for one in (gain, shift) if one is not None), shape[axis])
         if shape[axis] % width:
@@ -440,6 +442,20 @@ class Bounding:
             isinstance(eps := getattr(module, "eps", None), float) and eps < SMALLEST_EPS
             for module in (() if model is None else model.modules())
         )
+
+    def _has_epsilon(self, beside: Tensor | None) -> bool:
+        """Whether a module says what the norm of vectors with this gain or shift adds to a variance, as no node does.
+
+        Without either it may be any norm of that kind; None is a number of PyTorch's.
+        """
+        model = self.graph.table.model
+        for module in () if model is None else model.modules():
+            own = [one for one in module._parameters.values() if one is not None]
+            if any(one is beside for one in own) or (beside is None and not own):
+                said = [value for name, value in vars(module).items() if "eps" in name]
+                if said and all(value is None or float(value) >= SMALLEST_EPS for value in said):
+                    return True
+        return False
 
     def _precision(self, index: int) -> Precision:
         return Precision.of(self.graph.nodes[index]._input_metadata[0].dtype, self._device)

@@ -62,14 +62,15 @@ class Normalised(Bound):
 
 @dataclass(frozen=True, eq=False)
 class TableRows(Bound):
-    """Rows of a table: no other inputs are there."""
+    """Rows of a table, or what a lookup with a largest norm makes of them, which lies between them and zero: no graph
+    shows that norm. No other inputs are there."""
 
     table: Tensor
 
     def interval(self, rows: Tensor, unlimited: bool = False) -> Interval:
         """See `Bound`."""
         columns = self.table.detach()[:, rows.to(self.table.device)]
-        return Interval(here(columns.amin(0)), here(columns.amax(0)))
+        return Interval(here(columns.amin(0)).clamp(max=0), here(columns.amax(0)).clamp(min=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +196,8 @@ class Affine(Bound):
             low, high = torch.maximum(low, ends[0] - around), torch.minimum(high, ends[1] + around)
         for table in self._tables(taps):
             around = error * certificates.size(precision.rounded_up(weight), bias, inputs) + lost
-            high = torch.minimum(high, certificates.over_rows(weight[:, 0], bias, table.detach().cpu()) + around)
+            rows_and_zero = torch.cat([table.detach().cpu(), torch.zeros(1, table.shape[1])])
+            high = torch.minimum(high, certificates.over_rows(weight[:, 0], bias, rows_and_zero) + around)
         return Interval(low, high)
 
     def _norm(self) -> list[tuple[Normalised, int, int]]:

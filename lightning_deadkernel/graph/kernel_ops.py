@@ -166,6 +166,8 @@ class KernelOps:
             if parts is None or len(parts) != 1:
                 return None
             node, after = self.graph.nodes[index], self.graph.shapes[index][0]
+            if self.graph.is_reordered(index, parts[0], shape):
+                return None
             try:
                 parts = follow(Step(node, self.graph.names[index], shape, shapes=[shape]), parts[0])
             except LookupError:

@@ -267,8 +267,14 @@ class StepMap:
     selections: dict[int, Tensor] = field(default_factory=dict)
     """Nodes that channels pass in another order -> the index that says which, kept so that nothing else lies there."""
 
+    starts: dict[int, tuple[str, int]] = field(default_factory=dict)
+    """See `Topology.starts`."""
+
     def selects_otherwise(self, nodes: list[Any]) -> bool:
-        """Whether an index is not the one that was learned from; where to compare would wait, whether it lies there."""
+        """Whether channels are taken at other places than those that were learned from; of an index on a device, which
+        to compare would wait for, whether it lies elsewhere."""
+        if any(getattr(nodes[place], name) != start for place, (name, start) in self.starts.items()):
+            return True
         for place, learned in self.selections.items():
             found = selection(nodes[place], canonical(nodes[place]), 1)
             if found is None or found[1].shape != learned.shape:
@@ -317,7 +323,7 @@ class GraphReader:
         self.facts: dict[str, LayerFacts] = {}
         self.maps: dict[Hashable, StepMap] = {}
         self.reorders = True
-        """Channels are followed through an index that reorders them, as it has been the same so far."""
+        """Channels are followed through slices and indices, as these have been the same so far."""
         self.unknown_ops: dict[str, str] = {}
         """Unknown op -> a layer that met it."""
         self._strangers = 0
@@ -462,6 +468,7 @@ class GraphReader:
             _sees_input(found),
             found.bounding.constants,
             graph.selections or {},
+            graph.starts if graph.selections is not None else {},
         )
 
     def _reads(

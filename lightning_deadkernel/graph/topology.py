@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_deadkernel.graph.channel_axis import Shape
+from lightning_deadkernel.graph.channel_axis import Shape, unwrapped
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.ops import (
@@ -25,6 +25,7 @@ from lightning_deadkernel.graph.ops import (
     VIEWS,
     canonical,
 )
+from lightning_deadkernel.graph.parts import Part, selection
 
 Value = tuple[int, int]
 """(index of the node that made it, which of its outputs)."""
@@ -37,6 +38,8 @@ _ACCUMULATE: Any = type(torch.zeros((), requires_grad=True).expand(1).grad_fn.ne
 SHOWN = VIEWS | frozenset("Transpose Permute T Expand ToCopy Clone Slice Alias".split())
 """Ops that only show a value in another form."""
 
+STARTS = {"Slice": "_saved_start", "Narrow": "_saved_start", "Select": "_saved_index"}
+"""Ops that take entries from a place on -> the name under which they keep it."""
 MOST_PARAMETERS = 6
 """A weight is computed from this many parameters at most."""
 
@@ -100,6 +103,8 @@ class Topology:
                     self.readers[value[0]].append((index, position))
         self.selections: dict[int, Tensor] | None = {} if reorders else None
         """Nodes that channels pass in another order -> the index that says which; None: they are not followed there."""
+        self.starts: dict[int, tuple[str, int]] = {}
+        """Slices of channels -> the name under which each keeps where it begins, and that place."""
         self.leaves = {id(self.parameter(i)): i for i in range(len(nodes)) if self.is_leaf(i)}
         self.order = self._forward_order()
         """Nodes with inputs before outputs."""
@@ -118,6 +123,25 @@ class Topology:
     def shape(self, value: Value) -> Shape:
         """Shape of a value."""
         return self.shapes[value[0]][value[1]]
+
+    def is_reordered(self, index: int, part: Part, shape: Shape) -> bool:
+        """Whether a node takes channels at places that are not known to stay from step to step.
+
+        Args:
+            index: of the node.
+            part: where the channels are in its input.
+            shape: of the input.
+        """
+        node, name, axes = self.nodes[index], self.names[index], {digit.axis for digit in part.digits}
+        if name in STARTS and axes.issuperset(unwrapped(node._saved_dim, len(shape))):
+            self.starts[index] = STARTS[name], getattr(node, STARTS[name])
+            return self.selections is None
+        chosen = selection(node, name, len(shape))
+        if chosen is None or chosen[0] not in axes:
+            return False
+        if self.selections is not None:
+            self.selections[index] = chosen[1]
+        return self.selections is None
 
     def is_leaf(self, index: int) -> bool:
         """Whether a node stands for a parameter."""

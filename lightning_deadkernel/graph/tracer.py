@@ -28,7 +28,7 @@ from lightning_deadkernel.graph.ops import (
     SOFT_HINGES,
     peek,
 )
-from lightning_deadkernel.graph.parts import Part, follow, in_its_slab, selection
+from lightning_deadkernel.graph.parts import Part, follow, in_its_slab
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths, Trace
 from lightning_deadkernel.graph.recognition import blends, reader_of, self_gate
 from lightning_deadkernel.graph.topology import Value
@@ -231,7 +231,7 @@ class PathTracer:
             try:
                 for part in trace.parts or trace.cut:
                     moved = follow(step, part)
-                    if self._is_reordered(index, name, part, self._shape(value)):
+                    if self.graph.is_reordered(index, part, self._shape(value)):
                         moved = None
                     if moved and (part.slab or name in ("Cat", "Stack")):
                         own = [in_its_slab(step, part, to) for to in moved]
@@ -255,15 +255,6 @@ class PathTracer:
                 cut += [part for part in kept if part not in cut and part.is_cut]
                 blended = blended or (trace.blended or name if any(part.is_cut for part in kept) else None)
         return Trace(channels, tuple(parts), blended, cut=tuple(cut))
-
-    def _is_reordered(self, index: int, name: str, part: Part, shape: Shape) -> bool:
-        """Whether an index has put the channels in an order that is not known to stay."""
-        chosen = selection(self.graph.nodes[index], name, len(shape))
-        if chosen is None or all(digit.axis != chosen[0] for digit in part.digits):
-            return False
-        if self.graph.selections is not None:
-            self.graph.selections[index] = chosen[1]
-        return self.graph.selections is None
 
     def _hold(
         self,

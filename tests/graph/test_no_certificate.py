@@ -125,6 +125,21 @@ TRAPS: dict[str, tuple[Callable[[], Net], Tensor, Tensor]] = {
         torch.tensor([0, 1]),
         torch.tensor([0, 1]),
     ),
+    "rows that a function makes smaller": (
+        lambda: Net(
+            lambda m, x: F.embedding(x, m.own.weight, max_norm=1.0),
+            1.0,
+            2.5,
+            own=table(torch.cat([-(8**-0.5) * ONES, LONG])),
+        ),
+        torch.tensor([0, 1]),
+        torch.tensor([2]),
+    ),
+    "a function of a norm without epsilon": (
+        lambda: Net(lambda m, x: F.layer_norm(x, (8,), m.own, eps=0.0), 1.0, -3.2, own=OWN(COLUMN[0].clone())),
+        COLUMN.clone(),
+        10**-21.841920852661133 * COLUMN,  # whose variance has one digit left
+    ),
     "rows that a lookup makes smaller": (
         lambda: Net(lambda m, x: m.own(x), 1.0, 2.5, own=table(torch.cat([-(8**-0.5) * ONES, LONG]), max_norm=1.0)),
         torch.tensor([0, 1]),
