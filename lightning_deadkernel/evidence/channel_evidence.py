@@ -106,13 +106,7 @@ class ChannelEvidence:
         activations: dict[ActivationKey, int],
         names: Mapping[str, str] | None = None,
     ) -> ChannelEvidence:
-        """The same evidence laid out for these sources and activations.
-
-        Args:
-            sources: where each layer's gradient is read from now on.
-            activations: activation key -> channels.
-            names: names of the layers whose evidence stays, and what they are called from now on; None: all, as before.
-        """
+        """The same evidence laid out for these sources and activations; `names` as in `renamed`."""
         new = ChannelEvidence(self.device, sources, activations)
         self.flush()
         for kind, key in self._places:
@@ -215,11 +209,7 @@ class ChannelEvidence:
 
     def add_samples(self, found: Sequence[tuple[tuple[ActivationKey, ...], Sequence[Tensor]]]) -> None:
         """Adds a sampled step's firing counts, magnitudes, exact zeros and flat-end counts, and notes which channels
-        fired; of a channel that holds NaN or infinity, only that it does.
-
-        Args:
-            found: activations, and what `sums_of` gave of them.
-        """
+        fired; of a channel that holds NaN or infinity, only that it does."""
         parts = [of[row] for row in range(len(SUMS) + 1) for _, of in found]
         if any(of[0].device != self.device for _, of in found):
             parts = [part.to(self.device) for part in parts]
@@ -342,11 +332,8 @@ class ChannelEvidence:
     # -- window ends ---------------------------------------------------------------------------------------------
 
     def segments(self, several_ranks: bool) -> Segments:
-        """All that was seen, after `flush`, on the CPU. The evidence itself stays as it is.
-
-        Args:
-            several_ranks: reduce over all ranks: every rank must call it, with the same layers and activations.
-        """
+        """All that was seen, after `flush`, on the CPU; of several ranks together, where every rank must call it
+        with the same layers and activations. The evidence itself stays as it is."""
         segments: Segments = {}
         for summed in (False, True):
             # ranks that saw other graphs may have laid the same parts out in another order

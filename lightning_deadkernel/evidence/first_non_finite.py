@@ -9,14 +9,7 @@ from lightning_deadkernel.observation import NonFinite
 
 
 def first_non_finite(observer: Observer, seen: Seen, optimizer_steps: int, global_step: int) -> NonFinite | None:
-    """The first step with values that were not finite, and the layer in which that began; None where all was finite.
-
-    Args:
-        observer: what was watched.
-        seen: what was gathered, over all ranks.
-        optimizer_steps: of the window.
-        global_step: at its end.
-    """
+    """The first step with values that were not finite, and the layer in which that began; None where all was finite."""
     facts = {name: one for name, one in observer.reader.facts.items() if one.excluded is None and one.confirmed}
     order = sorted(facts, key=lambda name: facts[name].order)
     backward = {name: _mark(seen, "first", name) for name in order if ("first", name) in seen.segments}

@@ -107,11 +107,8 @@ class LostUpdates:
         return self._places[key]
 
     def totals(self, over_ranks: bool) -> Tensor:
-        """(2, columns) the counts on the CPU.
-
-        Args:
-            over_ranks: each rank has its part of the parameters: every rank must call it.
-        """
+        """(2, columns) the counts on the CPU; over all ranks where each has its part of the parameters, and must
+        call it."""
         counts = self.counts.clone()
         if over_ranks:
             torch.distributed.all_reduce(counts)

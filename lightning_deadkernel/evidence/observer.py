@@ -76,11 +76,7 @@ class Observer:
         self.arrange()
 
     def arrange(self, names: Mapping[str, str] | None = None) -> None:
-        """Gives every layer and every activation known so far its place in the evidence.
-
-        Args:
-            names: names of the layers that stay, and what they are called from now on; None: all, as before.
-        """
+        """Gives every layer and every activation known so far its place in the evidence; `names` as in `renamed`."""
         facts = self.reader.facts
         activations = {renamed(key, names): channels for key, channels in self.window.channels.activations.items()}
         activations.pop((), None)
@@ -108,11 +104,7 @@ class Observer:
                 self.reader.facts[name].exclude(reason)
 
     def check_layers(self, in_step: bool = False) -> bool:
-        """Takes up the layers that the model has now, where they are others than before; whether they are.
-
-        Args:
-            in_step: a step is on its way.
-        """
+        """Takes up the layers that the model has now, where they are others than before; whether they are."""
         table = self.reader.table.now(in_step and self.toggles)
         if table is None:
             return False
@@ -131,13 +123,8 @@ class Observer:
     # -- one step ------------------------------------------------------------------------------------------------
 
     def before_backward(self, loss: Tensor, sampled: bool, for_pictures: bool = False) -> None:
-        """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step.
-
-        Args:
-            loss: of this backward.
-            sampled: the costlier statistics are taken.
-            for_pictures: and what the network makes of one sample is kept.
-        """
+        """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step; for
+        pictures also what the network makes of one sample."""
         window = self.window
         sampled = window.is_first_bad_loss(loss) or sampled  # the graph shows where that began
         if self._looked_up:
@@ -253,7 +240,7 @@ class Observer:
         if self._hides and not self.several_optimizers:
             for layer in self.reader.watched:
                 if layer.name not in window.reached and layer.main.grad is not None:
-                    window.add_hidden(layer.name)
+                    window.reached.add(layer.name)
                     facts = self.reader.facts[layer.name]
                     facts.remark = facts.remark or "activation checkpointing (reentrant) hides its ops"
         try:

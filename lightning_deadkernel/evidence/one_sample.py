@@ -31,15 +31,7 @@ def take_sample(
     rows: int | None,
 ) -> dict[ActivationKey, FeatureMaps]:
     """The maps of the first activation, and of those with channels that have not fired in the window. On the device
-    that they are on; nothing waits for it.
-
-    Args:
-        nodes: of this step's graph.
-        found: what it means.
-        channels: of each activation.
-        pending: activations with channels that are not known to have fired.
-        rows: samples in the batch; None: unknown.
-    """
+    that they are on; nothing waits for it."""
     kept: dict[ActivationKey, FeatureMaps] = {}
     image = peek(nodes[found.image], "input") if found.image is not None else None
     room = MOST_ENTRIES

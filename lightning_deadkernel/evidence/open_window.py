@@ -67,12 +67,7 @@ class Seen:
 
 
 class OpenWindow:
-    """Everything that is gathered while a window is open.
-
-    Args:
-        channels: evidence of every channel.
-        steps: sizes of gradients and updates on sampled steps.
-    """
+    """Everything that is gathered while a window is open."""
 
     def __init__(self, channels: ChannelEvidence, steps: StepStatistics) -> None:
         self.channels, self.steps = channels, steps
@@ -115,23 +110,13 @@ class OpenWindow:
         names: Mapping[str, str] | None = None,
     ) -> None:
         """Lays out the evidence for these layers and activations (key -> channels); what was seen before is kept.
-
-        Args:
-            sources: where each layer's gradient is read from now on.
-            activations: activation key -> channels.
-            names: names of the layers that stay, and what they are called from now on; None: all, as before.
-        """
+        `names` as in `renamed`."""
         self.channels = self.channels.rearranged(sources, activations, names)
         self.settled = False
 
     def renew(self, model: nn.Module, layers: Sequence[Layer], names: Mapping[str, str]) -> None:
-        """Takes up other layers; what was seen of those that stay is kept. `arrange` must follow.
-
-        Args:
-            model: as it is now.
-            layers: all that are watched from now on.
-            names: names of the layers that stay, and what they are called from now on.
-        """
+        """Takes up the layers of a model as it is now; what was seen of those that stay (`names`: what they were
+        called -> what they are) is kept. `arrange` must follow."""
         stayed = {names[layer.name] for layer in self.steps.layers if layer.name in names}
         came = [layer for layer in layers if layer.name not in stayed]
         self.steps = self.steps.renewed(model, layers, names)
@@ -164,10 +149,6 @@ class OpenWindow:
         self.counts.unread += compiled
         if not compiled:
             self.looked |= layers
-
-    def add_hidden(self, layer: str) -> None:
-        """Takes in that a layer took part although no graph shows it."""
-        self.reached.add(layer)
 
     def check_settled(self) -> bool:
         """Whether every layer was in some graph and all channels have fired, so that no graph need be read any more.
@@ -251,23 +232,16 @@ class OpenWindow:
         }
 
     def prepare(self, shared: Sequence[dict[str, Any]]) -> None:
-        """All that can go wrong on one rank before `merge`, in which all wait for one another.
-
-        Args:
-            shared: `to_share` of every rank.
-        """
+        """All that can go wrong on one rank before `merge`, in which all wait for one another; given `to_share` of
+        every rank."""
         activations = {key: channels for other in shared for key, channels in other["activations"].items()}
         if activations.keys() != self.channels.activations.keys():
             self.arrange(self.channels.sources, activations)
         self.channels.flush()
 
     def merge(self, shared: Sequence[dict[str, Any]]) -> Seen:
-        """What all ranks saw together, after `prepare`; every rank must call it. Nothing of this rank's own evidence is
-        changed.
-
-        Args:
-            shared: `to_share` of every rank.
-        """
+        """What all ranks saw together, after `prepare`, from `to_share` of each; every rank must call it. Nothing of
+        this rank's own evidence is changed."""
         samples = [other["counts"].samples for other in shared]
         bad = [other["counts"] for other in shared if other["counts"].bad_loss is not None]
         first = min(bad, key=lambda one: (one.bad_loss, not one.bad_loss_read), default=self.counts)
@@ -290,12 +264,8 @@ class OpenWindow:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def state_dict(self, shared: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The half-open window of all ranks together, so that it may be taken up by any number of them: plain tensors,
-        lists, strings and numbers. Every rank must call it.
-
-        Args:
-            shared: `to_share` of every rank.
-        """
+        """The half-open window of all ranks together, from `to_share` of each, so that it may be taken up by any
+        number of them: plain tensors, lists, strings and numbers. Every rank must call it."""
         seen = self.merge(shared)
         return {
             "version": VERSION,

@@ -27,6 +27,7 @@ GOLDEN = (5**0.5 - 1) / 2
 ASKS = 0.34
 """Share of the sampled steps on which lost updates are counted: of a window's eight, the first, third, sixth, last."""
 SERIES = ("norms", "updates", "underflow")
+OF_LAYERS = ("learning_rates", "first_rates", "decays", "optimizers", "turns")
 HALF_SUBNORMAL = 2.0**-14
 """float16 below this loses bits, and below 2^-24 everything."""
 TURN = 1 << 21
@@ -152,13 +153,8 @@ class StepStatistics:
         self.reset()
 
     def renewed(self, model: nn.Module, layers: Sequence[Layer], names: Mapping[str, str]) -> StepStatistics:
-        """The same for a model that has other parameters and layers by now.
-
-        Args:
-            model: as it is now.
-            layers: whose weights are measured from now on.
-            names: names of the layers that stay, and what they are called from now on.
-        """
+        """The same for a model that has other parameters and layers by now; `names`: what layers that stay were
+        called -> what they are."""
         new = StepStatistics(model, layers, self.device, self._update_ratio)
         new.scaled = self.scaled
         before = {now: name for name, now in names.items()}
@@ -173,7 +169,7 @@ class StepStatistics:
         new.updates = self.updates.moved(
             [at + begin if at >= 0 else -1 for begin in blocks for at in place], self.device
         )
-        for kept in ("learning_rates", "first_rates", "decays", "optimizers", "turns"):
+        for kept in OF_LAYERS:
             setattr(new, kept, {names[name]: of for name, of in getattr(self, kept).items() if name in names})
         return new
 
@@ -408,11 +404,7 @@ class StepStatistics:
             "parameters": list(self.names),
             "series": {name: self._packed(name) for name in SERIES},
             "lost": self._lost.totals(self.sharded),
-            "learning_rates": dict(self.learning_rates),
-            "first_rates": dict(self.first_rates),
-            "decays": {name: list(values) for name, values in self.decays.items()},
-            "optimizers": {name: list(values) for name, values in self.optimizers.items()},
-            "turns": dict(self.turns),
+            **{kept: dict(getattr(self, kept)) for kept in OF_LAYERS},
         }
 
     def fits(self, state: dict[str, Any]) -> bool:
@@ -426,10 +418,9 @@ class StepStatistics:
             setattr(self, name, self._unpacked(name, state["series"][name], first_rank))
         if first_rank or not self.sharded:
             self._lost.load(state["lost"])
-        self.learning_rates, self.first_rates = dict(state["learning_rates"]), dict(state["first_rates"])
-        self.decays = {name: (float(decay), bool(decoupled)) for name, (decay, decoupled) in state["decays"].items()}
-        self.optimizers = {name: (str(kind), float(mu)) for name, (kind, mu) in state.get("optimizers", {}).items()}
-        self.turns = {name: int(count) for name, count in state["turns"].items()}
+        for kept in OF_LAYERS:
+            of = state.get(kept, {}).items()
+            setattr(self, kept, {name: tuple(value) if isinstance(value, list) else value for name, value in of})
 
     def _packed(self, name: str) -> dict[str, Any]:
         series: Series = getattr(self, name)

@@ -154,15 +154,8 @@ def _not_used(facts: LayerFacts, observer: Observer, index: int, seen: Seen) -> 
 
 @torch.no_grad()
 def first_sight(observer: Observer, names: Collection[str], index: int, epoch: int, global_step: int) -> Window:
-    """The weights of layers that have come in the middle of training, before their first step.
-
-    Args:
-        observer: what is watched.
-        names: of the layers.
-        index: of the last window that has closed.
-        epoch: the one they came in.
-        global_step: at which they came.
-    """
+    """The weights of layers that have come in the middle of training, before their first step; `index` is that of
+    the last window that has closed."""
     window = Window(index, epoch, global_step, batches=0, optimizer_steps=0, sampled_steps=0, samples=0)
     described: list[tuple[Draft, LayerFacts]] = []
     for facts in observer.reader.facts.values():

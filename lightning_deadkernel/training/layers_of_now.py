@@ -21,16 +21,8 @@ def take_up(
     names: Mapping[str, str],
     thresholds: Thresholds,
 ) -> None:
-    """Has the record go on with the layers that the observer has taken up.
-
-    Args:
-        observer: what is watched.
-        record: of the training so far.
-        trainer: the running trainer.
-        before: the layers until now.
-        names: names of those that stay, and what they are called from now on.
-        thresholds: where the lines are drawn.
-    """
+    """Has the record go on with the layers that the observer has taken up; `names`: what those that stay were called
+    -> what they are."""
     known, was = observer.reader.facts, {layer.name: layer for layer in before.layers}
     stayed, when = {now: was[name] for name, now in names.items()}, _moment(trainer)
     since: dict[str, str] = {}

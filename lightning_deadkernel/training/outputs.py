@@ -66,12 +66,7 @@ class Budget:
 
 class Outputs:
     """One run's outlets. Each part (a file, a picture, the loggers, the console) is apart from the others: one that
-    fails is named once, and is tried again at the next window.
-
-    Args:
-        options: the monitor's.
-        trainer: for its loggers and folders.
-    """
+    fails is named once, and is tried again at the next window."""
 
     def __init__(self, options: Options, trainer: Any) -> None:
         self._options, self._trainer = options, trainer
@@ -90,12 +85,7 @@ class Outputs:
 
     def window(self, reports: list[Report], step: int) -> None:
         """A window has closed: log it, and save and draw it if there is time for that. Called again for the same
-        window, it goes on where it was interrupted.
-
-        Args:
-            reports: all so far, oldest first; index 0 is the state at initialisation.
-            step: the x-axis of the trainer's own metrics.
-        """
+        window, it goes on where it was interrupted."""
         if not self._trainer.is_global_zero:
             return
         began, report = time.monotonic(), reports[-1]

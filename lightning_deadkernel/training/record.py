@@ -97,13 +97,8 @@ class Record:
         return self._closed.history.restrict(channels)
 
     def follow(self, names: Mapping[str, str], came: Window, thresholds: Thresholds) -> None:
-        """Takes up the layers that there are now: all of it is here, or nothing.
-
-        Args:
-            names: names of the layers whose kernels are still there, and what they are called from now on.
-            came: the weights of those that have come.
-            thresholds: where the lines are drawn.
-        """
+        """Takes up the layers that there are now: all of it is here, or nothing. `names`: what those that stay were
+        called -> what they are; `came`: the weights of those that have come."""
         history = self.copy_of_history()
         history.follow(names)
         first_sight(came, history, thresholds)

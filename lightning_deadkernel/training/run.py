@@ -40,12 +40,7 @@ from lightning_deadkernel.training.window_end import close_window, warn_new_prob
 
 
 class Run:
-    """One fit under watch.
-
-    Args:
-        options: the monitor's.
-        record: the closed windows, to which this fit adds its own.
-    """
+    """One fit under watch."""
 
     def __init__(self, options: Options, record: Record) -> None:
         self.options, self.record = options, record
@@ -154,13 +149,8 @@ class Run:
 
     @never_raise
     def begin_batch(self, trainer: Any, batch: Any, first_of_epoch: bool) -> None:
-        """Decides whether this step is a sampled one.
-
-        Args:
-            trainer: the running trainer.
-            batch: that begins.
-            first_of_epoch: at an epoch's beginning layers are frozen, unfrozen and replaced.
-        """
+        """Decides whether this step is a sampled one. At an epoch's beginning layers are frozen, unfrozen and
+        replaced."""
         if self.sampled:  # a batch that was skipped has not ended
             self.stance.restore()
         observer, schedule = self._observer, self._schedule

@@ -74,12 +74,7 @@ def batches_of_epochs(trainer: Any, done: int, least: int, first: int) -> float:
 
 
 def training_ends(trainer: Any, steps: int) -> bool:
-    """Whether the training ends with this epoch, as far as it is known.
-
-    Args:
-        trainer: the running trainer.
-        steps: optimizer steps that are taken when the batch ends.
-    """
+    """Whether the training ends with this epoch, as far as it is known; `steps` are taken when the batch ends."""
     return bool(0 < (trainer.max_epochs or 0) <= trainer.current_epoch + 1 or 0 < trainer.max_steps <= steps)
 
 
