@@ -113,7 +113,7 @@ STAGES = {
     "walk": (GraphReader, "read"),
     "learn": (GraphReader, "learn"),
     "layout": (OpenWindow, "arrange"),
-    "activations": (ChannelEvidence, "read_activations"),
+    "activations": (ChannelEvidence, "add_samples"),
     "gradients": (ChannelEvidence, "read_gradients"),
     "kernels": (ChannelEvidence, "read_kernels"),
     "before step": (StepStatistics, "before_step"),
@@ -176,14 +176,14 @@ def test_an_output_that_fails_as_a_whole_is_one_warning_and_the_watch_goes_on(mo
 
 
 def test_an_activation_that_cannot_be_read_costs_its_own_layer_alone(monkeypatch):
-    original = ChannelEvidence.add_samples
+    original = lightning_deadkernel.evidence.observer.sums_of
 
-    def broken(self, group):
+    def broken(group, channels):
         if any(sample.key == ("net.conv2",) for sample in group):
             raise RuntimeError("cannot read this")
-        return original(self, group)
+        return original(group, channels)
 
-    monkeypatch.setattr(ChannelEvidence, "add_samples", broken)
+    monkeypatch.setattr(lightning_deadkernel.evidence.observer, "sums_of", broken)
     with pytest.warns(DeadKernelInternalWarning, match=r"no longer watches net\.conv2: .*cannot read this") as caught:
         run = train_twice(Tiny)
     assert len([w for w in caught if issubclass(w.category, DeadKernelInternalWarning)]) == 1
