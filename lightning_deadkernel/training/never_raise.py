@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -38,6 +40,20 @@ def never_raise(method: Method) -> Method:
             run.fail(method.__name__, error)
 
     return cast("Method", walled)
+
+
+@contextmanager
+def collector_waits() -> Iterator[None]:
+    """No garbage is collected within: of what a window's end and its pictures make, nearly all goes without that, and
+    every pass over all objects of a training takes as long as dozens of layers.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def warn_internal(text: str) -> None:

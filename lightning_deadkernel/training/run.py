@@ -22,7 +22,7 @@ from lightning_deadkernel.training.compile import Stance
 from lightning_deadkernel.training.description import describe_run
 from lightning_deadkernel.training.distributed import exchange, world_size
 from lightning_deadkernel.training.layers_of_now import say_since, take_up
-from lightning_deadkernel.training.never_raise import never_raise, warn_internal
+from lightning_deadkernel.training.never_raise import collector_waits, never_raise, warn_internal
 from lightning_deadkernel.training.options import Options
 from lightning_deadkernel.training.outputs import Outputs
 from lightning_deadkernel.training.record import Record
@@ -261,6 +261,7 @@ class Run:
         if self._finished:
             self._write(lambda outputs: outputs.last_word(self.record.reports, in_full=True))
 
+    @collector_waits()
     def _close(self, trainer: Any) -> Report | None:
         """From the evidence to a report in every place that wants it; None where there is none."""
         try:
@@ -376,6 +377,7 @@ class Run:
             self._failed = f"{type(error).__name__}: {error}"
             warn_internal(f"failed in {where.strip('_')} and stops watching: {self._failed}.")
 
+    @collector_waits()
     def _write(self, write: Callable[[Outputs], None]) -> None:
         """Files and loggers. Where they fail the watch itself goes on."""
         if self._outputs is not None:

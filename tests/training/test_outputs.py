@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import nn
 from lightning_deadkernel import DeadKernelMonitor, Report
 from lightning_deadkernel.errors import DeadKernelInternalWarning
 from lightning_deadkernel.loggers import run_log
-from lightning_deadkernel.training import outputs
+from lightning_deadkernel.training import outputs, run
 
 
 class Net(L.LightningModule):
@@ -128,6 +130,40 @@ def test_what_no_window_had_time_to_save_is_saved_when_the_run_breaks_off(
         fit(tmp_path, DeadKernelMonitor(min_steps=1, on_finding="ignore"), model=Broken())
     assert Report.load(folder / "report.json").window == 2
     assert (folder / "report.md").exists()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_collector_waits_while_a_window_closes_and_is_as_before_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool, fails: bool
+) -> None:
+    seen: dict[str, list[bool]] = {}
+
+    def noting(owner: Any, name: str) -> None:
+        called = getattr(owner, name)
+
+        def note(*args: Any, **options: Any) -> Any:
+            seen.setdefault(name, []).append(gc.isenabled())
+            if fails and name == "draw_all":
+                raise OSError("of this test")
+            return called(*args, **options)
+
+        monkeypatch.setattr(owner, name, note)
+
+    noting(run, "close_window")
+    noting(outputs.figures, "draw_all")
+    noting(torch.optim.SGD, "step")
+    was = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit(tmp_path, DeadKernelMonitor())
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert not any(seen["close_window"] + seen["draw_all"])
+    assert set(seen["step"]) == {enabled}
 
 
 def test_without_pictures_none_is_drawn_and_none_is_written(tmp_path: Path) -> None:
