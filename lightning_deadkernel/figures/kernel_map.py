@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_deadkernel.figures.canvas import GREY, SMALL, Panel, basis, state_legend
+from lightning_deadkernel.figures.canvas import (
+    GREY,
+    SMALL,
+    Filled,
+    Panel,
+    basis,
+    fill,
+    rectangle,
+    state_legend,
+)
 from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
 from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
@@ -89,6 +98,7 @@ def map_layout(layers: Sequence[LayerReport], most: int = MOST_ROWS) -> MapLayou
 def draw_kernel_map(axes: Axes, layout: MapLayout) -> set[str]:
     """One row per layer or stage: its kernels as cells, or as shares, the worst first. Gives the words shown."""
     shown: set[str] = set()
+    bars: list[Filled] = []
     axes.set(xlim=(0, layout.columns), ylim=(layout.total, 0), xticks=[])
     for row, start, lines in zip(layout.rows, layout.starts, layout.lines, strict=True):
         places = np.concatenate([places_of(layer.codes) for layer in row])
@@ -108,8 +118,9 @@ def draw_kernel_map(axes: Axes, layout: MapLayout) -> set[str]:
         else:
             left = 0.0
             for word, width in shares_of(np.bincount(places, minlength=len(WORDS)).tolist()):
-                axes.barh(start + 0.5, width, 1, left, color=BY_NAME[word].colour, linewidth=0, label=word)
+                bars.append((rectangle(left, start, width, 1), BY_NAME[word].colour))
                 left += width
+    fill(axes, bars)
     if layout.by_cell and layout.columns <= 128:
         _draw_seams(axes, layout)
     axes.set(xlim=(0, layout.columns), ylim=(layout.total, 0), xticks=[])

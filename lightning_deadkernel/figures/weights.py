@@ -17,10 +17,13 @@ from lightning_deadkernel.figures.canvas import (
     MEDIUM,
     PALE,
     SMALL,
+    Filled,
     Panel,
     basis,
+    fill,
     finite,
     inches_of,
+    rectangle,
 )
 from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
@@ -143,11 +146,15 @@ def draw_weights(
     axes: Axes, layers: Sequence[LayerReport], histograms: dict[str, Tensor], smallest: float, largest: float
 ) -> None:
     """One row per layer, first on top; heights are shares per half octave, each row to its own largest."""
+    from matplotlib.collections import LineCollection
+
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
     axes.minorticks_off()
     axes.set_xlim(-largest * 1.1, largest * 1.1)
     inches = inches_of(axes)[0]
     zeros_at, near_zeros_at = 1 + 0.65 / inches, 1 + 1.5 / inches
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "fontsize": SMALL, "ha": "right"}
+    surfaces, outlines = list[Filled](), list[list[tuple[float, float]]]()
     for row, layer in enumerate(layers):
         spread, base = spread_of(histograms[layer.name], smallest), float(len(layers) - row - 1)
         if spread is None:
@@ -155,43 +162,40 @@ def draw_weights(
             continue
         outside = [density for place, density in enumerate(spread.density) if place != spread.center]
         top = max([*outside, *spread.gaussian, 1e-9]) / 0.86
-        styles: tuple[tuple[list[float], dict[str, Any]], ...] = (
-            (spread.gaussian, {"color": PALE, "fill": True, "linewidth": 0, "label": "Gaussian"}),
-            (spread.density, {"color": LINE, "fill": False, "linewidth": 1.2, "label": layer.name}),
-        )
-        for values, style in styles:
-            heights = [base + min(value / top, 0.95) for value in values]
+        for values, colour, wide in ((spread.gaussian, PALE, 1.2), (spread.density, LINE, 0.6)):
+            heights = [min(value / top, 0.95) for value in values]
             if spread.center is not None:
                 # a filled bar for all at zero: as a step of the outline it would be as wide as what lies beside it
-                at_zero, heights[spread.center] = heights[spread.center] - base, base
-                width = smallest * (1.2 if style["fill"] else 0.6)
-                axes.bar(0, at_zero, width, base, color=style["color"], linewidth=0, label="_at zero")
-            axes.stairs(heights, spread.edges, baseline=base, **style)
-        axes.axhline(base, color=GRID, linewidth=0.7, zorder=0)
-        zeros, near = layer.weight_sparsity, layer.weight_near_zeros
-        for place, value in ((zeros_at, zeros), (near_zeros_at, near)):
+                bar = rectangle(-wide * smallest / 2, base, wide * smallest, heights[spread.center])
+                surfaces.append((bar, colour))
+                heights[spread.center] = 0.0
+            steps = _steps(spread.edges, heights, base)
+            if colour == PALE:
+                surfaces.append((steps, colour))
+            else:
+                outlines.append(steps)
+        for place, value in ((zeros_at, layer.weight_sparsity), (near_zeros_at, layer.weight_near_zeros)):
             strong = value is not None and value > 0.05
-            axes.annotate(
-                percent(value),
-                (place, base + 0.3),
-                xycoords=("axes fraction", "data"),
-                fontsize=SMALL,
-                ha="right",
-                weight="bold" if strong else "normal",
-                annotation_clip=False,
-            )
+            axes.text(place, base + 0.3, percent(value), weight="bold" if strong else "normal", **beside)
+    axes.hlines(range(len(layers)), *axes.get_xlim(), color=GRID, linewidth=0.7, zorder=0)
+    fill(axes, surfaces)
+    axes.add_collection(LineCollection(outlines, colors=LINE, linewidths=1.2), autolim=False)
     for place, word in ((zeros_at, "zeros"), (near_zeros_at, "near zeros")):
-        axes.annotate(
-            word, (place, len(layers) + 0.1), xycoords=("axes fraction", "data"), fontsize=SMALL, ha="right", color=GREY
-        )
+        axes.text(place, len(layers) + 0.1, word, color=GREY, **beside)
     axes.set_ylim(0, len(layers) + 0.05)
     labels = list(labels_of([layer.name for layer in layers]).values())
     axes.set_yticks([len(layers) - row - 0.7 for row in range(len(layers))], labels)
     highest = math.floor(math.log10(largest))
-    every = 1 if inches > 2.6 else 2  # powers of ten, so that their labels keep apart
+    every = 1 if inches > 3.0 else 2  # powers of ten, so that their labels keep apart
     powers = [10.0**e for e in range(highest, math.ceil(math.log10(smallest)) - 1, -every)]
     axes.set_xticks([*(-p for p in powers), 0.0, *reversed(powers)])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("weight (symmetric log axis)", fontsize=MEDIUM)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+
+
+def _steps(edges: Sequence[float], heights: Sequence[float], base: float) -> list[tuple[float, float]]:
+    """The outline of a histogram that stands on `base`."""
+    tops = [(edge, base + height) for *ends, height in zip(edges, edges[1:], heights, strict=False) for edge in ends]
+    return [(edges[0], base), *tops, (edges[-1], base)]

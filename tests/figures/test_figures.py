@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
-from matplotlib.patches import StepPatch
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,7 +32,7 @@ from helpers.reports import SMALL, finding, history, plain, resnet
 from helpers.short_runs import Training, digits, mlp, sgd
 from helpers.training import fit, quiet
 from lightning_deadkernel import Thresholds, figures
-from lightning_deadkernel.figures.canvas import Panel
+from lightning_deadkernel.figures.canvas import PALE, Panel
 from lightning_deadkernel.figures.first_layer_kernels import as_image, first_layer_kernels
 from lightning_deadkernel.figures.gradient_flow import gradient_flow
 from lightning_deadkernel.figures.kernel_map import MOST_CELLS, kernel_map, map_layout, shares_of
@@ -38,7 +40,7 @@ from lightning_deadkernel.figures.life_lines import life_lines, life_of
 from lightning_deadkernel.figures.overview import overview
 from lightning_deadkernel.figures.update_ratios import update_ratios
 from lightning_deadkernel.figures.weights import GAUSSIAN_NEAR_ZEROS, spread_of, weights
-from lightning_deadkernel.functional.histograms import bit_histogram
+from lightning_deadkernel.functional.histograms import bit_histogram, to_edges
 from lightning_deadkernel.observation import STATISTICS, WindowTensors
 from lightning_deadkernel.report.records import LayerReport, OptimizerDescription, Problem, RunDescription
 from lightning_deadkernel.report.report import Report
@@ -63,6 +65,17 @@ def cells(axes: Any) -> Counter[str]:
         for colour in np.asarray(image.get_array()).reshape(-1, 3):
             counted[words.get(to_hex(colour / 255), "paper")] += 1
     return counted
+
+
+def surfaces(axes: Axes, colour: str) -> list[Bbox]:
+    """What is filled with that colour, apart from patches."""
+    found = [surfaces for surfaces in axes.collections if isinstance(surfaces, PolyCollection)]
+    return [
+        path.get_extents()
+        for one in found
+        for path, shown in zip(one.get_paths(), one.get_facecolor(), strict=True)
+        if to_hex(shown) == colour.lower()
+    ]
 
 
 def drawn(reports: list[Report]) -> dict[str, Any]:
@@ -167,8 +180,8 @@ def test_of_very_many_kernels_shares_are_drawn_the_worst_first_and_none_too_smal
     assert reports[-1].channels > MOST_CELLS
     figure = kernel_map(reports)
     (axes,) = figure.axes
-    (dead,) = [bar for bars in axes.containers if bars.get_label() == "dead" for bar in bars]
-    assert (dead.get_x(), dead.get_width()) == (0, pytest.approx(0.006))
+    dead = surfaces(axes, COLOURS["dead"])
+    assert [(box.x0, box.width, box.height) for box in dead] == [(0, pytest.approx(0.006), 1)]
     assert "1 of 4,096 dead" in texts(figure)
     assert any("colours are shares" in text for text in texts(figure))
     counts = [0] * len(WORDS)
@@ -403,8 +416,14 @@ def test_weights_are_on_a_symmetric_log_axis_with_a_gaussian_behind_each(unwell:
     figure = weights(unwell)
     (axes,) = figure.axes
     assert axes.get_xscale() == "symlog"
-    outlines = [patch.get_label() for patch in axes.patches if isinstance(patch, StepPatch)]
-    assert outlines == ["Gaussian", "conv1", "Gaussian", "conv2", "Gaussian", "fc"]
+    counts = unwell[-1].tensors.histograms["weights"]
+    (outlines,) = [found for found in axes.collections if isinstance(found, LineCollection) and found.get_zorder()]
+    for base, (name, outline) in zip((2, 1, 0), zip(counts, outlines.get_segments(), strict=True), strict=True):
+        assert (outline[0][1], outline[-1][1]) == (base, base), name
+        assert base + 0.5 < outline[:, 1].max() < base + 1, name
+        assert outline[-1][0] == to_edges(counts[name])[1][-1], name
+    behind = [box for box in surfaces(axes, PALE) if box.width > 0.01]
+    assert [math.floor(box.y0) for box in behind] == [2, 1, 0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["conv1", "conv2", "fc"]
     assert {"2%", "4%", "zeros", "near zeros"} <= set(texts(figure))
 
