@@ -329,7 +329,8 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
         weights = "its weights for these channels are" if _reads_at_known_inputs(layer) else "all its weights are"
         text = (
             f"ruled out: that {names} is dead or saturated, that {weights} zero, that it has no gradient itself; what"
-            " is left is that what reads them is off whenever they fire, or that something between is zero then"
+            " is left is that it gets none whenever they fire (it is off then, or the loss is flat), or that something"
+            " between is zero then"
         )
         advice = (
             f"Look at which inputs {names} fires for, and at a mask or a gate between; where these channels fire"
