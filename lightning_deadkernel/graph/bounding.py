@@ -402,33 +402,29 @@ class Bounding:
     def _root_mean_square(self, index: int, vectors: Value, sizes: Value) -> Held | None:
         """``x * rsqrt(mean(x ** 2, -1) + eps)``, whose rows have a mean square of 1 at most; None: something else."""
         graph, shape = self.graph, self.graph.shapes[index][0]
-        root = sizes[0]
-        if (
-            graph.names[root] != {"Mul": "Rsqrt", "Div": "Sqrt"}.get(graph.names[index])
-            or graph.shape(vectors) != shape
-        ):
+
+        def argument(value: Value | None, name: str | None) -> Value | None:
+            """The only one of a node of this name."""
+            made = value is not None and graph.names[value[0]] == name
+            given = [one for one in graph.inputs[value[0]] if one is not None] if value and made else []
+            return given[0] if len(given) == 1 else None
+
+        added = argument(sizes, {"Mul": "Rsqrt", "Div": "Sqrt"}.get(graph.names[index]))
+        means = argument(added, "Add")  # a parameter that is added may come to be below zero
+        squares = argument(means, "Mean")
+        if added is None or means is None or squares is None or argument(squares, "Pow") != vectors:
             return None
-        mean = graph.inputs[root][0]
-        if mean is None or graph.names[mean[0]] != "Add" or self._may_divide_by_zero:
+        root, add, mean, power = (graph.nodes[value[0]] for value in (sizes, added, means, squares))
+        of_rows = graph.shape(vectors) == shape and unwrapped(mean._saved_dim, len(shape)) == (len(shape) - 1,)
+        squared = power._saved_exponent == 2 and getattr(add, "_saved_alpha", 1) == 1
+        if not of_rows or not squared or self._may_divide_by_zero:
             return None
-        means = [value for value in graph.inputs[mean[0]] if value is not None]
-        alpha = getattr(graph.nodes[mean[0]], "_saved_alpha", 1)
-        if len(means) != 1 or alpha != 1:  # a parameter may come to be below zero
-            return None
-        mean = means[0]
-        square = graph.inputs[mean[0]][0] if graph.names[mean[0]] == "Mean" else None
-        if square is None or graph.names[square[0]] != "Pow":
-            return None
-        power = graph.nodes[square[0]]
-        of_rows = unwrapped(graph.nodes[mean[0]]._saved_dim, len(shape)) == (len(shape) - 1,)
-        if not of_rows or power._saved_exponent != 2 or graph.inputs[square[0]][0] != vectors:
-            return None
-        values, result = peek(power, "self"), peek(graph.nodes[root], "result")
+        values, result = peek(power, "self"), peek(root, "result")
         if not isinstance(values, Tensor) or not isinstance(result, Tensor):
             return None
         precision, scale = self._precision(index), result.double().square()
         mean_squares = values.detach().double().square().mean(-1, keepdim=True)
-        divided = mean_squares * scale if graph.names[root] == "Rsqrt" else mean_squares / scale
+        divided = mean_squares * scale if graph.names[index] == "Mul" else mean_squares / scale
         if not bool((divided.nan_to_num() <= 1 + precision.of_norm(centred=False)).all()):
             return None  # what is added to the mean is below zero
         bound = Normalised(shape[-1], False, None, None, precision, is_vector=True)

@@ -264,8 +264,8 @@ def multiplied(low: float, high: float) -> Change:
     """By something between two numbers that are not negative, one of them finite and above zero."""
 
     def change(of: Interval, rows: Tensor) -> Interval:
-        ends = [torch.where((end == 0) | (factor == 0), 0.0, end * factor) for end in of for factor in (low, high)]
-        return Interval(torch.stack(ends).amin(0), torch.stack(ends).amax(0))
+        least, most = (certificates.products(torch.tensor(by, dtype=torch.float64), of) for by in (low, high))
+        return Interval(torch.minimum(least.low, most.low), torch.maximum(least.high, most.high))
 
     return change
 
@@ -306,8 +306,7 @@ def affine(numbers: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], share: fl
 
     def change(of: Interval, rows: Tensor) -> Interval:
         scale, offset, size = numbers(rows)
-        ends = torch.stack([torch.where((end == 0) | (scale == 0), 0.0, end * scale) for end in of])
-        low, high = ends.amin(0), ends.amax(0)
+        low, high = certificates.products(scale, of)
         error = torch.where(scale == 0, 0.0, share)
         return Interval(
             low + offset - _times(error, low.abs() + size), high + offset + _times(error, high.abs() + size)

@@ -269,19 +269,19 @@ class LayerFacts:
 
     def place(self, layer: Layer, depth: int, order: int, ahead: Ahead) -> None:
         """Takes in where a weight is used whose rows are no kernels of one op: gates, projections, tables, experts."""
+        self._find(layer, depth, order)
+        self.ahead = ahead.least(self.ahead)
+        self.remark = self.remark or READ_AS[layer.span.kind]
+
+    def _find(self, layer: Layer, depth: int, order: int) -> None:
         self.layer = layer
         self.confirmed, self.holds_no_kernels = True, False
         self.depth = max(self.depth, depth)
-        self.ahead = ahead.least(self.ahead)
         self.order = order if self.order < 0 else min(self.order, order)
-        self.remark = self.remark or READ_AS[layer.span.kind]
 
     def learn(self, use: LayerUse) -> None:
         """Adds one use of the layer in one graph."""
-        self.layer = use.layer
-        self.confirmed, self.holds_no_kernels = True, False
-        self.depth = max(self.depth, use.depth)
-        self.order = use.order if self.order < 0 else min(self.order, use.order)
+        self._find(use.layer, use.depth, use.order)
         self.paths = self.paths.then(replace(use.paths, reads=[], consumers=[]))
         self.penalised = self.penalised or use.penalised
         self.source_penalised = self.source_penalised or use.source_penalised

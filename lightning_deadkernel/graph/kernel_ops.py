@@ -60,7 +60,7 @@ class KernelOps:
     def __init__(self, graph: Topology) -> None:
         self.graph = graph
         self.ops = dict(self._find())
-        self.depth, self.feeds = self._depths()
+        self.depth = self._depths()
 
     def _find(self) -> Iterator[tuple[int, KernelOp]]:
         graph = self.graph
@@ -80,20 +80,14 @@ class KernelOps:
                     continue  # a product inside a parametrization (spectral norm's W v), not a layer's own op
                 yield index, KernelOp(right_owner or left_owner, data, weight, bias)
 
-    def _depths(self) -> tuple[list[int], list[bool]]:
-        """Kernel ops and recurrences on the longest path to the loss, and whether any lies on a path at all."""
-        graph = self.graph
-        depth, feeds = [0] * len(graph.names), [False] * len(graph.names)
+    def _depths(self) -> list[int]:
+        """Kernel ops and recurrences in one op on the longest path to the loss."""
+        graph, depth = self.graph, [0] * len(self.graph.names)
         for index in reversed(graph.order):
             for reader, _ in graph.readers[index]:
-                kernel = reader in self.ops or graph.names[reader] in MIXERS
-                depth[index] = max(depth[index], depth[reader] + self.is_layer(reader))
-                feeds[index] = feeds[index] or feeds[reader] or kernel
-        return depth, feeds
-
-    def is_layer(self, index: int) -> bool:
-        """Whether a node is a kernel op or a recurrence in one op."""
-        return index in self.ops or self.graph.names[index] in RECURRENCES
+                is_layer = reader in self.ops or graph.names[reader] in RECURRENCES
+                depth[index] = max(depth[index], depth[reader] + is_layer)
+        return depth
 
     def weight_axis(self, index: int) -> int | None:
         """Which axis of its layer's weight becomes the channels of an op's output; None where that is unclear."""
@@ -308,11 +302,7 @@ class KernelOps:
         graph, leaf = self.graph, self.graph.leaves.get(id(layer.main))
         if layer.reparametrized and leaf is not None and {graph.names[i] for i, _ in graph.readers[leaf]} - ROW_BY_ROW:
             return True
-        return any(self.reaches_loss(leaf) for leaf in layer.leaves)
-
-    def reaches_loss(self, parameter: nn.Parameter) -> bool:
-        """Whether the loss depends on a parameter past all kernel ops."""
-        return self.graph.leaves.get(id(parameter)) in self._outside
+        return any(graph.leaves.get(id(leaf)) in self._outside for leaf in layer.leaves)
 
     def is_used_beside(self, parameter: nn.Parameter) -> bool:
         """Whether the loss depends on a bias or a shift past its own addition, too."""
