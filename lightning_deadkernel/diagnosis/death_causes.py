@@ -19,6 +19,7 @@ from lightning_deadkernel.diagnosis.weight_causes import (
     pruned,
     scale_collapsed,
     scale_decayed,
+    worn_away,
     zero_at_initialisation,
 )
 from lightning_deadkernel.functional.adam import step_after_quiet
@@ -174,7 +175,7 @@ def _has_faded(layer: LayerContext) -> Tensor:
 def _faded(layer: LayerContext, channels: Tensor) -> Cause:
     past = layer.past
     share = len(layer.report.dead) / layer.observed.channels
-    many = share >= CHANCE_SHARE
+    many = float(channels.float().mean()) >= CHANCE_SHARE  # of those alone: what took others is told of these
     return causes.FADED.because(
         f"fired on {_rate(past.rate[channels])} in {layer.when(past.last_fired[channels])} and then on none, with no"
         " reckless step seen: "
@@ -248,6 +249,7 @@ CAUSES = (
     _knocked_out,
     _shift_negative,
     decayed,
+    worn_away,
     scale_decayed,
     scale_collapsed,
     _born_dead,

@@ -165,6 +165,16 @@ PLAIN = ("SGD", "ASGD")
 """Optimizers whose steps are as large as the gradient; all others are taken to normalise."""
 
 
+def has_worn_away(layer: LayerContext) -> Tensor:
+    """Decay can have taken the kernel next to zero beside what it was, as all of a layer may be: it has no norm."""
+    norms, past = layer.observed.norms, layer.past
+    if layer.observed.weight_decay <= 0 or norms is None or layer.observed.norm_scale is not None:
+        return layer.everywhere(False)
+    entries = max(1, layer.observed.parameters // max(1, layer.observed.channels))
+    small = norms < layer.thresholds.zero_kernel * past.first_norm
+    return layer.everywhere(layer.past.from_start) & small & _is_within_reach(layer, past.first_norm, norms, entries)
+
+
 @channel_cause(causes.DECAYED, has_decayed)
 def decayed(layer: LayerContext, channels: Tensor) -> Cause:
     """It has shrunk to zero, and decay can have done it."""
@@ -188,7 +198,7 @@ def decayed(layer: LayerContext, channels: Tensor) -> Cause:
         f"{when}, and weight decay {observed.weight_decay:g} applied {shape} has worn the {what}"
         # the norm that follows is known by the graph alone, so its scale is first seen after the first window
         f" down ({'norm ' * kernel}{span(first)} {'at the start' if kernel else 'when first seen'}, {span(now)} now)",
-        f"{_against_decay(layer, what)}. What is already gone can be pruned; fold a constant output into what reads it"
+        f"{against_decay(layer, what)}. What is already gone can be pruned; fold a constant output into what reads it"
         " first.",
         f"{references.MEHTA}; {references.ADAMW}",
         {
@@ -200,7 +210,7 @@ def decayed(layer: LayerContext, channels: Tensor) -> Cause:
     )
 
 
-def _against_decay(layer: LayerContext, what: str) -> str:
+def against_decay(layer: LayerContext, what: str) -> str:
     """What to change, in the user's own setting."""
     observed = layer.observed
     setting = f"weight_decay={observed.weight_decay:g}"
@@ -236,6 +246,7 @@ decayed_first = replace(
     decayed, holds=lambda layer: has_decayed(layer) & (layer.past.stop_norm < SHRUNK * layer.past.first_norm)
 )
 """Decay came first: the norm had fallen far before the gradient stopped."""
+worn_away = replace(decayed, holds=has_worn_away)
 scale_decayed = replace(decayed, holds=has_scale_decayed)
 
 

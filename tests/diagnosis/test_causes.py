@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.stories import WORN, small
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, Run, alive, begun, each, layer, off, start, window
 from lightning_deadkernel.diagnosis.pruning import savings
 from lightning_deadkernel.observation import Consumer, InputSlice
@@ -391,3 +392,30 @@ def test_slow_steps_of_a_layer_that_is_shut_follow_from_that() -> None:
         run = Run().next(start(), start("next")).next(layer(**scale), layer("next", **slow, producers=("conv",)))
         run.next(layer(**scale), layer("next", **slow, producers=("conv",)))
         assert run.only("update_too_small", "next").severity == severity
+
+
+def test_a_whole_layer_that_decay_has_worn_down_is_told_as_that_and_only_where_decay_can_have_done_it() -> None:
+    # a small decay leaves nearly all within so few steps, and half of a norm is no end
+    for changes, is_worn in (({}, True), ({"weight_decay": 0.01}, False), ({"norms": torch.full((4,), 0.5)}, False)):
+        run = small(WORN | changes, weak=True, **READ)
+        assert (run.only("weak_gradient").cause_word == "decayed") == is_worn
+    for decay, is_worn in ((2.5, True), (0.01, False)):
+        worn = WORN | {"weight_decay": decay}
+        run = Run().next(start()).next(layer(**worn)).next(layer(**worn, **FIRST_OFF))
+        assert (run.only("dead_channels").cause_word == "decayed") == is_worn
+
+
+def test_what_one_kernel_that_faded_is_like_says_nothing_of_those_that_were_knocked_out() -> None:
+    from_16 = {"channels": 16, "channel_firing_rate": torch.full((16,), 1e-3)}
+    run = Run().next(start(channels=16)).next(layer(**from_16)).next(layer(**from_16))
+    off = torch.zeros(16, dtype=torch.bool)
+    one = off.clone()
+    one[0] = True
+    knocked = {"channels": 16, "fired": one, "gradient": one.float(), "weight_gradient": one.float()}
+    for largest_step in (0.8, 2e-3):
+        run.next(layer(**knocked, channel_firing_rate=1e-3 * one.float(), update_ratio_max=largest_step))
+    run.next(layer(channels=16, fired=off, gradient=off.float(), weight_gradient=off.float()))
+    faded = next(finding for finding in run.of("dead_channels") if finding.cause_word == "faded")
+    assert faded.channels == (0,)
+    assert "ordinary drift" in faded.cause
+    assert "L1 of a sparse autoencoder" not in faded.advice

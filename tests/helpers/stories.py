@@ -64,6 +64,10 @@ def small(near: dict[str, Any] | None = None, weak: bool = False, **changes: Any
     return run
 
 
+WORN: dict[str, Any] = {"norms": torch.full((4,), 1e-4), "weight_decay": 2.5, **SGD}
+"""A layer that decay has taken next to zero beside what it was, all kernels alike."""
+
+
 def worn(norm: float, *, entries: int = 10, steps: int = 2, **settings: Any) -> Run:
     """A kernel without a gradient that becomes smaller."""
     kernel: dict[str, Any] = {"parameters": 4 * entries, "weight_decay": 0.01, **settings}
@@ -185,6 +189,7 @@ STORIES: dict[str, Callable[[], Run]] = {
         {"depth": 0, "consumers": ()}, {"depth": 0, "consumers": (), **FIRST_OFF}
     ),
     "activations were seen on sampled steps": lambda: two_windows({"exact": False}, {"exact": False} | FIRST_OFF),
+    "decay has worn down all that reads a layer": lambda: small(WORN, weak=True, **FEEDS),
     # saturated
     "a sigmoid lies on its flat end": lambda: two_windows({}, SIGMOID | {"saturated_share": torch.full((4,), 0.95)}),
     "a sigmoid lies on its flat end and nothing comes back": lambda: two_windows(

@@ -11,7 +11,7 @@ from lightning_deadkernel.diagnosis.causes import Cause, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
 from lightning_deadkernel.diagnosis.rule import Found
-from lightning_deadkernel.diagnosis.weight_causes import PLAIN
+from lightning_deadkernel.diagnosis.weight_causes import KERNEL, PLAIN, against_decay, has_worn_away
 from lightning_deadkernel.report.records import Severity
 
 SMALL_SCALE = 0.1
@@ -36,6 +36,7 @@ CAUSES = (
     causes.IGNORED_BY_LOSS,
     causes.NO_GRADIENT_DOWNSTREAM,
     causes.SATURATED,
+    causes.DECAYED,
     causes.DEPTH,
     causes.UNKNOWN,
 )
@@ -148,6 +149,9 @@ class Explainer:
         """Outputs to which the loss sends next to nothing beside what it sends to another."""
         self.behind_faint = _passed(layers, self.faint)
         """Layer -> such outputs of which every path from it to the loss passes one."""
+        worn = {layer.name: layer for layer in layers if bool(has_worn_away(layer).all())}
+        self.worn = {name: [worn[one] for one in passed] for name, passed in _passed(layers, set(worn)).items()}
+        """Layer -> layers that decay has worn away of which every path from it to the loss passes one."""
         self._largest_step = max((_step(layer) or 0.0 for layer in layers), default=0.0)
 
     def does_harm(self, layer: LayerContext, clear: bool) -> bool:
@@ -238,6 +242,18 @@ class Explainer:
                 ),
                 references.GLOROT,
                 {"bounded_layers": bounded},
+            )
+        if self.worn[layer.name]:
+            names = ", ".join(sorted(one.name for one in self.worn[layer.name]))
+            one = self.worn[layer.name][0]
+            now, first = float(one.observed.norms.mean()), float(one.past.first_norm.mean())  # type: ignore[union-attr]
+            return causes.DECAYED.because(
+                f"{text}: every path from it to the loss passes {names}, whose kernels weight decay"
+                f" {one.observed.weight_decay:g} has worn down (of {one.name} a mean norm of {first:.2g} at the start,"
+                f" {now:.2g} now)",
+                f"{against_decay(one, KERNEL)}.",
+                references.ADAMW,
+                {"first_norm": first, "norm": now},
             )
         norm = self._norm_nearer(layer)
         if plain >= DEEP or (norm / KEEPS_SIZE) ** plain < SHRUNK:

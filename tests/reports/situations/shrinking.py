@@ -132,3 +132,19 @@ def an_l1_term_has_shrunk_all_weights_to_next_to_nothing() -> DeadKernelMonitor:
     monitor = train(Lasso(net, lambda parameters: torch.optim.Adam(parameters, 1e-3)), epochs=10)
     assert net[3].weight.norm() < 0.1 * before
     return monitor
+
+
+@situation(
+    "https://discuss.pytorch.org/t/weight-decay-parameter/83224",
+    first="weak_gradient net.1: decayed",
+    besides=("weak_gradient net.3: decayed", "dead_channels net.*: decayed"),
+    advice=("Lower weight_decay=0.5 of SGD",),
+    never=("He initialisation", "drift"),
+)
+def a_decay_of_a_half_wears_all_layers_down_together() -> DeadKernelMonitor:
+    net = mlp(64, 64, 64, 10)
+    first = [float(net[place].weight.detach().norm(dim=1).mean()) for place in (1, 3, 5)]
+    monitor = train(net, sgd(0.1, weight_decay=0.5), epochs=6)
+    for place, norm in zip((1, 3, 5), first, strict=True):
+        assert float(net[place].weight.detach().norm(dim=1).mean()) < 1e-3 * norm
+    return monitor

@@ -385,3 +385,27 @@ def all_targets_are_negative_and_the_only_output_is_behind_a_relu() -> DeadKerne
     monitor = train(net, epochs=6, data=TensorDataset(pictures, torch.full((len(pictures), 1), -3.0)), loss=F.mse_loss)
     assert bool((net(pictures) == 0).all())
     return monitor
+
+
+class Critic(Training):
+    """Tells real from fake by hinges; what is real lies far from what is not."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        fake = torch.randn_like(batch[0])
+        return F.relu(1 - self.net(batch[0] + 3)).mean() + F.relu(1 + self.net(fake)).mean()
+
+
+@situation(
+    "https://github.com/ajbrock/BigGAN-PyTorch/issues/17",
+    first="no_gradient network: flat loss",
+    advice=("a loss that a margin has clamped to zero",),
+    never=("dead", "rectifier", "knocked out"),
+)
+def a_critic_that_meets_all_margins_of_its_hinge_loss_has_nothing_left_to_learn() -> DeadKernelMonitor:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
+    critic = Critic(net, lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
+    eye = Eye()
+    monitor = train(critic, epochs=5, beside=[eye])
+    assert eye.without_gradient("net.3.weight") == [0]
+    assert last(monitor)["net.3"].dead == []
+    return monitor
