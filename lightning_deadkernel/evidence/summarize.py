@@ -66,6 +66,7 @@ def summarize(
         layer = facts.layer
         entry = _describe(facts)
         described.append((entry, facts))
+        entry["in_optimizer"] = not optimizers or not layer.channels or id(layer.main) in groups
         entry["samples_before"] = seen.samples_before.get(layer.name, 0)
         entry["excluded"] = facts.excluded or _not_used(facts, observer, index, seen)
         if entry["excluded"] is not None:
@@ -75,7 +76,6 @@ def summarize(
     read_weights(watched, tensors if with_tensors else None)
     for entry, facts in watched:
         layer = facts.layer
-        entry["in_optimizer"] = not optimizers or id(layer.main) in groups
         if layer.name in changed and counts.optimizer_steps:
             entry["unchanged"] = ~changed[layer.name].cpu()
         if index == 0:

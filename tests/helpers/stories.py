@@ -392,6 +392,9 @@ STORIES: dict[str, Callable[[], Run]] = {
     "codes are not used": lambda: begun().next(layer(**NO_ROW, rows="codes")),
     "a head of attention is zero": lambda: two_windows(HEAD, HEAD, begin=HEAD),
     "words are not in the data": lambda: begun().next(layer(**NO_ROW, rows="table")),
+    "a copy of the network is not trained": lambda: begun().next(
+        alive(), layer(excluded="not in the graph of the loss", missed="cut off", parameters=4000, in_optimizer=False)
+    ),
     "a backbone is cut off": lambda: begun().next(
         alive(), layer(excluded="not in the graph of the loss", missed="cut off", parameters=4000)
     ),

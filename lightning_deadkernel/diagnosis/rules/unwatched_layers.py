@@ -63,7 +63,9 @@ def unwatched_layers(context: WindowContext) -> Iterator[Found]:
         strangers = window.strangers if kind is causes.UNREADABLE else 0
         if layers or strangers:
             share = sum(layer.parameters for layer in layers) / max(1, total)
-            severity: Severity = "warning" if share >= much or strangers else "info"
+            # what no optimizer holds nobody trains: an average of weights, the target network of an agent
+            meant = [layer.parameters for layer in layers if layer.in_optimizer or kind is causes.UNREADABLE]
+            severity: Severity = "warning" if sum(meant) >= much * total > 0 or strangers else "info"
             yield _found(kind, layers, strangers, share, severity)
 
 
@@ -78,7 +80,10 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
             " they are neither saved nor moved to a device, and trained only where an optimizer was given them"
         )
     advice = []
-    if kind is causes.CUT_OFF:
+    if kind is causes.CUT_OFF and not any(layer.in_optimizer for layer in layers):
+        advice.append("No optimizer holds them either, as is so of copies (an average of weights, a target network):")
+        advice.append("nothing to fix; set requires_grad=False, which says so.")
+    elif kind is causes.CUT_OFF:
         advice.append("Look for a detach() or no_grad() after these layers, or a branch of the forward pass that is")
         advice.append("never taken; set requires_grad=False if it is so on purpose.")
     elif layers:

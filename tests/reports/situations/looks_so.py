@@ -349,3 +349,34 @@ def outputs_behind_a_sigmoid_have_made_up_their_mind() -> DeadKernelMonitor:
     (finding,) = found(last(monitor), "saturated_channels")
     assert "These are outputs of the network" in finding.advice
     return monitor
+
+
+@situation("https://github.com/Lightning-AI/pytorch-lightning/issues/10914", never=("detach",))
+def an_average_of_the_weights_is_kept_in_a_submodule() -> DeadKernelMonitor:
+    class Averaged(Training):
+        def on_fit_start(self) -> None:
+            self.average = torch.optim.swa_utils.AveragedModel(self.net)
+
+        def on_train_batch_end(self, *_: object) -> None:
+            self.average.update_parameters(self.net)
+
+    monitor = train(Averaged(mlp(64, 48, 10), sgd(0.05)))
+    assert last(monitor)["average.module.1"].excluded is not None
+    return monitor
+
+
+@situation("https://arxiv.org/abs/1703.01780", never=("detach",))
+def a_teacher_is_not_frozen_and_in_no_optimizer() -> DeadKernelMonitor:
+    class Student(Training):
+        def __init__(self, *given: object) -> None:
+            super().__init__(*given)
+            self.teacher = copy.deepcopy(self.net)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            with torch.no_grad():
+                wanted = self.teacher(batch[0] + 0.1)
+            return super().training_step(batch, batch_idx) + F.mse_loss(self.net(batch[0]), wanted)
+
+    monitor = train(Student(mlp(64, 48, 10), sgd(0.02)))
+    assert last(monitor)["teacher.1"].excluded is not None
+    return monitor
