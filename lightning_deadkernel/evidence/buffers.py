@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -25,6 +26,13 @@ def marks(places: Number) -> Number:
     """What marks places in a window, counted from 0, so that the first is the largest, and 0 marks none; its own
     inverse."""
     return FIRST - places
+
+
+@lru_cache(maxsize=64)
+def on_device(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n,) numbers that many steps need, copied once, not to be written to: from pageable memory, the copy of so few
+    waits for nothing if it is told not to."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 class StepBuffer:

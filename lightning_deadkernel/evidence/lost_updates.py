@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_deadkernel.evidence.buffers import on_device
 from lightning_deadkernel.graph.sharding import local
 
 ENTRIES, OF, LEAST = 1 << 12, 16, 1 << 9
@@ -56,7 +57,6 @@ class LostUpdates:
         self._most = max(LEAST, ENTRIES * OF // max(OF, columns))
         self.counts = torch.zeros(2, columns, dtype=torch.float64, device=device)
         """(2, columns) entries asked, and those of them whose update was lost."""
-        self._places: dict[tuple[int, ...], Tensor] = {}
         self._open: tuple[list[Asked], list[int], Tensor, Tensor] | None = None
 
     def reset(self) -> None:
@@ -93,18 +93,15 @@ class LostUpdates:
         if after.shape != before.shape:  # a parameter has been replaced by one of another shape
             return
         ends = torch.cumsum(torch.stack([moves, moves & (after == before)]), 1, dtype=torch.int64)
-        counts = ends[:, self._index(last)].diff(dim=1, prepend=ends.new_zeros(2, 1))
-        self.counts.index_add_(1, self._index([one.column for one in asked]), counts.double())
+        places, columns = (
+            on_device(tuple(numbers), torch.int64, self._device) for numbers in (last, [one.column for one in asked])
+        )
+        counts = ends[:, places].diff(dim=1, prepend=ends.new_zeros(2, 1))
+        self.counts.index_add_(1, columns, counts.double())
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         joined = torch.cat([part if part.device == self._device else part.to(self._device) for part in parts])
         return joined.detach()
-
-    def _index(self, places: list[int]) -> Tensor:
-        key = tuple(places)
-        if key not in self._places:
-            self._places[key] = torch.tensor(places).to(self._device, non_blocking=True)
-        return self._places[key]
 
     def totals(self, over_ranks: bool) -> Tensor:
         """(2, columns) the counts on the CPU; over all ranks where each has its part of the parameters, and must

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_deadkernel.evidence.buffers import on_device
 from lightning_deadkernel.evidence.lost_updates import Asked, LostUpdates
 from lightning_deadkernel.functional.firing import why_unreadable
 from lightning_deadkernel.functional.kernels import SQUARED, gradient_ratios, row_norms
@@ -349,11 +350,12 @@ class StepStatistics:
 
     def _on_device(self, rates: list[float | Tensor]) -> Tensor:
         """(n,) learning rates, those that are on the device already without waiting for it."""
-        known = torch.tensor([torch.nan if isinstance(rate, Tensor) else rate for rate in rates])
-        found = known.to(self.device, non_blocking=True)
-        for at, rate in enumerate(rates):
-            if isinstance(rate, Tensor):
-                found[at] = rate
+        numbers = tuple(torch.nan if isinstance(rate, Tensor) else rate for rate in rates)
+        found = on_device(numbers, torch.float32, self.device)
+        late = {at: rate for at, rate in enumerate(rates) if isinstance(rate, Tensor)}
+        found = found.clone() if late else found
+        for at, rate in late.items():
+            found[at] = rate
         return found
 
     # -- window ends ---------------------------------------------------------------------------------------------
