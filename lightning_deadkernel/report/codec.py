@@ -11,12 +11,13 @@ import math
 import re
 import types
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -232,17 +233,16 @@ def _spelled(codes: bytes) -> dict[str, dict[str, list[int]]]:
     }
 
 
-def _mask(channels: Iterable[int]) -> bytes:
+def _mask(channels: Sequence[int]) -> bytes:
     """Channel indices as bits, the lowest first."""
-    bits = bytearray()
-    for channel in channels:
-        bits.extend(bytes(max(0, channel // 8 + 1 - len(bits))))
-        bits[channel // 8] |= 1 << channel % 8
-    return bytes(bits)
+    bits = np.zeros(max(channels, default=-1) + 1, np.uint8)
+    bits[list(channels)] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
 def _unmasked(bits: bytes) -> list[int]:
-    return [8 * place + bit for place, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1]
+    found: list[int] = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")).tolist()
+    return found
 
 
 def _indented(value: Any, margin: str = "") -> str:
