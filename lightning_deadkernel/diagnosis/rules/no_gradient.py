@@ -57,11 +57,11 @@ def no_gradient(context: WindowContext) -> Iterator[Found]:
         yield Found(None, "error", _flat_loss(context))
         return
     for layer in context.layers:
-        for is_so, of_all in ((has_dead_inputs, dead_inputs), (gradient_is_taken, gradient_taken)):
-            if is_so(layer):
-                everywhere = layer.everywhere(True)
-                yield Found(layer, "error", of_all.explain(layer, everywhere), {}, everywhere)
-                break
+        of_all = dead_inputs if has_dead_inputs(layer) else gradient_taken if gradient_is_taken(layer) else None
+        if of_all is not None:
+            everywhere = layer.everywhere(True)
+            yield Found(layer, "error", of_all.explain(layer, everywhere), {}, everywhere)
+            continue
         if not layer.report.zero_gradient:
             continue
         without = layer.mask(layer.report.zero_gradient)
