@@ -398,7 +398,7 @@ class Critic(Training):
 @situation(
     "https://github.com/ajbrock/BigGAN-PyTorch/issues/17",
     first="no_gradient network: flat loss",
-    advice=("a loss that a margin has clamped to zero",),
+    advice=("a margin or a mask that leaves nothing of the loss",),
     never=("dead", "rectifier", "knocked out"),
 )
 def a_critic_that_meets_all_margins_of_its_hinge_loss_has_nothing_left_to_learn() -> DeadKernelMonitor:
