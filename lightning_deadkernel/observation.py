@@ -76,6 +76,8 @@ class Prospect:
     channels: tuple[int, ...]
     moves: bool
     """Weight decay moves them: their kernels, or the scale and the shift behind these."""
+    coasts: bool
+    """What the optimizer remembers of gradients from before still changes their kernels."""
     fades_in: int | None
     """Steps until decay has taken the last of their kernels below `Thresholds.zero_kernel` of the largest; None: it
     never does, or that is not known."""

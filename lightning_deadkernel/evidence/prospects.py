@@ -57,6 +57,7 @@ def prospect(entry: Mapping[str, Any], facts: LayerFacts, groups: Groups, thresh
     return Prospect(
         tuple(channels),
         _moves(kernel, scale, rules[1]),
+        _coasts(layer, channels, groups),
         _fades_in(layer, channels, kernel, thresholds.zero_kernel * float(norms.max()), groups),
         None if None in opens.values() else tuple(returning),
         _earliest(returning, values, facts, scale, rules[1]),
@@ -75,6 +76,27 @@ def _moves(*rules: Decay | None) -> bool:
     return any(rule is not None and rule.kind != "none" for rule in rules)
 
 
+def _remembered(layer: Layer, channels: list[int], groups: Groups, name: str) -> Tensor | None:
+    """(channels, entries) float64 of the optimizer's state of some kernels; None where it has none by this name."""
+    held = groups.get(id(layer.main))
+    state = None if held is None else held[0].state.get(layer.main, {}).get(name)
+    return None if state is None else layer.rows(state)[channels].double().cpu()
+
+
+def _coasts(layer: Layer, channels: list[int], groups: Groups) -> bool:
+    """Whether the next step changes some bit of these kernels by momentum alone."""
+    momentum = _remembered(layer, channels, groups, "momentum_buffer")
+    if momentum is None:
+        momentum = _remembered(layer, channels, groups, "exp_avg")
+        squares = _remembered(layer, channels, groups, "exp_avg_sq")
+        if momentum is None or squares is None:
+            return False
+        momentum = momentum / (squares.sqrt() + groups[id(layer.main)][1]["eps"])
+    rows = layer.rows(layer.main)[channels]
+    step = float(groups[id(layer.main)][1]["lr"]) * momentum.abs()
+    return bool((step > torch.finfo(rows.dtype).eps / 2 * rows.double().cpu().abs()).any())
+
+
 def _opens(shift: float, scale: Decay | None, of_shift: Decay | None) -> bool | None:
     """Whether decay may open a channel that is shut now; None: not known."""
     if scale is None or (of_shift is None and shift):
@@ -90,12 +112,14 @@ def _fades_in(layer: Layer, channels: list[int], rule: Decay, target: float, gro
     if not target:
         return None
     if rule.kind == "adam":  # entry by entry
-        state = groups[id(layer.main)][0].state.get(layer.main, {})
-        squares, taken = state.get("exp_avg_sq"), int(state.get("step", 0))
-        square = 0.0 if squares is None else float(layer.rows(squares)[channels].max())
+        squares = _remembered(layer, channels, groups, "exp_avg_sq")
+        taken = int(groups[id(layer.main)][0].state.get(layer.main, {}).get("step", 0))
+        square = 0.0 if squares is None else float(squares.max())
         return rule.steps_until(float(rows.abs().max()), target / math.sqrt(rows.shape[1]), square=square, taken=taken)
-    norms = rows.norm(dim=1)
-    return rule.steps_until(float(norms.max()), target)
+    norms, buffers = rows.norm(dim=1), _remembered(layer, channels, groups, "momentum_buffer")
+    along = torch.zeros_like(norms) if buffers is None else (buffers * rows).sum(1) / norms.clamp(min=1e-300)
+    dates = [rule.steps_until(*one) for one in zip(norms.tolist(), [target] * len(norms), along.tolist(), strict=True)]
+    return None if None in dates else max(date for date in dates if date is not None)
 
 
 def _earliest(

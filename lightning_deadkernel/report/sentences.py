@@ -63,8 +63,11 @@ def _no_input(limits: Iterable[int]) -> str:
 def prospect(finding: Finding) -> str:
     """What becomes of dead kernels if the optimizer goes on as it is; empty where that is not known."""
     evidence = finding.evidence
-    if evidence.get("moved_by") == "nothing":
-        still = "Nothing moves their weights any more: they have no gradient and no weight decay"
+    if "moved_by" in evidence:
+        still = {
+            "nothing": "Nothing moves their weights any more",
+            "momentum": "Only momentum from gradients before still moves their weights",
+        }[str(evidence["moved_by"])] + ": they have no gradient and no weight decay"
         proven = evidence.get("certified") == len(finding.channels)
         return still if proven else f"{still}; they fire again only if what they read changes"
     fades, opened = evidence.get("faded_in_steps"), evidence.get("opened_by_decay")

@@ -162,3 +162,58 @@ def test_adams_date_rests_on_the_gradients_that_it_remembers() -> None:
         return optimizer
 
     assert date(1e-2) > 2 * date(0.0)
+
+
+def remembering(make: Callable[..., torch.optim.Optimizer], name: str, value: float, **options: Any) -> Optimizer:
+    """An optimizer that remembers gradients of this size of the kernels of the unit."""
+
+    def made(net: Block) -> torch.optim.Optimizer:
+        optimizer = make(net.parameters(), **options)
+        kernels = net.unit.weight
+        state = {
+            "exp_avg": torch.zeros_like(kernels),
+            "exp_avg_sq": torch.ones_like(kernels),
+            "step": torch.tensor(9.0),
+        }
+        optimizer.state[kernels] = state | {name: value * kernels.detach().sign()}
+        return optimizer
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "options"),
+    [
+        (torch.optim.SGD, "momentum_buffer", {"momentum": 0.9}),
+        (torch.optim.AdamW, "exp_avg", {"weight_decay": 0.0}),
+    ],
+    ids=["SGD", "AdamW"],
+)
+def test_what_momentum_still_moves_is_not_said_to_be_moved_by_nothing(
+    make: Callable[..., torch.optim.Optimizer], name: str, options: dict[str, Any]
+) -> None:
+    def moved_by(value: float) -> object:
+        net = Block(remembering(make, name, value, lr=1e-3, **options))
+        told = dead_finding(net).evidence["moved_by"]
+        before = net.unit.weight[:2].detach().clone()
+        net.unit.weight.grad = torch.zeros_like(net.unit.weight)
+        net.trainer.optimizers[0].step()
+        assert (told == "nothing") == torch.equal(net.unit.weight[:2], before)
+        return told
+
+    assert moved_by(0.1) == "momentum"
+    assert moved_by(0.0) == "nothing"
+
+
+def test_the_date_of_fading_counts_what_momentum_carries_on() -> None:
+    options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.05, "momentum": 0.9}
+    net = Block(remembering(torch.optim.SGD, "momentum_buffer", -2.0, **options))  # away from zero
+    foretold = dead_finding(net).evidence["faded_in_steps"]
+    kernels, optimizer = net.unit.weight, net.trainer.optimizers[0]
+    target = 1e-3 * float(kernels.detach().norm(dim=1).max())
+    kernels.grad = torch.zeros_like(kernels)
+    steps = 0
+    while float(kernels[:2].detach().norm(dim=1).max()) > target:
+        optimizer.step()
+        steps += 1
+    assert 0.98 * foretold <= steps <= 1.02 * foretold

@@ -178,10 +178,11 @@ STORIES: dict[str, Callable[[], Run]] = {
         layer("other", input_largest=each(1e-30, 0.5, 0.5, 0.5)),
     ),
     "weights in a file have faded on an input": lambda: file(input_largest=each(1e-30, 0.5, 0.5, 0.5)),
-    "nothing moves dead kernels": lambda: dead_with(Prospect((0, 1), False, None, (), None)),
-    "decay ends dead kernels": lambda: dead_with(Prospect((0, 1), True, 4600, (), None)),
-    "decay may bring a dead kernel back": lambda: dead_with(Prospect((0, 1), True, 4600, (1,), 300)),
-    "decay brings no dead kernel back": lambda: dead_with(Prospect((0, 1), True, None, (), None)),
+    "nothing moves dead kernels": lambda: dead_with(Prospect((0, 1), False, False, None, (), None)),
+    "momentum moves dead kernels": lambda: dead_with(Prospect((0, 1), False, True, None, (), None)),
+    "decay ends dead kernels": lambda: dead_with(Prospect((0, 1), True, False, 4600, (), None)),
+    "decay may bring a dead kernel back": lambda: dead_with(Prospect((0, 1), True, False, 4600, (1,), 300)),
+    "decay brings no dead kernel back": lambda: dead_with(Prospect((0, 1), True, False, None, (), None)),
     "a file and its model prove a kernel dead": lambda: file(
         activation="relu", certified_dead=each(True, False, False, False)
     ),

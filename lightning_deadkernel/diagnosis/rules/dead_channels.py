@@ -105,7 +105,7 @@ def _prospect(layer: LayerContext, channels: Tensor) -> Evidence:
     if known is None or not bool(layer.mask(known.channels)[channels].all()):
         return {}
     if not known.moves:
-        return {"moved_by": "nothing"}
+        return {"moved_by": "momentum" if known.coasts else "nothing"}
     evidence: Evidence = {"faded_in_steps": known.fades_in} if known.fades_in else {}
     if known.returning is not None:
         returning = int((layer.mask(known.returning) & channels).sum())
