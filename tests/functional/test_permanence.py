@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -152,3 +153,10 @@ def test_gradients_from_before_make_the_first_steps_of_adam_smaller() -> None:
     assert foretold is not None
     assert foretold > 2 * (rule(optimizer).steps_until(size, 5e-4) or 0)
     assert foretold == pytest.approx(steps_of(optimizer, weight, 5e-4), rel=0.01)
+
+
+def test_a_rule_is_known_also_where_numpys_eigenvalues_are_always_complex(monkeypatch: pytest.MonkeyPatch) -> None:
+    eigvals = np.linalg.eigvals
+    monkeypatch.setattr(np.linalg, "eigvals", lambda matrix: eigvals(matrix).astype(complex))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.01, weight_decay=0.05, momentum=0.9)
+    assert Decay.of(optimizer, optimizer.param_groups[0]) is not None
