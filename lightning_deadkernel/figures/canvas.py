@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     Paper: TypeAlias = "Figure | SubFigure"
 
 DPI = 100
-WIDTH = 6.0
-"""Inches. TensorBoard's cards are 350 pixels wide: more than half of this, so that titles can still be read."""
+WIDTH = 5.8
+"""Inches. TensorBoard's cards are 350 pixels wide: more than half of this, so that titles can still be read; two beside
+each other at their own size are what a window of 1,600 pixels shows."""
 SMALL, MEDIUM, LARGE = 8.5, 10.0, 11.5
 """Font sizes in points."""
 _BOLD_EM, _EM = 0.62, 0.58

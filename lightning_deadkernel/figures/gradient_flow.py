@@ -151,4 +151,4 @@ def gradient_flow(reports: Sequence[Report]) -> Panel | None:
         name_places(axes, names)
         axes.set_xlabel("layers from input to output", fontsize=MEDIUM)
 
-    return Panel(gradient_headline(reports[-1]), note, 2.7, draw, 1.1, bottom=room_for_names(names))
+    return Panel(gradient_headline(reports[-1]), note, 2.1, draw, 1.1, bottom=room_for_names(names))

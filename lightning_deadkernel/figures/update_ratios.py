@@ -87,7 +87,7 @@ def update_ratios(reports: Sequence[Report]) -> Panel | None:
         return None
     note = basis(reports) + "; lines: median over the sampled steps of a window, dots: the largest"
     right = 0.35 + 0.07 * max(map(len, labels_of([layer.name for layer in updated(report)]).values()))
-    return Panel(update_headline(reports), note, 2.7, lambda axes: draw_update_ratios(axes, reports), 0.95, right, 0.65)
+    return Panel(update_headline(reports), note, 2.1, lambda axes: draw_update_ratios(axes, reports), 0.95, right, 0.65)
 
 
 def _curves(reports: Sequence[Report], names: Sequence[str], statistic: str) -> dict[str, list[float]]:
