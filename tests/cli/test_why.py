@@ -343,6 +343,7 @@ def own_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.seeds
 def test_a_script_of_ones_own_is_trained_by_its_own_command_in_processes(
     own_script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -362,6 +363,7 @@ def test_a_script_of_ones_own_is_trained_by_its_own_command_in_processes(
 
 
 @pytest.mark.slow
+@pytest.mark.seeds
 @pytest.mark.timeout(900)  # processes that are waited for
 def test_ctrl_c_tells_what_there_is_ends_what_runs_and_the_same_command_goes_on(own_script: Path) -> None:
     words = [sys.executable, "-m", "lightning_deadkernel", "why", "--jobs=1", "--seeds=1"]
