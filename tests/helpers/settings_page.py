@@ -24,8 +24,8 @@ the random networks and of the zoo train on a GPU; they were run so by hand on o
 On the H200, with release 0.2.0, 200 random networks and 47 architectures were all right, and bit-identical to training
 without the monitor where torch itself repeats a training; since then those of the graph, of what is gathered and of the
 networks ran on the H100: 940 passed, 21 failed. Of these some make constants on the CPU and cannot run so, and some are
-about an index (below). What they found that differs there is read as on the CPU now. A fused recurrence (cuDNN) shows the
-gates of an LSTM or GRU by their gradients alone; channels that are picked by an index are followed on the CPU only,
+about an index (below). What they found that differs there is read as on the CPU now. A fused recurrence (cuDNN) shows
+the gates of an LSTM or GRU by their gradients alone; channels that are picked by an index are followed on the CPU only,
 as to compare the index with the step's before would wait for the device; where NaN began is known by the step, and by
 the layer if that step was sampled.
 
