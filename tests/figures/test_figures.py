@@ -669,8 +669,11 @@ def test_nothing_is_drawn_twice(unwell: list[Report], monkeypatch: pytest.Monkey
 def test_a_part_of_the_overview_is_the_picture_that_it_is_alone(unwell: list[Report]) -> None:
     drawn = figures.draw_all(unwell).pictures
     for picture in (kernel_map, life_lines, gradient_flow, update_ratios):
-        shown, alone = map(io.BytesIO, (drawn[picture.name], figures.png(picture(unwell))))
-        assert np.array_equal(Image.open(shown), Image.open(alone)), picture.name
+        both = (drawn[picture.name], figures.png(picture(unwell)))
+        shown, alone = (np.asarray(Image.open(io.BytesIO(one)), dtype=float) for one in both)
+        assert shown.shape == alone.shape
+        # some versions of matplotlib round a letter's place otherwise in a part
+        assert (np.abs(shown - alone).max(-1) > 8).mean() < 0.01, picture.name
 
 
 def test_png_is_a_picture_of_the_figures_size(unwell: list[Report]) -> None:
