@@ -163,7 +163,10 @@ def _reads_at_known_inputs(layer: LayerContext) -> bool:
 
 def _gets_zeros(layer: LayerContext, reader: LayerContext, link: Consumer) -> Tensor:
     """It has zeros for inputs, though all of these fire: its shift has a gradient, and none of its weights."""
-    alone = reader.observed.producers == (layer.name,) and bool(layer.without_gradient.all())
+    rate = layer.observed.channel_firing_rate
+    # some channel fires wherever one looks, thus also where its reader has a gradient
+    fires = rate is not None and float(rate.nan_to_num(0.0).sum()) >= 1
+    alone = reader.observed.producers == (layer.name,) and fires and bool(layer.without_gradient.all())
     # behind a rectifier it may be shut just where these fire
     open_ = reader.observed.gating != "rectifier" or _computes_constants(reader.observed)
     return layer.everywhere(alone and open_ and _has_gradient_at_shift_alone(reader.observed))
@@ -225,7 +228,7 @@ def has_dead_inputs(layer: LayerContext) -> bool:
 
 
 def gradient_is_taken(layer: LayerContext) -> bool:
-    """Its weights have no gradient, though what feeds it alone fires and gets one through them."""
+    """Its weights have no gradient, though what feeds it alone fires and gets one."""
     observed, by_name = layer.observed, layer.network.by_name
     producers = [by_name.get(name) for name in observed.producers or ()]
     return (
@@ -248,10 +251,9 @@ def gradient_taken(layer: LayerContext, channels: Tensor) -> Cause:
     """See `gradient_is_taken`."""
     names = ", ".join(layer.observed.producers or ())
     return causes.GRADIENT_TAKEN.because(
-        f"its bias gets a gradient and its weights get none, though {names}, which feeds it, fires and gets a gradient"
-        " through these very weights",
-        f"Look for what takes the gradient of {layer.name}.weight away before the step: a hook on it, a zero_(), a"
-        " zero_grad() between backward and step.",
+        f"its bias gets a gradient and its weights get none, though {names}, which feeds it, fires and gets one",
+        f"Look for what takes the gradient of {layer.name}.weight away before the step (a hook on it, a zero_(), a"
+        f" zero_grad() between backward and step), or for what makes zeros of all that {names} gives it.",
         references.OPTIM_DOCS,
     )
 

@@ -140,9 +140,14 @@ def has_decayed(layer: LayerContext) -> Tensor:
     past, norms = layer.past, layer.observed.norms
     within = has_scale_shrunk(layer) & _is_within_reach(layer, past.first_scale, past.scale, entries=1)
     if norms is not None:
-        entries = max(1, layer.observed.parameters // max(1, layer.observed.channels))
-        within = within | (_is_kernel_smaller(layer) & _is_within_reach(layer, past.first_norm, norms, entries))
+        within = within | (_is_kernel_smaller(layer) & decay_reaches(layer, norms))
     return is_zero(layer) & ~past.first_zero & within
+
+
+def decay_reaches(layer: LayerContext, norms: Tensor) -> Tensor:
+    """(C,) bool: decay alone can have taken the kernels from the norms that they had at first to these."""
+    entries = max(1, layer.observed.parameters // max(1, layer.observed.channels))
+    return _is_within_reach(layer, layer.past.first_norm, norms, entries)
 
 
 def _is_within_reach(layer: LayerContext, first: Tensor, now: Tensor, entries: int) -> Tensor:
@@ -170,9 +175,8 @@ def has_worn_away(layer: LayerContext) -> Tensor:
     norms, past = layer.observed.norms, layer.past
     if layer.observed.weight_decay <= 0 or norms is None or layer.observed.norm_scale is not None:
         return layer.everywhere(False)
-    entries = max(1, layer.observed.parameters // max(1, layer.observed.channels))
     small = norms < layer.thresholds.zero_kernel * past.first_norm
-    return layer.everywhere(layer.past.from_start) & small & _is_within_reach(layer, past.first_norm, norms, entries)
+    return layer.everywhere(past.from_start) & small & decay_reaches(layer, norms)
 
 
 @channel_cause(causes.DECAYED, has_decayed)

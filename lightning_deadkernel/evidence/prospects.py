@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,12 @@ def prospect(entry: Mapping[str, Any], facts: LayerFacts, groups: Groups, thresh
     return Prospect(
         tuple(channels),
         _moves(kernel, scale, rules[1]),
-        _coasts(layer, channels, groups),
+        _coasts(layer.main, lambda values: layer.rows(values)[channels], groups)
+        or any(
+            _coasts(one, lambda values: _of(values, channels, layer), groups)
+            for one in (facts.scale, shifted)
+            if one is not None
+        ),
         _fades_in(layer, channels, kernel, thresholds.zero_kernel * float(norms.max()), groups),
         None if None in opens.values() else tuple(returning),
         _earliest(returning, values, facts, scale, rules[1]),
@@ -72,29 +77,32 @@ def _rule(parameter: nn.Parameter, groups: Groups) -> Decay | None:
     return None if stands else Decay.of(*held)
 
 
+def _of(values: Tensor, channels: list[int], layer: Layer) -> Tensor:
+    """Those of some channels, where each has one."""
+    return values[channels] if len(values) == layer.channels else values
+
+
 def _moves(*rules: Decay | None) -> bool:
     return any(rule is not None and rule.kind != "none" for rule in rules)
 
 
-def _remembered(layer: Layer, channels: list[int], groups: Groups, name: str) -> Tensor | None:
-    """(channels, entries) float64 of the optimizer's state of some kernels; None where it has none by this name."""
-    held = groups.get(id(layer.main))
-    state = None if held is None else held[0].state.get(layer.main, {}).get(name)
-    return None if state is None else layer.rows(state)[channels].double().cpu()
+def _remembered(parameter: nn.Parameter, groups: Groups, name: str) -> Tensor | None:
+    """What its optimizer keeps of it under this name; None where it keeps nothing."""
+    held = groups.get(id(parameter))
+    return None if held is None else held[0].state.get(parameter, {}).get(name)
 
 
-def _coasts(layer: Layer, channels: list[int], groups: Groups) -> bool:
-    """Whether the next step changes some bit of these kernels by momentum alone."""
-    momentum = _remembered(layer, channels, groups, "momentum_buffer")
+def _coasts(parameter: nn.Parameter, of: Callable[[Tensor], Tensor], groups: Groups) -> bool:
+    """Whether the next step changes some bit of a part of a parameter by momentum alone."""
+    momentum = _remembered(parameter, groups, "momentum_buffer")
+    squares = None
     if momentum is None:
-        momentum = _remembered(layer, channels, groups, "exp_avg")
-        squares = _remembered(layer, channels, groups, "exp_avg_sq")
+        momentum, squares = (_remembered(parameter, groups, name) for name in ("exp_avg", "exp_avg_sq"))
         if momentum is None or squares is None:
             return False
-        momentum = momentum / (squares.sqrt() + groups[id(layer.main)][1]["eps"])
-    rows = layer.rows(layer.main)[channels]
-    step = float(groups[id(layer.main)][1]["lr"]) * momentum.abs()
-    return bool((step > torch.finfo(rows.dtype).eps / 2 * rows.double().cpu().abs()).any())
+    group, values = groups[id(parameter)][1], of(parameter.detach())
+    size = of(momentum).double().abs() / (1.0 if squares is None else of(squares).double().sqrt() + group["eps"])
+    return bool((float(group["lr"]) * size > torch.finfo(values.dtype).eps / 2 * values.double().abs()).any())
 
 
 def _opens(shift: float, scale: Decay | None, of_shift: Decay | None) -> bool | None:
@@ -112,12 +120,14 @@ def _fades_in(layer: Layer, channels: list[int], rule: Decay, target: float, gro
     if not target:
         return None
     if rule.kind == "adam":  # entry by entry
-        squares = _remembered(layer, channels, groups, "exp_avg_sq")
+        squares = _remembered(layer.main, groups, "exp_avg_sq")
         taken = int(groups[id(layer.main)][0].state.get(layer.main, {}).get("step", 0))
-        square = 0.0 if squares is None else float(squares.max())
+        square = 0.0 if squares is None else float(layer.rows(squares)[channels].max())
         return rule.steps_until(float(rows.abs().max()), target / math.sqrt(rows.shape[1]), square=square, taken=taken)
-    norms, buffers = rows.norm(dim=1), _remembered(layer, channels, groups, "momentum_buffer")
-    along = torch.zeros_like(norms) if buffers is None else (buffers * rows).sum(1) / norms.clamp(min=1e-300)
+    norms, buffers = rows.norm(dim=1), _remembered(layer.main, groups, "momentum_buffer")
+    along = torch.zeros_like(norms)
+    if buffers is not None:
+        along = (layer.rows(buffers)[channels].double().cpu() * rows).sum(1) / norms.clamp(min=1e-300)
     dates = [rule.steps_until(*one) for one in zip(norms.tolist(), [target] * len(norms), along.tolist(), strict=True)]
     return None if None in dates else max(date for date in dates if date is not None)
 

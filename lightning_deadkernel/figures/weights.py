@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_deadkernel.figures.canvas import (
+    DPI,
     GREY,
     GRID,
     LINE,
@@ -41,6 +42,8 @@ _MOST_LAYERS = 24
 _OCTAVES = 10
 """Half-octave buckets reach this many octaves below the largest weight; what is smaller is one bucket at zero."""
 _ROW = 0.34
+_LABEL = 0.38
+"""Inches that a number under the axis needs."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +189,13 @@ def draw_weights(
     labels = list(labels_of([layer.name for layer in layers]).values())
     axes.set_yticks([len(layers) - row - 0.7 for row in range(len(layers))], labels)
     highest = math.floor(math.log10(largest))
-    every = 1 if inches > 3.0 else 2  # powers of ten, so that their labels keep apart
-    powers = [10.0**e for e in range(highest, math.ceil(math.log10(smallest)) - 1, -every)]
-    axes.set_xticks([*(-p for p in powers), 0.0, *reversed(powers)])
+    powers, last = list[float](), 0.0
+    for power in (10.0**exponent for exponent in range(math.ceil(math.log10(smallest)), highest + 1)):
+        (left, _), (right, _) = axes.transData.transform([(last, 0), (power, 0)])
+        if right - left >= _LABEL * DPI:
+            powers.append(power)
+            last = power
+    axes.set_xticks([*(-p for p in reversed(powers)), 0.0, *powers])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("weight (symmetric log axis)", fontsize=MEDIUM)
     axes.tick_params(axis="y", length=0)

@@ -69,7 +69,8 @@ def prospect(finding: Finding) -> str:
             "momentum": "Only momentum from gradients before still moves their weights",
         }[str(evidence["moved_by"])] + ": they have no gradient and no weight decay"
         proven = evidence.get("certified") == len(finding.channels)
-        return still if proven else f"{still}; they fire again only if what they read changes"
+        by = "by that, or " if evidence["moved_by"] == "momentum" else ""
+        return still if proven and not by else f"{still}; they fire again only {by}if what they read changes"
     fades, opened = evidence.get("faded_in_steps"), evidence.get("opened_by_decay")
     if opened:
         first = evidence.get("opened_in_steps_at_the_earliest")

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_deadkernel.report.describe import PROGRAM
@@ -31,13 +32,15 @@ def describe_run(trainer: Any, model: nn.Module, ranks: int) -> RunDescription:
         optimizers=describe_optimizers(trainer.optimizers),
         precision=str(trainer.precision),
         ranks=ranks,
-        gradient_clip=_clip(trainer),
+        gradient_clip=_clip(trainer, model),
         versions={"python": platform.python_version(), **_versions()},
         started=now(),
     )
 
 
-def _clip(trainer: Any) -> float | None:
+def _clip(trainer: Any, model: nn.Module) -> float | None:
+    if is_overridden("configure_gradient_clipping", model):  # which may make anything of it
+        return None
     algorithm = trainer.gradient_clip_algorithm
     by_norm = algorithm is None or str(getattr(algorithm, "value", algorithm)) == "norm"
     return float(trainer.gradient_clip_val) if trainer.gradient_clip_val and by_norm else None

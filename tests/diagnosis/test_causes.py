@@ -419,3 +419,14 @@ def test_what_one_kernel_that_faded_is_like_says_nothing_of_those_that_were_knoc
     assert faded.channels == (0,)
     assert "ordinary drift" in faded.cause
     assert "L1 of a sparse autoencoder" not in faded.advice
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "advice"), [(0.5, "Lower weight_decay=0.5"), (1e-6, "Look for what shrinks")]
+)
+def test_decay_is_to_blame_for_shrunken_weights_only_where_it_can_have_done_it(
+    learning_rate: float, advice: str
+) -> None:
+    decays: dict[str, Any] = {"optimizer": "SGD", "weight_decay": 0.5, "learning_rate": learning_rate}
+    run = begun(update_ratio=0.5, **decays).next(layer(update_ratio=0.5, norms=torch.full((4,), 0.01), **decays))
+    assert run.only("update_too_large").advice.startswith(advice)

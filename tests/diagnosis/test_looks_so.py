@@ -170,6 +170,10 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         "starved_channels",
         lambda: read({"gradient_rms": 0.0, "producers": ("conv",), "gating": None}),
         lambda: read({"gradient_rms": 0.0, "producers": ("conv",)}),  # behind a rectifier, shut wherever they fire
+        lambda: read(  # that may be on other samples than those on which these fire
+            {"gradient_rms": 0.0, "producers": ("conv",), "gating": None},
+            {"channel_firing_rate": torch.full((4,), 0.05)},
+        ),
         lambda: read(  # others of its channels get a gradient
             {"gradient_rms": 0.0, "producers": ("conv",), "gating": None},
             {"gradient": each(0.0, 1, 1, 1), "weight_gradient": each(0.0, 1, 1, 1)},

@@ -217,3 +217,16 @@ def test_the_date_of_fading_counts_what_momentum_carries_on() -> None:
         optimizer.step()
         steps += 1
     assert 0.98 * foretold <= steps <= 1.02 * foretold
+
+
+@pytest.mark.parametrize("remembered", ["unit.bias", "norm.bias"])
+def test_momentum_of_the_shift_moves_a_kernel_too(remembered: str) -> None:
+    def made(net: Block) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+        of = net.get_parameter(remembered)
+        optimizer.state[of] = {"momentum_buffer": torch.ones_like(of)}
+        return optimizer
+
+    finding = dead_finding(Block(made))
+    assert (finding.evidence["moved_by"] == "momentum") == (remembered == "unit.bias")  # else what they read changes
+    assert ("by that, or if what they read changes" in prospect(finding)) == (remembered == "unit.bias")

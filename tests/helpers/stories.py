@@ -239,8 +239,8 @@ STORIES: dict[str, Callable[[], Run]] = {
         {"update_ratio": 0.5}, {"update_ratio": 0.5, "norms": torch.full((4,), 0.01), "penalised": True}
     ),
     "weight decay has shrunk the weights": lambda: two_windows(
-        {"update_ratio": 0.5},
-        {"update_ratio": 0.5, "norms": torch.full((4,), 0.01), "weight_decay": 0.5} | SGD,
+        {"update_ratio": 0.5, "weight_decay": 0.5} | SGD | {"learning_rate": 0.5},
+        {"update_ratio": 0.5, "norms": torch.full((4,), 0.01), "weight_decay": 0.5} | SGD | {"learning_rate": 0.5},
     ),
     "something has shrunk the weights": lambda: two_windows(
         {"update_ratio": 0.5}, {"update_ratio": 0.5, "norms": torch.full((4,), 0.01)}

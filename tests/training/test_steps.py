@@ -49,6 +49,21 @@ def test_gradient_accumulation_sees_every_batch_and_counts_steps(accumulate, ste
     assert dead(run.report) == DEAD
 
 
+class OwnClipping(Tiny):
+    def configure_gradient_clipping(self, *args, **kwargs):
+        """Clips nothing, whatever the Trainer was told."""
+
+
+@pytest.mark.parametrize(
+    ("net", "algorithm", "clip"), [(Tiny, "norm", 0.5), (Tiny, "value", None), (OwnClipping, "norm", None)]
+)
+def test_the_norm_that_gradients_are_clipped_to_is_told_where_that_is_sure(net, algorithm, clip):
+    monitor = quiet()
+    options = QUIET | {"max_steps": 1, "callbacks": [monitor]}
+    L.Trainer(**options, gradient_clip_val=0.5, gradient_clip_algorithm=algorithm).fit(net(), loader())
+    assert monitor.report.run.gradient_clip == clip
+
+
 @pytest.mark.setting("clipping by norm or value", evidence="activation")
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_gradients_are_reported_as_they_are_before_clipping(algorithm):

@@ -29,6 +29,7 @@ from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.classify import SHRUNK
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.weight_causes import KERNEL, against_decay, decay_reaches
 
 
 @rule("updates are recklessly large", causes.SHRUNKEN_WEIGHTS, causes.RECKLESS_UPDATES)
@@ -59,14 +60,14 @@ def _shrunken(layer: LayerContext, ratio: float) -> Cause | None:
     if observed.norms is None or not float(observed.norms.norm()) < SHRUNK * float(layer.past.first_norm.norm()):
         return None
     left = float(observed.norms.norm()) / float(layer.past.first_norm.norm())
-    decay = f"weight_decay={observed.weight_decay:g} of {observed.optimizer}"
+    decayed = observed.weight_decay > 0 and bool(decay_reaches(layer, observed.norms).all())
     return causes.SHRUNKEN_WEIGHTS.because(
         f"a typical step changes the weights by {ratio:.2g} of their norm, and that has fallen to {left:.1e} of what it"
         " was when first seen",
         "Lower the penalty on the weights in the loss."
         if observed.penalised
-        else f"Lower {decay}."
-        if observed.weight_decay > 0
+        else f"{against_decay(layer, KERNEL)}."
+        if decayed
         else f"Look for what shrinks {layer.name}.weight: a penalty in the loss, a decay or a projection of your own.",
         references.MEHTA,
         {"update_ratio": ratio, "norm_left": left},
