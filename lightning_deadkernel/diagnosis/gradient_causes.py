@@ -1,4 +1,7 @@
-"""Why no gradient comes back to a kernel: each cause with its premise, mostly asked of what reads the layer."""
+"""Why no gradient comes back to a kernel: each cause with its premise, mostly asked of what reads the layer.
+
+Past 300 lines because each rules out those before it: they are read, and tried, in one order.
+"""
 
 from __future__ import annotations
 
