@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_deadkernel.report.describe import PROGRAM
@@ -39,7 +38,9 @@ def describe_run(trainer: Any, model: nn.Module, ranks: int) -> RunDescription:
 
 
 def _clip(trainer: Any, model: nn.Module) -> float | None:
-    if is_overridden("configure_gradient_clipping", model):  # which may make anything of it
+    hook = "configure_gradient_clipping"
+    owner = next((kind for kind in type(model).__mro__ if hook in vars(kind)), None)
+    if owner is None or owner.__name__ != "LightningModule":  # of either namespace; one's own may make anything of it
         return None
     algorithm = trainer.gradient_clip_algorithm
     by_norm = algorithm is None or str(getattr(algorithm, "value", algorithm)) == "norm"
