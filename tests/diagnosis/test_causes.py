@@ -430,3 +430,24 @@ def test_decay_is_to_blame_for_shrunken_weights_only_where_it_can_have_done_it(
     decays: dict[str, Any] = {"optimizer": "SGD", "weight_decay": 0.5, "learning_rate": learning_rate}
     run = begun(update_ratio=0.5, **decays).next(layer(update_ratio=0.5, norms=torch.full((4,), 0.01), **decays))
     assert run.only("update_too_large").advice.startswith(advice)
+
+
+def test_what_a_mask_holds_at_zero_is_not_said_to_go_where_the_loss_may_read_it_too() -> None:
+    masked = each(True, False, False, False)
+    held: dict[str, Any] = {
+        "norms": each(0.0, 1, 1, 1),
+        "largest": each(0.0, 1, 1, 1),
+        "gradient": each(0.0, 1, 1, 1),
+        "weight_gradient": None,
+        "masked": masked,
+        "consumers": (Consumer("next", 4),),
+    }
+
+    def goes(**changes: Any) -> int:
+        shown = layer(**held | changes)
+        run = begun().next(shown)
+        saved = savings(window(2, shown), [run.report()])
+        return 0 if saved is None else saved.channels
+
+    assert goes(gating=None, activation=None, fired=None) == 0
+    assert goes(gating="leaky", activation="leaky_relu") == 1
