@@ -323,6 +323,8 @@ class LayerWindow(LayerStatistics):
     """Layers that read this layer's channels; None where the graph does not show them all."""
     used_elsewhere: bool = False
     """The graph reads its weight, its bias or the norm behind it past their own ops, too."""
+    read_by_loss: bool = False
+    """The loss reads its channels not only through layers, or nothing tells whether it does."""
     passes_zero: bool = False
     """Of a channel whose activation is 0 everywhere, all that reads it gets exactly 0."""
     norm: str | None = None

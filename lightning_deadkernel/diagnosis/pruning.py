@@ -31,10 +31,10 @@ def _removable(layer: LayerWindow, report: LayerReport, seen: bool) -> Tensor:
         nothing |= layer.norm_scale == 0
     if layer.shift is not None:
         nothing &= layer.shift == 0
-    if layer.masked is not None and layer.gating is None:
-        nothing &= ~layer.masked  # a mask takes the gradient that would tell whether the loss reads it, too
     if layer.shared_statistics:  # what is zero there counts in the mean of the others
         return removable
+    if layer.masked is not None and layer.read_by_loss:
+        nothing &= ~layer.masked  # a mask takes the gradient that would show it
     some, none = layer.gradient_seen
     return removable | (nothing & none & ~some)
 

@@ -95,6 +95,7 @@ def summarize(
                 entry["adam"] = _adam_state(layer, *groups[id(layer.main)], counts.optimizer_steps)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
         entry["passes_zero"], entry["used_elsewhere"] = facts.passes_zero, facts.used_elsewhere
+        entry["read_by_loss"] = facts.paths.ends
         if facts.scale is not None:
             entry["norm"] = norms.get(id(facts.scale))
         if with_tensors:

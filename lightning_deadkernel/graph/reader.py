@@ -133,13 +133,14 @@ class GraphMap:
         paths = PathTracer(kernels, self.paths_after).trace(index, part)
         if facts.consumers is not None and layer.name not in self.shared:
             beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, part)
+            unclear = bool(beyond.unknown) or beyond.lost is not None
             paths = replace(
-                paths,
-                consumers=beyond.consumers,
-                shared=beyond.shared or bool(beyond.unknown) or beyond.lost is not None,
+                paths, consumers=beyond.consumers, shared=beyond.shared or unclear, ends=beyond.ends or unclear
             )
             if paths.shared:  # once is enough, and a recurrence has as many uses as steps
                 self.shared.add(layer.name)
+        else:
+            paths = replace(paths, ends=True)
         source = cheapest_source(layer, beside, paths)
         gates, unbounded = self.bounding.gates(paths.reads)
         return LayerUse(

@@ -142,6 +142,7 @@ class PathTracer:
 
     def _reach(self, live: list[tuple[Value, Trace]], index: int | None) -> None:
         """Paths end at a node that reads all that it is given; `index` None: the loss."""
+        self.paths.ends |= self.beyond and index is None
         for _, trace in live:
             if trace.gated:
                 self.paths.lost = self.paths.lost or trace.blended

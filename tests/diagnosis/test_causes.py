@@ -449,5 +449,5 @@ def test_what_a_mask_holds_at_zero_is_not_said_to_go_where_the_loss_may_read_it_
         saved = savings(window(2, shown), [run.report()])
         return 0 if saved is None else saved.channels
 
-    assert goes(gating=None, activation=None, fired=None) == 0
-    assert goes(gating="leaky", activation="leaky_relu") == 1
+    assert goes(read_by_loss=True) == 0
+    assert goes() == 1

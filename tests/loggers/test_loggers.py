@@ -561,6 +561,8 @@ def wandb_records(raw: bytes) -> Iterator[bytes]:
             at += room
             continue
         length, kind = struct.unpack("<HB", raw[at + 4 : at + 7])
+        if at + 7 + length > len(raw):
+            break  # still being written
         part += raw[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last chunk
