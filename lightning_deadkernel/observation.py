@@ -70,6 +70,21 @@ class Consumer:
 
 
 @dataclass(frozen=True)
+class Entering:
+    """The size of data that enters a layer from outside the network, over one batch."""
+
+    offset: float
+    """rms over its features of their mean."""
+    spread: float
+    """rms over its features of their standard deviation, over samples and positions."""
+
+    @property
+    def rms(self) -> float:
+        """Of all its values."""
+        return math.hypot(self.offset, self.spread)
+
+
+@dataclass(frozen=True)
 class Prospect:
     """What becomes of channels that did not fire and have no gradient, if the optimizer goes on as it is."""
 
@@ -319,6 +334,8 @@ class LayerWindow(LayerStatistics):
     # -- by graph ------------------------------------------------------------------------------------------------
     producers: tuple[str, ...] | None = None
     """Layers whose activations are this layer's only inputs; None where anything else (images, embeddings) enters."""
+    entering: Entering | None = None
+    """Of data that is the layer's only input, on the window's first sampled step; None where anything else enters."""
     consumers: tuple[Consumer, ...] | None = None
     """Layers that read this layer's channels; None where the graph does not show them all."""
     used_elsewhere: bool = False

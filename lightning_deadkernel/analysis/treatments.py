@@ -48,6 +48,34 @@ class WarmUp(Callback):
             group["lr"] = rate
 
 
+class Standardised(Callback):
+    """Shifts and scales what enters some layers to a mean of zero in each feature and a standard deviation of one over
+    all, by the first batch.
+
+    Args:
+        layers: their names.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = layers
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hooks the layers."""
+        for name in self.layers:
+            pl_module.get_submodule(name).register_forward_pre_hook(partial(self._scale, []))
+
+    @staticmethod
+    def _scale(known: list[Tensor], layer: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        data, *others = arguments
+        if not known:
+            features = 1 if isinstance(layer, nn.modules.conv._ConvNd) else data.ndim - 1
+            along = [axis for axis in range(data.ndim) if axis != features]
+            mean = data.mean(along, keepdim=True)
+            spread = (data - mean).square().mean().sqrt()
+            known += [mean, torch.where(spread > 0, spread, 1)]
+        return ((data - known[0]) / known[1], *others)
+
+
 class HeInitialisation(Callback):
     """Draws the weights of some layers anew before the first step: normal with variance 2 / fan-in, biases zero.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -50,6 +51,23 @@ class WindowContext:
     def by_name(self) -> Mapping[str, LayerContext]:
         """The watched layers by name."""
         return {layer.name: layer for layer in self.watched}
+
+    @cached_property
+    def entrances(self) -> Mapping[str, Sequence[str]]:
+        """Layer -> the layers that data enters, where all that it reads comes by these, with no norm in between."""
+        found: dict[str, Sequence[str]] = {}
+        for layer in self.watched:
+            if layer.observed.entering is not None:
+                found[layer.name] = (layer.name,)
+                continue
+            behind = [found.get(name, ()) for name in layer.observed.producers or () if not self._is_normed(name)]
+            if behind and all(behind) and len(behind) == len(layer.observed.producers or ()):
+                found[layer.name] = behind[0] if len(behind) == 1 else tuple(dict.fromkeys(chain(*behind)))
+        return found
+
+    def _is_normed(self, name: str) -> bool:
+        layer = self.by_name.get(name)
+        return layer is None or layer.observed.norm_scale is not None or layer.observed.shared_statistics
 
     @cached_property
     def loss_is_flat(self) -> bool:

@@ -9,8 +9,17 @@ from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, span
 from lightning_deadkernel.diagnosis.gradient_causes import dead_inputs
+from lightning_deadkernel.diagnosis.inputs import (
+    entrance,
+    is_all_but_constant,
+    is_large,
+    is_next_to_zero,
+    is_off_centre,
+    off_scale,
+)
 from lightning_deadkernel.diagnosis.layer_past import NEVER
 from lightning_deadkernel.diagnosis.weight_causes import (
+    PLAIN,
     channel_cause,
     decayed,
     decayed_first,
@@ -31,6 +40,10 @@ SHIFT_REACH = 3.0
 """A normalised input rarely passes three standard deviations: a shift below -3 |gamma| keeps the rectifier shut."""
 BARE_SHIFT_REACH = 10.0
 """Without a norm the input's size is unknown: ten times what an input of unit rms reaches leaves room for that."""
+ALWAYS = 0.99
+"""A kernel that fires for more than this share of inputs, or for less than the rest, does not tell them apart."""
+NEARLY_ALL = 0.9
+"""In a layer so many of whose kernels do not, what they read makes no difference."""
 SHORT_MEMORY = 0.95
 """The beta2 of most large language models: a running mean of squares over twenty steps instead of a thousand."""
 FIRST_RATE = 0.5
@@ -59,17 +72,74 @@ def _upstream_dead(layer: LayerContext, channels: Tensor) -> Cause:
     )
 
 
-@channel_cause(
-    causes.KNOCKED_OUT,
-    lambda layer: (layer.past.last_fired > 0) & (layer.past.reckless > layer.thresholds.update_large),
-)
-def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
+def _is_knocked_out(layer: LayerContext) -> Tensor:
     """It fired until a window in which, or right after which, an update was reckless."""
+    return (layer.past.last_fired > 0) & (layer.past.reckless > layer.thresholds.update_large)
+
+
+def _knocked_out_when(layer: LayerContext, channels: Tensor) -> str:
+    past, line = layer.past, layer.thresholds.update_large
+    return (
+        f"fired until {layer.when(past.last_fired[channels])}, when one optimizer step changed the weights by"
+        f" {span(past.reckless[channels])} of their own norm (above {line:g} is reckless)"
+    )
+
+
+def _is_knocked_out_by_inputs(layer: LayerContext) -> Tensor:
+    """The step was that of an optimizer whose steps grow with gradients, and these with what enters the network."""
+    grows = layer.observed.optimizer in PLAIN and entrance(layer, is_large) is not None
+    return _is_knocked_out(layer) if grows else layer.everywhere(False)
+
+
+@channel_cause(causes.OFF_SCALE_INPUTS, _is_knocked_out_by_inputs)
+def _knocked_out_by_inputs(layer: LayerContext, channels: Tensor) -> Cause:
+    where = entrance(layer, is_large)
+    assert where is not None
+    return off_scale(
+        where,
+        is_large,
+        f"{_knocked_out_when(layer, channels)}; ",
+        ", and gradients grow with it",
+        f", then train anew; if steps are reckless all the same, lower {layer.rate}",
+    )
+
+
+def _makes_no_difference(layer: LayerContext) -> bool:
+    """Nearly every kernel of the layer fires for nearly all inputs or for nearly none."""
+    rate = layer.observed.channel_firing_rate
+    if rate is None or not bool((rate > ALWAYS).any()):
+        return False
+    return float(((rate < 1 - ALWAYS) | (rate > ALWAYS)).float().mean()) >= NEARLY_ALL
+
+
+def _inputs_without_effect(layer: LayerContext) -> Cause | None:
+    """What enters the network is so small, or so far off, that it makes no difference to which kernels fire."""
+    same = _makes_no_difference(layer)
+    where = entrance(layer, is_off_centre if same else is_all_but_constant)
+    then = ", and train anew"
+    if where is not None:
+        after = ", so that its mean alone decides whether a kernel fires, for all inputs or for none"
+        return off_scale(where, is_off_centre, "fires for no input: ", after, then)
+    where = entrance(layer, is_next_to_zero) if same else None
+    if where is None or where.observed.shift is None or not bool(where.observed.shift.any()):
+        return None
+    before = "fires for no input, while others of the layer do for nearly all: "
+    return off_scale(where, is_next_to_zero, before, ", so that biases alone decide which do", then)
+
+
+@channel_cause(causes.OFF_SCALE_INPUTS, lambda layer: layer.everywhere(_inputs_without_effect(layer) is not None))
+def _shut_by_inputs(layer: LayerContext, channels: Tensor) -> Cause:
+    cause = _inputs_without_effect(layer)
+    assert cause is not None
+    return cause
+
+
+@channel_cause(causes.KNOCKED_OUT, _is_knocked_out)
+def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
     past = layer.past
     ratio = past.reckless[channels]
     return causes.KNOCKED_OUT.because(
-        f"fired until {layer.when(past.last_fired[channels])}, when one optimizer step changed the weights by"
-        f" {span(ratio)} of their own norm (above {layer.thresholds.update_large:g} is reckless)",
+        _knocked_out_when(layer, channels),
         f"Lower {layer.rate} three- to tenfold, or warm it up over the first few hundred steps; clip the gradient norm"
         " if the jump came late in training.",
         f"{references.WARMUP}; {references.CS231N}",
@@ -140,9 +210,13 @@ def _is_it_normal(share: float) -> str:
     return f"{share:.0%} of the layer dead is within what healthy deep networks without norms have (up to 44%). "
 
 
-@channel_cause(causes.BORN_DEAD, lambda layer: (layer.past.last_fired == NEVER) & layer.past.from_start)
-def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
+def _is_born_dead(layer: LayerContext) -> Tensor:
     """It was watched from its first step and has not fired once."""
+    return (layer.past.last_fired == NEVER) & layer.past.from_start
+
+
+@channel_cause(causes.BORN_DEAD, _is_born_dead)
+def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
     step = layer.past.first_step
     began = f"it came at step {step:,}" if step else "training began at step 0"
     return causes.BORN_DEAD.because(
@@ -246,12 +320,14 @@ CAUSES = (
     zero_at_initialisation,
     decayed_first,
     _slingshot,
+    _knocked_out_by_inputs,
     _knocked_out,
     _shift_negative,
     decayed,
     worn_away,
     scale_decayed,
     scale_collapsed,
+    _shut_by_inputs,
     _born_dead,
     _faded,
 )

@@ -34,6 +34,9 @@ CS231N = (
     "CS231n course notes, Neural Networks Part 2 and 3 (initialization, ratio of weights:updates, dead ReLUs),"
     " https://cs231n.github.io/neural-networks-3/"
 )
+EFFICIENT_BACKPROP = (
+    "LeCun et al. 1998, Efficient BackProp (4.3, Normalizing the Inputs), https://doi.org/10.1007/3-540-49430-8_2"
+)
 OPTIM_DOCS = (
     "PyTorch documentation, torch.optim (constructing an optimizer, per-parameter options),"
     " https://pytorch.org/docs/stable/optim.html"

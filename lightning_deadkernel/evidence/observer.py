@@ -15,6 +15,7 @@ from lightning_deadkernel.evidence.open_window import Checksums, OpenWindow
 from lightning_deadkernel.evidence.sampled import Sample, sums_of
 from lightning_deadkernel.evidence.step_statistics import StepStatistics
 from lightning_deadkernel.functional.firing import channel_max
+from lightning_deadkernel.functional.kernels import offset_and_spread
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical, peek
@@ -145,6 +146,8 @@ class Observer:
         self._taking_part = found.names if self.several_optimizers else None
         window.add_graph(found.names, found.compiled)
         if not found.compiled:
+            if sampled:
+                self._read_data(nodes, found)
             self._read(nodes, found, sampled)
             self._read_lookups(nodes, found)
             if for_pictures:
@@ -200,6 +203,14 @@ class Observer:
             channels.add_samples(summed)
         if seen:
             channels.read_activations(seen)
+
+    def _read_data(self, nodes: list[Any], found: StepMap) -> None:
+        """Takes the size of what enters the network, once a window."""
+        entering = self.window.entering
+        for name, (place, saved, features) in found.entrances.items():
+            data = None if name in entering else peek(nodes[place], saved)
+            if isinstance(data, Tensor) and data.is_floating_point() and data.layout is torch.strided and data.numel():
+                entering[name] = offset_and_spread(data, features)
 
     def _looks_of(self, found: StepMap) -> dict[int, Look]:
         """Place of a read in a map -> how it is read on ordinary steps."""

@@ -17,7 +17,7 @@ from lightning_deadkernel.functional.kernels import SMALL, by_rows, checksums
 from lightning_deadkernel.graph.facts import ActivationKey, Source
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.sharding import whole
-from lightning_deadkernel.observation import FeatureMaps
+from lightning_deadkernel.observation import Entering, FeatureMaps
 
 VERSION = 4
 """Of the state that a checkpoint holds."""
@@ -64,6 +64,8 @@ class Seen:
     """See `ChannelEvidence.passed`."""
     samples_before: Mapping[str, int]
     """Layers that came in the middle of the window -> the samples of it that they have not seen."""
+    entering: Mapping[str, Entering]
+    """Layers that data enters -> its size on the first rank that has it."""
 
 
 class OpenWindow:
@@ -94,6 +96,8 @@ class OpenWindow:
         """Layers whose activations were read in this window, or would have been if they had some."""
         self.feature_maps: dict[ActivationKey, FeatureMaps] = {}
         """Of one sample of the window's last step, for pictures."""
+        self.entering: dict[str, Tensor] = {}
+        """Layers that data enters -> (2,) its `offset_and_spread` on the first sampled step."""
         self.settled = False
         """Every layer was in some graph of this window, and every channel is known to have fired."""
         self.channels.reset()
@@ -123,6 +127,7 @@ class OpenWindow:
         self._tables = {layer.name for layer in layers if layer.is_looked_up}
         self.reached = {names[name] for name in self.reached if name in names}
         self.looked = {names[name] for name in self.looked if name in names}
+        self.entering = {names[name]: size for name, size in self.entering.items() if name in names}
         self.checksums = {names[name]: sums for name, sums in self.checksums.items() if name in names}
         if not self.steps.sharded:  # for which all ranks would have to come here together
             self.checksums |= self.compare_weights(came)[1]
@@ -229,6 +234,7 @@ class OpenWindow:
             "counts": self.counts,
             "samples_before": self.samples_before,
             "passed": self.channels.passed,
+            "entering": {name: Entering(*found.tolist()) for name, found in self.entering.items()},
         }
 
     def prepare(self, shared: Sequence[dict[str, Any]]) -> None:
@@ -259,7 +265,9 @@ class OpenWindow:
                 passed[key] = [sum(pair) for pair in zip(passed.get(key, (0, 0, 0)), numbers, strict=True)]
         reached, looked = (frozenset[str]().union(*(other[of] for other in shared)) for of in ("reached", "looked"))
         before = {name: sum(other["samples_before"].get(name, 0) for other in shared) for name in self.samples_before}
-        return Seen(counts, reached, looked, self.channels.segments(several_ranks=len(shared) > 1), passed, before)
+        entering = {name: size for other in reversed(shared) for name, size in other["entering"].items()}
+        segments = self.channels.segments(several_ranks=len(shared) > 1)
+        return Seen(counts, reached, looked, segments, passed, before, entering)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

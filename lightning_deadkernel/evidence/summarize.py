@@ -96,6 +96,7 @@ def summarize(
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
         entry["passes_zero"], entry["used_elsewhere"] = facts.passes_zero, facts.used_elsewhere
         entry["read_by_loss"] = facts.paths.ends
+        entry["entering"] = seen.entering.get(layer.name)
         if facts.scale is not None:
             entry["norm"] = norms.get(id(facts.scale))
         if with_tensors:

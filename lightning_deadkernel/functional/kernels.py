@@ -54,6 +54,19 @@ def gradient_ratios(rms: Tensor, weights: Tensor | None = None) -> Tensor:
     return torch.where(finite, ratios, math.nan)
 
 
+def offset_and_spread(data: Tensor, features: int) -> Tensor:
+    """rms over features of their mean, and of their standard deviation over all else: float32 or float64 (2,).
+
+    Args:
+        data: of any shape.
+        features: the axis along which they are.
+    """
+    wide = data.detach() if data.dtype is torch.float64 else data.detach().float()
+    others = [axis for axis in range(data.ndim) if axis != features % data.ndim]
+    variance, mean = torch.var_mean(wide, others, correction=0)
+    return torch.stack([mean.square().mean(), variance.mean()]).sqrt()
+
+
 # -- kernels --------------------------------------------------------------------------------------------------------
 
 

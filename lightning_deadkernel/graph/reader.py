@@ -23,7 +23,7 @@ from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import LayerTable
-from lightning_deadkernel.graph.ops import KEEPS_ZERO, RECURRENCES, canonical
+from lightning_deadkernel.graph.ops import CONVOLUTIONS, KEEPS_ZERO, MATMULS, RECURRENCES, SAVED_DATA, canonical
 from lightning_deadkernel.graph.parts import Part, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths
 from lightning_deadkernel.graph.rows_in_graph import (
@@ -34,7 +34,7 @@ from lightning_deadkernel.graph.rows_in_graph import (
     readers_of,
     rows_in,
 )
-from lightning_deadkernel.graph.topology import Gathered, Topology, leaves_of, walk
+from lightning_deadkernel.graph.topology import Gathered, Topology, Value, leaves_of, walk
 from lightning_deadkernel.graph.tracer import PathTracer
 from lightning_deadkernel.observation import OF_KERNELS as BY_OP
 from lightning_deadkernel.observation import Consumer
@@ -217,6 +217,27 @@ class GraphMap:
         leaves = [self.graph.leaves[one] for one in beside if one in self.graph.leaves]
         return any(len(self.graph.behind_views(leaf)) > max(1, len(own)) for leaf in leaves)
 
+    def entrances(self) -> dict[str, tuple[int, str, int]]:
+        """Layers that read nothing but data, which no parameter has made -> the node of their first use, the name under
+        which it keeps that data, and the axis along which its features are."""
+        found: dict[str, tuple[int, str, int]] = {}
+        others: set[str] = set()
+        for use in self.uses:
+            index = self.graph.order[use.order]
+            name, data = self.graph.names[index], self.kernels.ops[index].data
+            saved = SAVED_DATA.get(name, {}).get(data)
+            if saved is None or not self._is_data(self.graph.inputs[index][data]):
+                others.add(use.layer.name)
+                continue
+            features = 1 if name in CONVOLUTIONS else -1 if data == MATMULS[name][0] else -2
+            found.setdefault(use.layer.name, (index, saved, features))
+        return {name: entrance for name, entrance in found.items() if name not in others}
+
+    def _is_data(self, value: Value | None) -> bool:
+        return value is None or (
+            self.graph.is_leaf(value[0]) and id(self.graph.parameter(value[0])) not in self.graph.table.parameters
+        )
+
     def passes_zero(self, use: LayerUse) -> bool:
         """Whether what reads a channel gets exactly 0 where its activations are 0 everywhere."""
         if any(activation.flat_output for activation in use.activations) or use.paths.shared:
@@ -270,6 +291,8 @@ class StepMap:
 
     starts: dict[int, tuple[str, int]] = field(default_factory=dict)
     """See `Topology.starts`."""
+    entrances: dict[str, tuple[int, str, int]] = field(default_factory=dict)
+    """See `GraphMap.entrances`."""
 
     def selects_otherwise(self, nodes: list[Any]) -> bool:
         """Whether channels are taken at other places than those that were learned from; of an index on a device, which
@@ -470,6 +493,7 @@ class GraphReader:
             found.bounding.constants,
             graph.selections or {},
             graph.starts if graph.selections is not None else {},
+            found.entrances(),
         )
 
     def _reads(

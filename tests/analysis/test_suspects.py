@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.trial_runs import dead_report
-from lightning_deadkernel.analysis.trial.suspects import SUSPECTS, Suspicion, arms_of
+from lightning_deadkernel.analysis.trial.suspects import SUSPECTS, TREATMENTS, Suspicion, arms_of
 from lightning_deadkernel.analysis.trial.target import choose_target
 from lightning_deadkernel.diagnosis.rules import CAUSES
 from lightning_deadkernel.report.records import OptimizerDescription, RunDescription
@@ -153,3 +153,12 @@ def test_the_page_of_trials_lists_every_suspect_with_its_causes() -> None:
     assert all(
         name == suspect.name for (name, _), suspect in zip(rows, SUSPECTS, strict=True) if isinstance(suspect.name, str)
     )
+
+
+def test_data_is_standardised_where_it_was_measured() -> None:
+    report = dead_report({"conv1": [1, 2]})
+    shut = {"cause": "off-scale inputs: so it is", "evidence": {"measured_at": "conv1", "input_rms": 80.0}}
+    report = replace(report, findings=tuple(replace(one, **shut) for one in report.findings))
+    arms, _ = arms_of(Suspicion(TRAINER, report, choose_target(report)))
+    added = [f"--trainer.callbacks+={TREATMENTS}.Standardised", "--trainer.callbacks.layers=[conv1]"]
+    assert {arm.name: list(arm.changes) for arm in arms} == {"standardised data": added}

@@ -1,4 +1,4 @@
-"""Warm-up and He initialisation as callbacks: the rates of the steps, and that nothing else changes."""
+"""Warm-up, He initialisation and standardised data: what they do, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.training import SHORT
-from lightning_deadkernel.analysis.treatments import HeInitialisation, WarmUp
+from lightning_deadkernel.analysis.treatments import HeInitialisation, Standardised, WarmUp
 
 
 class Net(L.LightningModule):
@@ -81,3 +81,29 @@ def test_he_initialisation_draws_the_named_layer_and_no_other_random_number_of_t
 def test_he_initialisation_of_what_has_no_weight_is_refused() -> None:
     with pytest.raises(AttributeError, match="second"):
         fitted(HeInitialisation(["second"]))
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Linear(3, 2), torch.nn.Conv1d(3, 2, 1)])
+def test_standardised_data_has_no_mean_in_any_feature_and_a_deviation_of_one_over_all(layer: torch.nn.Module) -> None:
+    shape = (50, 3, 1) if isinstance(layer, torch.nn.Conv1d) else (50, 3)
+    features = torch.tensor([100.0, 0.0, -5.0]).view(3, 1) if len(shape) > 2 else torch.tensor([100.0, 0.0, -5.0])
+    first, second = torch.randn(shape) * 4 + features, torch.randn(shape) * 4 + features
+    seen: list[torch.Tensor] = []
+
+    class Reading(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+    Standardised(["layer"]).on_fit_start(L.Trainer(**SHORT), Reading())
+    layer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    layer(first), layer(second)
+    assert float(seen[0].transpose(1, -1).flatten(0, -2).mean(0).abs().max()) < 1e-4
+    assert float(seen[0].square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
+    mean = first.mean([0, *range(2, first.ndim)], keepdim=True)
+    assert torch.allclose(seen[1], (second - mean) / (first - mean).square().mean().sqrt(), atol=1e-4)
+
+
+def test_data_that_is_all_the_same_becomes_zero() -> None:
+    layer = torch.nn.Linear(3, 2)
+    assert not Standardised._scale([], layer, (torch.ones(4, 3),))[0].any()

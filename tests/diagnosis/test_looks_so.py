@@ -13,7 +13,7 @@ import torch
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start
 from lightning_deadkernel.diagnosis import causes
 from lightning_deadkernel.diagnosis.rules import RULES
-from lightning_deadkernel.observation import AdamState, Consumer, InputSlice, LayerWindow
+from lightning_deadkernel.observation import AdamState, Consumer, Entering, InputSlice, LayerWindow
 
 Told = Callable[[], Run]
 MASK = each(True, False, False, False)
@@ -24,6 +24,8 @@ DARK: dict[str, Any] = {
     **FIRST_OFF,
 }
 """What a layer shows whose inputs are all zero: constants, and a gradient at its bias alone."""
+FAINT = Entering(0.001, 0.002)
+CONSTANT: dict[str, Any] = {"channel_firing_rate": each(0.0, 1, 1, 1)}
 ADAMW: dict[str, Any] = {"optimizer": "AdamW", "decoupled_decay": True, "learning_rate": 1e-3, "weight_decay": 1e-2}
 ADAM = AdamState(steady=0.2294, beta1=0.9, beta2=0.999, epsilon=1e-8)
 BETA1_ZERO = AdamState(steady=1.0, beta1=0.0, beta2=0.999, epsilon=1e-8)
@@ -111,6 +113,13 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         lambda: begun().next(layer(**ZERO, masked=MASK.roll(1))),  # another kernel is masked
     ),
     "upstream dead": ("dead_channels", lambda: fed(ALL_OFF), lambda: fed(off(0, 1, 2))),
+    "off-scale inputs": (
+        "dead_channels",
+        lambda: begun().next(layer(**FIRST_OFF | CONSTANT, shift=torch.ones(4), entering=FAINT)),
+        lambda: begun().next(layer(**FIRST_OFF | CONSTANT, shift=torch.ones(4), entering=Entering(0.1, 0.3))),
+        lambda: begun().next(layer(**FIRST_OFF, shift=torch.ones(4), entering=FAINT)),  # tells inputs apart
+        lambda: begun().next(layer(**FIRST_OFF | CONSTANT, shift=None, entering=FAINT)),  # no bias that decides
+    ),
     "dead inputs": (
         "no_gradient",
         lambda: begun().next(layer(**DARK)),

@@ -11,7 +11,7 @@ import torch
 
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, ZERO, Run, alive, begun, each, layer, off, start, window
 from lightning_deadkernel.diagnosis.diagnose import first_sight
-from lightning_deadkernel.observation import AdamState, Consumer, InputSlice, NonFinite, Prospect
+from lightning_deadkernel.observation import AdamState, Consumer, Entering, InputSlice, NonFinite, Prospect
 from lightning_deadkernel.report.sentences import evidence
 
 HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
@@ -39,6 +39,9 @@ SMALL: dict[str, Any] = {
     "update_ratio": 1e-11,
     **SGD,
 }
+PIXELS: dict[str, Any] = {"entering": Entering(33.0, 78.0), **SGD}
+FAINT: dict[str, Any] = {"entering": Entering(0.0019, 0.0013), **SGD}
+CONSTANT: dict[str, Any] = {"channel_firing_rate": each(0.0, 1, 1, 1), "shift": torch.ones(4)}
 FEEDS: dict[str, Any] = {"consumers": (Consumer("next", 4, (InputSlice(0, 4, 0, 4),)),)}
 
 
@@ -191,6 +194,18 @@ STORIES: dict[str, Callable[[], Run]] = {
     ),
     "activations were seen on sampled steps": lambda: two_windows({"exact": False}, {"exact": False} | FIRST_OFF),
     "decay has worn down all that reads a layer": lambda: small(WORN, weak=True, **FEEDS),
+    # inputs off scale
+    "data is so small that biases decide which kernels fire": lambda: two_windows({}, FIRST_OFF | CONSTANT | FAINT),
+    "data is the same but for little": lambda: two_windows({}, FIRST_OFF | {"entering": Entering(100.0, 1.6)}),
+    "kernels are knocked out where data is large": lambda: two_windows(
+        {"update_ratio_max": 0.8, **PIXELS}, FIRST_OFF | PIXELS
+    ),
+    "steps are large where data is": lambda: two_windows(*[{"update_ratio": 0.3, **PIXELS}] * 2),
+    "steps are small where data is": lambda: two_windows(*[{"update_ratio": 1e-7, **FAINT}] * 2),
+    "a gradient is small where data is": lambda: small(weak=True, entering=FAINT["entering"]),
+    "a sigmoid lies on its flat end where data is large": lambda: two_windows(
+        {}, SIGMOID | {"saturated_share": torch.ones(4), "entering": Entering(33.0, 78.0)}
+    ),
     # saturated
     "a sigmoid lies on its flat end": lambda: two_windows({}, SIGMOID | {"saturated_share": torch.full((4,), 0.95)}),
     "a sigmoid lies on its flat end and nothing comes back": lambda: two_windows(

@@ -24,6 +24,7 @@ from lightning_deadkernel.diagnosis.causes import (
     HEAVY_TAILS,
     KNOCKED_OUT,
     LOW_ACTIVITY,
+    OFF_SCALE_INPUTS,
     OVERFLOW,
     RECKLESS_UPDATES,
     SATURATED,
@@ -221,6 +222,11 @@ def _drawn_anew(run: Suspicion) -> list[str]:
     return _with_callback(run, "HeInitialisation", layers=f"[{','.join(names)}]")
 
 
+def _standardised(run: Suspicion) -> list[str]:
+    names = {str(f.evidence["measured_at"]) for f in run.report.findings if "measured_at" in f.evidence}
+    return _with_callback(run, "Standardised", layers=f"[{','.join(sorted(names))}]")
+
+
 def _named_layers(run: Suspicion) -> set[str]:
     return {layer for layer, _ in run.target.named}
 
@@ -247,6 +253,7 @@ def _normed(run: Suspicion) -> list[str]:
 STEPS_TOO_LARGE = (KNOCKED_OUT, RECKLESS_UPDATES, SHIFT_NEGATIVE, UNKNOWN)
 SUSPECTS = (
     Suspect(lambda run: f"gradients clipped at {_limit(run):g}", (*STEPS_TOO_LARGE, SLINGSHOT, OVERFLOW), _clip),
+    Suspect("standardised data", (OFF_SCALE_INPUTS,), _standardised),
     Suspect(f"Adam's beta2 {SHORT_MEMORY:g}", (SLINGSHOT,), _shorter_memory),
     Suspect("a millionth of Adam's eps", (EPSILON_DOMINATES,), _smaller_epsilon),
     Suspect(lambda run: f"warm-up over {_steps(run):,} steps", STEPS_TOO_LARGE, _warm_up),

@@ -10,6 +10,7 @@ from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.causes import Cause, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
+from lightning_deadkernel.diagnosis.inputs import from_small_inputs
 from lightning_deadkernel.diagnosis.rule import Found
 from lightning_deadkernel.diagnosis.weight_causes import KERNEL, PLAIN, against_decay, has_worn_away
 from lightning_deadkernel.report.records import Severity
@@ -32,6 +33,7 @@ landmark, ten times the line of slow."""
 CAUSES = (
     causes.ZERO_AT_INITIALISATION,
     causes.UNDERFLOW,
+    causes.OFF_SCALE_INPUTS,
     causes.SATURATED_DOWNSTREAM,
     causes.IGNORED_BY_LOSS,
     causes.NO_GRADIENT_DOWNSTREAM,
@@ -186,6 +188,9 @@ class Explainer:
                 {"scale": scale},
             )
         cause = underflow(observed, above=f"{text}, and ")
+        if cause is not None:
+            return cause
+        cause = from_small_inputs(layer, f"{text}: ", ratio, layer.thresholds.weak_gradient)
         if cause is not None:
             return cause
         if _is_wholly_flat(layer):

@@ -14,9 +14,10 @@ used. A whole dead layer cuts the network off.
 
 ## What to do
 
-The finding names the likely cause and what helps against it. Mostly: lower the learning rate or warm it up, put a norm
-before the activation, use He initialisation, or use LeakyReLU or GELU. A few dead kernels are normal in deep networks
-without norms, and can be pruned without changing the output, or drawn anew (`lightning_deadkernel.revive`).
+The finding names the likely cause and what helps against it. Mostly: lower the learning rate or warm it up, scale the
+data where it is far from unit size, put a norm before the activation, use He initialisation, or use LeakyReLU or GELU.
+A few dead kernels are normal in deep networks without norms, and can be pruned without changing the output, or drawn
+anew (`lightning_deadkernel.revive`).
 
 ## Reference
 

@@ -33,6 +33,7 @@ from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.classify import at_the_top
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, NO_GRADIENT_KINDS, unknown_absence
+from lightning_deadkernel.diagnosis.inputs import LARGE, STANDARDISE, entrance, is_large, is_off_centre, told
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import assign, channel_cause
 from lightning_deadkernel.report.records import Severity
@@ -94,13 +95,24 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
         if share is not None
         else f"they never fired, and their outputs lie on the flat end of {observed.activation}"
     )
-    reads_inputs = observed.producers is None
+    off = next((holds for holds in (is_large, is_off_centre) if entrance(layer, holds) is layer), None)
+    data = observed.entering
+    known = data is not None and (off is not None or data.rms < LARGE)
     return causes.SATURATED.because(
         f"{text}, where the slope is next to zero"
-        + (f"; {stopped} of them {'has' if stopped == 1 else 'have'} no gradient at all" if stopped else ""),
-        ("Scale the network's inputs to about unit size where this layer reads them, put" if reads_inputs else "Put")
+        + (f"; {stopped} of them {'has' if stopped == 1 else 'have'} no gradient at all" if stopped else "")
+        + ("" if off is None or data is None else f"; {told(data, layer.name, off)}"),
+        (
+            f"{STANDARDISE}; if that is not enough, put"
+            if off is not None
+            else "Scale the network's inputs to about unit size where this layer reads them, put"
+            if observed.producers is None and not known
+            else "Put"
+        )
         + " a norm before the activation, scale the initial weights down (Xavier initialisation) or lower"
         f" {layer.rate}.",
-        references.GLOROT,
-        ({} if share is None else {"saturated_share": share}) | {"without_gradient": stopped},
+        references.GLOROT if off is None else f"{references.EFFICIENT_BACKPROP}; {references.GLOROT}",
+        ({} if share is None else {"saturated_share": share})
+        | {"without_gradient": stopped}
+        | ({} if off is None or data is None else {"input_rms": data.rms}),
     )

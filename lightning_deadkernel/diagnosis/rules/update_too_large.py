@@ -28,11 +28,12 @@ from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.classify import SHRUNK
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.inputs import entrance, is_large, off_scale
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.weight_causes import KERNEL, against_decay, decay_reaches
+from lightning_deadkernel.diagnosis.weight_causes import KERNEL, PLAIN, against_decay, decay_reaches
 
 
-@rule("updates are recklessly large", causes.SHRUNKEN_WEIGHTS, causes.RECKLESS_UPDATES)
+@rule("updates are recklessly large", causes.SHRUNKEN_WEIGHTS, causes.OFF_SCALE_INPUTS, causes.RECKLESS_UPDATES)
 def update_too_large(context: WindowContext) -> Iterator[Found]:
     """Layers whose median update ratio is above the line."""
     line = context.thresholds.update_large
@@ -41,17 +42,30 @@ def update_too_large(context: WindowContext) -> Iterator[Found]:
         if ratio is None or not ratio > line:
             continue
         again = layer.past.previous_update_ratio > line
-        cause = _shrunken(layer, ratio) or causes.RECKLESS_UPDATES.because(
-            f"a typical step changes the weights by {ratio:.2g} of their norm"
-            + (", as in the window before" if again else ""),
-            f"Lower {layer.rate} three- to tenfold or warm it up; clip the gradient norm if single batches cause it."
-            if again
-            else "Nothing yet: first steps from small weights look like this. If it is still so in the next window,"
-            f" lower {layer.rate}.",
-            f"{references.CS231N}; {references.WARMUP}",
-            {"update_ratio": ratio, "update_ratio_max": layer.observed.update_ratio_max or ratio},
-        )
+        cause = _shrunken(layer, ratio) or _from_large_inputs(layer, ratio) or _reckless(layer, ratio, again)
         yield Found(layer, "warning" if again else "info", cause)
+
+
+def _reckless(layer: LayerContext, ratio: float, again: bool) -> Cause:
+    return causes.RECKLESS_UPDATES.because(
+        f"a typical step changes the weights by {ratio:.2g} of their norm"
+        + (", as in the window before" if again else ""),
+        f"Lower {layer.rate} three- to tenfold or warm it up; clip the gradient norm if single batches cause it."
+        if again
+        else "Nothing yet: first steps from small weights look like this. If it is still so in the next window,"
+        f" lower {layer.rate}.",
+        f"{references.CS231N}; {references.WARMUP}",
+        {"update_ratio": ratio, "update_ratio_max": layer.observed.update_ratio_max or ratio},
+    )
+
+
+def _from_large_inputs(layer: LayerContext, ratio: float) -> Cause | None:
+    """The cause, where steps grow with gradients, and these with what enters the network."""
+    where = entrance(layer, is_large) if layer.observed.optimizer in PLAIN else None
+    if where is None:
+        return None
+    text = f"a typical step changes the weights by {ratio:.2g} of their norm; "
+    return off_scale(where, is_large, text, ", and gradients grow with it", f", or lower {layer.rate}")
 
 
 def _shrunken(layer: LayerContext, ratio: float) -> Cause | None:

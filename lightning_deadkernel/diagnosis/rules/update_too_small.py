@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.inputs import from_small_inputs
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
 from lightning_deadkernel.diagnosis.rules._steps import LOOK_AT_SCHEDULE, is_scheduled, what_shrinks
@@ -40,6 +41,7 @@ from lightning_deadkernel.diagnosis.rules._steps import LOOK_AT_SCHEDULE, is_sch
     "updates are too small to matter",
     causes.CLIPPED,
     causes.EPSILON_DOMINATES,
+    causes.OFF_SCALE_INPUTS,
     causes.SLOW_UPDATES,
     causes.NO_RATE,
     causes.NO_STEP,
@@ -55,10 +57,17 @@ def update_too_small(context: WindowContext) -> Iterator[Found]:
             continue
         again = 0 < layer.past.previous_update_ratio < line
         weak = observed.gradient_ratio is not None and observed.gradient_ratio < context.thresholds.weak_gradient
-        cause = what_shrinks(layer) or _slow(layer, ratio, weak)
+        cause = what_shrinks(layer) or _from_small_inputs(layer, ratio) or _slow(layer, ratio, weak)
         # where steps are as large as gradients, a weak one is a finding of its own, and the root of this; so are zeros
         follows = (weak and not is_normalised(layer)) or _is_shut(layer)
         yield Found(layer, "warning" if again and not follows else "info", cause)
+
+
+def _from_small_inputs(layer: LayerContext, ratio: float) -> Cause | None:
+    if is_normalised(layer):
+        return None
+    text = f"a typical step changes the weights by {ratio:.1e} of their norm (1e-3 is usual): "
+    return from_small_inputs(layer, text, ratio, layer.thresholds.update_small)
 
 
 def _slow(layer: LayerContext, ratio: float, weak: bool) -> Cause:
