@@ -340,10 +340,10 @@ class LayerWindow(LayerStatistics):
     """Layers that read this layer's channels; None where the graph does not show them all."""
     used_elsewhere: bool = False
     """The graph reads its weight, its bias or the norm behind it past their own ops, too."""
-    read_by_loss: bool = False
-    """The loss reads its channels not only through layers, or nothing tells whether it does."""
     passes_zero: bool = False
-    """Of a channel whose activation is 0 everywhere, all that reads it gets exactly 0."""
+    """Of a channel whose activation is off everywhere, all that reads it gets exactly 0, and the loss does not."""
+    stays_zero: bool = False
+    """The same of a channel whose kernel is 0, and what its bias or norm adds."""
     norm: str | None = None
     """Module of the norm that follows, where its scale and shift are each channel's own; None without one."""
     plain_ahead: int = 0

@@ -94,6 +94,7 @@ def _certified(layer: LayerWindow, observer: Observer) -> LayerWindow:
         certified_batch=batch,
         producers=tuple(sorted(facts.producers)) if facts.producers else None,
         consumers=observer.reader.consumers(layer.name),
+        passes_zero=facts.passes_zero,
     )
 
 

@@ -94,9 +94,8 @@ def summarize(
             if id(layer.main) in groups:
                 entry["adam"] = _adam_state(layer, *groups[id(layer.main)], counts.optimizer_steps)
         entry["producers"], entry["consumers"] = _neighbours(facts, observer)
-        entry["passes_zero"], entry["used_elsewhere"] = facts.passes_zero, facts.used_elsewhere
-        entry["read_by_loss"] = facts.paths.ends
-        entry["entering"] = seen.entering.get(layer.name)
+        entry["passes_zero"], entry["stays_zero"] = facts.passes_zero, facts.stays_zero
+        entry["used_elsewhere"], entry["entering"] = facts.used_elsewhere, seen.entering.get(layer.name)
         if facts.scale is not None:
             entry["norm"] = norms.get(id(facts.scale))
         if with_tensors:

@@ -117,6 +117,8 @@ class LayerFacts:
     """See `LayerWindow.used_elsewhere`."""
     passes_zero: bool = True
     """See `LayerWindow.passes_zero`."""
+    stays_zero: bool = True
+    """See `LayerWindow.stays_zero`."""
     exclusion: str | None = None
     """Why it cannot be watched any more."""
     holds_no_kernels: bool = False

@@ -126,7 +126,9 @@ KEEPS_ZERO = (
     (SAME_SHAPE - frozenset("Add Sub Rsub Addcmul Addcdiv Lerp Where Copy ConstantPadNd AlphaDropout".split()))
     | VIEWS
     | SPLITS
-    | frozenset("Permute Transpose T Flip Roll Index IndexSelect Cat Mean Sum Amax Max Relu".split())
+    | PICKS
+    | frozenset("Permute Transpose T Flip Roll Index Cat Stack Mean Sum Amax Max AsStrided PixelShuffle".split())
+    | frozenset("Relu Tanh LeakyRelu Elu Abs Square Sqrt Sin Sinh Asinh Atan Erf Expm1 Log1P Sgn".split())
 )
 """Of a channel that is 0 everywhere they make 0."""
 

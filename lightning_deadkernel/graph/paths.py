@@ -175,8 +175,8 @@ class Paths:
     activations."""
     shared: bool = False
     """On its path the output is added to something else, so that its channels cannot be removed alone."""
-    ends: bool = False
-    """The loss reads it past all kernel ops that do, or nothing tells whether it does."""
+    averaged: bool = False
+    """Behind its activations some op averages it with other channels, or compares it with them."""
     composed_norm: bool = False
     """It passes a norm made of arithmetic."""
     summed: bool = False
@@ -197,7 +197,7 @@ class Paths:
             self.statistics or rest.statistics,
             self.consumers + rest.consumers,
             self.shared or rest.shared,
-            self.ends or rest.ends,
+            self.averaged or rest.averaged,
             self.composed_norm or rest.composed_norm,
             self.summed or rest.summed,
             self.compared or rest.compared,

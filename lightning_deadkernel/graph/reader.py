@@ -23,7 +23,7 @@ from lightning_deadkernel.graph.facts import ActivationKey, LayerFacts, LayerUse
 from lightning_deadkernel.graph.kernel_ops import KernelOps, Neighbourhood
 from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import LayerTable
-from lightning_deadkernel.graph.ops import CONVOLUTIONS, KEEPS_ZERO, MATMULS, RECURRENCES, SAVED_DATA, canonical
+from lightning_deadkernel.graph.ops import CONVOLUTIONS, EXTREMES, MATMULS, RECURRENCES, SAVED_DATA, canonical
 from lightning_deadkernel.graph.parts import Part, selection
 from lightning_deadkernel.graph.paths import ActivationRead, Cut, Paths
 from lightning_deadkernel.graph.rows_in_graph import (
@@ -36,6 +36,7 @@ from lightning_deadkernel.graph.rows_in_graph import (
 )
 from lightning_deadkernel.graph.topology import Gathered, Topology, Value, leaves_of, walk
 from lightning_deadkernel.graph.tracer import PathTracer
+from lightning_deadkernel.graph.zeros import HIDES_OFF, hands_on_zero
 from lightning_deadkernel.observation import OF_KERNELS as BY_OP
 from lightning_deadkernel.observation import Consumer
 
@@ -133,14 +134,14 @@ class GraphMap:
         paths = PathTracer(kernels, self.paths_after).trace(index, part)
         if facts.consumers is not None and layer.name not in self.shared:
             beyond = PathTracer(kernels, self.paths_after, beyond=True).trace(index, part)
-            unclear = bool(beyond.unknown) or beyond.lost is not None
             paths = replace(
-                paths, consumers=beyond.consumers, shared=beyond.shared or unclear, ends=beyond.ends or unclear
+                paths,
+                consumers=beyond.consumers,
+                shared=beyond.shared or bool(beyond.unknown) or beyond.lost is not None,
+                averaged=beyond.averaged,
             )
             if paths.shared:  # once is enough, and a recurrence has as many uses as steps
                 self.shared.add(layer.name)
-        else:
-            paths = replace(paths, ends=True)
         source = cheapest_source(layer, beside, paths)
         gates, unbounded = self.bounding.gates(paths.reads)
         return LayerUse(
@@ -239,22 +240,17 @@ class GraphMap:
         )
 
     def passes_zero(self, use: LayerUse) -> bool:
-        """Whether what reads a channel gets exactly 0 where its activations are 0 everywhere."""
-        if any(activation.flat_output for activation in use.activations) or use.paths.shared:
-            return False
-        frontier = {read.node for read in use.paths.reads}
-        seen = set(frontier)
-        if frontier & self.kernels.ops.keys():  # what an in-place op left is read where it is consumed
-            return False
-        while frontier:
-            readers = {reader for node in frontier for reader, _ in self.graph.readers[node]}
-            if any(not self.graph.readers[node] for node in frontier):
-                return False  # the loss
-            frontier = readers - self.kernels.ops.keys() - seen
-            if any(self.graph.names[node] not in KEEPS_ZERO for node in frontier):
-                return False
-            seen |= frontier
-        return True
+        """Whether what reads a channel gets exactly 0 of it where its activations are off everywhere."""
+        names = {read.node: self.graph.names[read.node] for read in use.paths.reads}
+        # the largest of several is the same without one that never is; what an in-place op left is read as it is taken
+        off = [node for node, name in names.items() if name not in EXTREMES and node not in self.kernels.ops]
+        flat = use.paths.averaged or any(activation.flat_output for activation in use.activations)
+        return not flat and hands_on_zero(self.kernels, {node: names[node] not in HIDES_OFF for node in off})
+
+    def stays_zero(self, use: LayerUse) -> bool:
+        """The same where its kernel is 0, and what its bias or norm adds."""
+        own = frozenset(id(p) for p in (use.beside.bias, use.beside.shift, use.beside.scale) if p is not None)
+        return not use.paths.averaged and hands_on_zero(self.kernels, {self.graph.order[use.order]: True}, own)
 
     def place(self, layer: Layer) -> tuple[int, int, Ahead]:
         """Depth, order and what lies ahead of a layer whose rows are no kernels of one op."""
@@ -531,6 +527,7 @@ class GraphReader:
             facts.producers = None if facts.producers is None or producers is None else facts.producers | producers
             facts.used_elsewhere = facts.used_elsewhere or found.used_elsewhere(use)
             facts.passes_zero = facts.passes_zero and found.passes_zero(use)
+            facts.stays_zero = facts.stays_zero and found.stays_zero(use)
             if facts.consumers is not None:
                 consumers = found.consumers(use)
                 for consumer in consumers:

@@ -26,6 +26,7 @@ from lightning_deadkernel.graph.ops import (
     REDUCTIONS,
     SAVED_DATA,
     SOFT_HINGES,
+    adds_up,
     peek,
 )
 from lightning_deadkernel.graph.parts import Part, follow, in_its_slab
@@ -142,7 +143,6 @@ class PathTracer:
 
     def _reach(self, live: list[tuple[Value, Trace]], index: int | None) -> None:
         """Paths end at a node that reads all that it is given; `index` None: the loss."""
-        self.paths.ends |= self.beyond and index is None
         for _, trace in live:
             if trace.gated:
                 self.paths.lost = self.paths.lost or trace.blended
@@ -248,6 +248,7 @@ class PathTracer:
                     return None
                 kept = list(trace.parts) if name in ACTIVATIONS and name != "Glu" else None
             if kept is None:
+                self.paths.averaged |= self.beyond and trace.blended is None and name != "Sum" and adds_up(name)
                 blended = trace.blended or name
                 channels |= trace.channels
             else:

@@ -432,7 +432,7 @@ def test_decay_is_to_blame_for_shrunken_weights_only_where_it_can_have_done_it(
     assert run.only("update_too_large").advice.startswith(advice)
 
 
-def test_what_a_mask_holds_at_zero_is_not_said_to_go_where_the_loss_may_read_it_too() -> None:
+def test_what_a_mask_holds_at_zero_is_not_said_to_go_where_something_is_made_of_it() -> None:
     masked = each(True, False, False, False)
     held: dict[str, Any] = {
         "norms": each(0.0, 1, 1, 1),
@@ -449,5 +449,5 @@ def test_what_a_mask_holds_at_zero_is_not_said_to_go_where_the_loss_may_read_it_
         saved = savings(window(2, shown), [run.report()])
         return 0 if saved is None else saved.channels
 
-    assert goes(read_by_loss=True) == 0
+    assert goes(stays_zero=False) == 0
     assert goes() == 1

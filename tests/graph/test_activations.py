@@ -427,34 +427,6 @@ def test_only_channels_whose_removal_changes_nothing_count_as_savings() -> None:
     assert (dead(nn.LayerNorm(8)), dead(nn.BatchNorm1d(8))) == (0, 1)
 
 
-@pytest.mark.parametrize(("axis", "count"), [(1, 0), (0, 1)])
-def test_a_pruned_kernel_counts_in_the_mean_of_the_others_and_may_not_go(axis: int, count: int) -> None:
-    net = Net(
-        lambda net, x: net.head((h := net.fc(x)) - h.mean(axis, keepdim=True)), fc=nn.Linear(5, 8), head=nn.Linear(8, 2)
-    )
-    mask = torch.ones(8, 5).index_fill(0, torch.tensor([3]), 0.0)
-    prune.custom_from_mask(net.fc, "weight", mask)
-    net.fc.register_parameter("bias", None)
-    savings = watch(net, rows(8, 5)).savings
-    assert savings is not None
-    assert savings.channels == count
-
-
-@pytest.mark.parametrize(("read", "count"), [("head", 1), ("loss", 0), ("loss, by an activation", 0)])
-def test_a_pruned_kernel_may_not_go_where_the_loss_reads_it_past_its_layers(read: str, count: int) -> None:
-    def forward(net: Net, x: Tensor) -> Tensor:
-        h = net.fc(x)
-        if read == "loss, by an activation":
-            return net.head(h).sum(1) + F.leaky_relu(h).exp().sum(1)
-        return net.head(h).sum(1) + (h.exp().sum(1) if read == "loss" else 0.0)
-
-    net = Net(forward, fc=nn.Linear(5, 8, bias=False), head=nn.Linear(8, 2))
-    prune.custom_from_mask(net.fc, "weight", torch.ones(8, 5).index_fill(0, torch.tensor([3]), 0.0))
-    savings = watch(net, rows(8, 5)).savings
-    assert savings is not None
-    assert savings.channels == count
-
-
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.LayerNorm((8, 8, 8)), nn.BatchNorm2d(8, affine=False)])
 def test_a_bias_before_a_norm_without_a_shift_per_channel_is_never_gradient_evidence(norm: nn.Module) -> None:
     net = between(lambda net, x: F.relu(net.norm(x)), norm=norm)

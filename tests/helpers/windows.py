@@ -45,6 +45,8 @@ def layer(name: str = "conv", channels: int = 4, **changes: Any) -> LayerWindow:
         "learning_rate": 0.1,
         "producers": None,
         "consumers": (),
+        "passes_zero": True,
+        "stays_zero": True,
     }
     return LayerWindow(name=name, channels=channels, **(values | changes))
 
