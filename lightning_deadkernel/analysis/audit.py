@@ -7,14 +7,15 @@ of layers of which nothing but weights was seen, and the diagnosis is that of a 
 
 from __future__ import annotations
 
-import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_deadkernel.analysis.onnx_weights import state_dict_of
 from lightning_deadkernel.analysis.state_dict import shape_of, unreadable, weights_of, widened
@@ -31,6 +32,7 @@ from lightning_deadkernel.thresholds import Thresholds
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params")
 """Keys under which training frameworks keep the state dict in a checkpoint."""
+_WEIGHTS_ALONE = ". Save the weights alone, torch.save(model.state_dict(), ...), and audit that"
 MOST_NAMED = 5
 """Names in a message."""
 
@@ -193,17 +195,20 @@ def _note(norm: str | None, scale: Tensor | None, thresholds: Thresholds) -> str
 def audit(path: str | Path, thresholds: Thresholds | None = None, key: str | None = None) -> Report:
     """Audit a Lightning checkpoint, a saved state dict, a `.safetensors` or an `.onnx` file. No code in it is run.
 
+    Objects beside the weights (hyperparameters, states of callbacks) are left out.
+
     Args:
         path: the file.
         thresholds: where the lines are drawn.
         key: where in a checkpoint the state dict is, such as ``"ema.model"``; None: look under the usual names.
 
     Raises:
-        AuditError: if the file is not there, is damaged, holds more than tensors and plain values, or no weights.
+        AuditError: if the file is not there, is damaged, or no weights can be taken from it without running code.
     """
     state, epoch, step = read_state(path, key)
     # A .safetensors file keeps its tensors by name, not in the order they were given.
-    return audit_state_dict(state, str(path), thresholds, Path(path).suffix != ".safetensors", epoch, step)
+    ordered = Path(path).suffix.lower() != ".safetensors"
+    return audit_state_dict(state, str(path), thresholds, ordered, epoch, step)
 
 
 def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping[str, Any], int, int]:
@@ -216,10 +221,17 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping[str, A
         )
     if not path.is_file():
         raise AuditError(f"{path}: no such file")
-    load: Callable[[Path], Any] = {".safetensors": _load_safetensors, ".onnx": _load_onnx}.get(path.suffix, _load_torch)
-    content = load(path)
+    with path.open("rb") as file:
+        if file.read(20) == b"version https://git-":
+            raise AuditError(f"{path} is a pointer of Git LFS: fetch the file itself by git lfs pull")
+    loaders: dict[str, Callable[[Path], Any]] = {".safetensors": _load_safetensors, ".onnx": _load_onnx}
+    content = loaders.get(path.suffix.lower(), _load_torch)(path)
     epoch, step = (_count(content, name) for name in ("epoch", "global_step"))
-    return _state_dict(content, path) if key is None else _under(content, key, path), epoch, step
+    state = _state_dict(content, path) if key is None else _under(content, key, path)
+    for name, value in state.items():
+        if isinstance(value, _LeftOut) and "weight" in str(name):
+            raise _needs_code(path, type(value).__name__)
+    return state, epoch, step
 
 
 def _load_safetensors(path: Path) -> Mapping[str, Any]:
@@ -243,25 +255,42 @@ def _load_onnx(path: Path) -> Mapping[str, Any]:
         raise AuditError(f"{path} is not an ONNX file that can be read, or it is damaged") from error
 
 
+class _LeftOut:
+    """Stands for an object of any class but tensors and plain values: it keeps nothing and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def _load_torch(path: Path) -> Any:
+    """What a file holds, with all but its tensors and plain values left out."""
+    foreign: list[str] = []
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needs = re.search(r"GLOBAL (\S+)", str(error))
-        if needs is None:
-            raise AuditError(f"{path} is not a checkpoint that PyTorch can read, or it is damaged") from error
-        raise AuditError(
-            f"{path} holds more than weights: loading it would run code for {needs[1]}, so it is refused."
-            " Save the weights alone, torch.save(model.state_dict(), ...), and audit that"
-        ) from error
+        if zipfile.is_zipfile(path):
+            foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with torch.serialization.safe_globals([(type(name, (_LeftOut,), {}), name) for name in foreign]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of whatever kind: the file is anyone's
+        if needs := re.findall(r"GLOBAL (\S+)", str(error)) or foreign:
+            raise _needs_code(path, needs[0]) from error
+        if "torchscript" in str(error):
+            raise AuditError(f"{path} is a TorchScript archive{_WEIGHTS_ALONE}") from error
         raise AuditError(f"{path} is not a checkpoint that PyTorch can read, or it is damaged") from error
+
+
+def _needs_code(path: Path, name: str) -> AuditError:
+    return AuditError(
+        f"{path} holds more than weights: loading it would run code for {name}, so it is refused{_WEIGHTS_ALONE}"
+    )
 
 
 def _state_dict(content: Any, path: Path) -> Mapping[str, Any]:
     """What lies under a usual name, the content itself, or what lies under the only name that it may be."""
     if not isinstance(content, Mapping):
-        raise AuditError(f"{path} holds a {type(content).__name__}, not a state dict")
+        raise AuditError(f"{path} holds a {type(content).__name__}, not a state dict{_WEIGHTS_ALONE}")
     places = {str(key): inner for key, inner in content.items() if _has_tensors(inner)}
     usual = [key for key in WRAPPERS if key in places]
     if not usual and _has_tensors(content):
@@ -274,7 +303,7 @@ def _state_dict(content: Any, path: Path) -> Mapping[str, Any]:
             if isinstance(inner, Mapping) and _has_tensors(inner.get(name))
         }
     if not places:
-        raise AuditError(f"{path} holds no state dict; its keys are {_listed(content) or 'none'}")
+        raise AuditError(f"{path} holds no state dict; its keys are {_listed(content) or 'none'}{_WEIGHTS_ALONE}")
     if not usual and len(places) > 1:
         raise AuditError(f"{path} holds several that may be the state dict; name one by --key: {_listed(places)}")
     found: Mapping[str, Any] = places[(usual or list(places))[0]]

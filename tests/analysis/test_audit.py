@@ -2,10 +2,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
+import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -224,13 +230,44 @@ def test_a_state_dict_is_found_under_any_single_name_and_else_by_key(tmp_path: P
         audit(tmp_path / "several.pt", key="ema")
 
 
-class Opaque:
-    pass
+class Trap:
+    """Loading it runs code."""
+
+    def __init__(self, runs: Callable[..., Any], *given: Any) -> None:
+        self.reduced = runs, given
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.reduced
+
+
+def test_what_lies_beside_the_weights_is_left_out_and_its_code_is_not_run(tmp_path: Path) -> None:
+    weights, ran = {"a.weight": torch.ones(2, 2)}, tmp_path / "ran"
+    beside = {
+        "args": argparse.Namespace(path=tmp_path, best=np.float64(0.5), array=np.ones(3)),
+        "trap": Trap(shutil.copyfile, __file__, ran),
+        "builtin": Trap(exec, f"open({str(ran)!r}, 'w')"),
+        "trapped": [Trap(shutil.copyfile, __file__, ran)],
+        Trap(shutil.copyfile, __file__, ran): 1,
+    }
+    torch.save({"state_dict": weights, "hyper_parameters": beside, "epoch": 2}, tmp_path / "beside.ckpt")
+    report = audit(tmp_path / "beside.ckpt")
+    assert ([layer.name for layer in report.layers], report.epoch) == (["a"], 2)
+    torch.save({**weights, "b.weight": Trap(shutil.copyfile, __file__, ran)}, tmp_path / "among.ckpt")
+    with pytest.raises(AuditError, match=r"would run code for shutil\.copyfile"):
+        audit(tmp_path / "among.ckpt")
+    assert not ran.exists()
 
 
 def test_what_cannot_be_audited_is_refused_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = {"a.weight": torch.ones(2, 2)}
-    torch.save({"state_dict": weights, "hyper_parameters": argparse.Namespace(a=1)}, tmp_path / "code.ckpt")
+    torch.save(
+        {"state_dict": weights, "metrics": Trap(dict, [(1, 2)]), "hook": Trap(os.getcwd)}, tmp_path / "code.ckpt"
+    )
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
     torch.save({"epoch": 1, "note": "x"}, tmp_path / "empty.ckpt")
     torch.save({"bias": torch.ones(3)}, tmp_path / "bias.pt")
     torch.save([1, 2], tmp_path / "list.pt")
@@ -240,7 +277,10 @@ def test_what_cannot_be_audited_is_refused_with_the_reason(tmp_path: Path, capsy
     (tmp_path / "nothing.pt").write_bytes(b"")
     (tmp_path / "text.safetensors").write_text("hello")
     reasons = {
-        "code.ckpt": "would run code for argparse.Namespace",
+        "code.ckpt": "would run code for",
+        "module.pt": "holds a torch.nn.modules.linear.Linear, not a state dict",
+        "script.pt": "is a TorchScript archive",
+        "pointer.safetensors": "git lfs pull",
         "empty.ckpt": "its keys are epoch, note",
         "bias.pt": "none of its 1 tensors is a weight",
         "list.pt": "holds a list, not a state dict",
