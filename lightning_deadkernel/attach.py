@@ -65,7 +65,6 @@ def _settings(path: str | None) -> dict[str, Any]:
 def _attached(settings: dict[str, Any]) -> Callback:
     # here, so that without the switch a Trainer costs no import
     from lightning_deadkernel.monitor import DeadKernelMonitor
-    from lightning_deadkernel.thresholds import Thresholds
 
     class AttachedMonitor(DeadKernelMonitor):
         """A monitor that steps back where the user has put one of their own."""
@@ -85,14 +84,7 @@ def _attached(settings: dict[str, Any]) -> Callback:
             if others:
                 trainer.callbacks = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
 
-    if "thresholds" in settings:
-        settings = {**settings, "thresholds": _made("Thresholds", Thresholds, settings["thresholds"])}
-    monitor: Callback = _made("DeadKernelMonitor", AttachedMonitor, settings)
-    return monitor
-
-
-def _made(name: str, what: Any, settings: Any) -> Any:
     try:
-        return what(**settings)
+        return AttachedMonitor(**settings)
     except TypeError as error:
-        raise ValueError(f"Expected {CONFIG} to hold settings of {name}: {error}") from error
+        raise ValueError(f"Expected {CONFIG} to hold settings of DeadKernelMonitor: {error}") from error

@@ -71,11 +71,15 @@ def audit_model(
 
 def _load(model: nn.Module, state: Mapping[str, Any], source: str) -> list[str]:
     """Loads the weights; gives the names of those that the model has not."""
+    own = [name for name, _ in model.named_parameters()]
+    prefixes = [key.removesuffix(own[0]) for key in map(str, state) if own and key.endswith(f".{own[0]}")]
+    within = [prefix for prefix in prefixes if all(f"{prefix}{name}" in state for name in own)]
+    if len(within) == 1 and own[0] not in state:  # of a LightningModule around it, of DDP or of torch.compile
+        state = {str(name).removeprefix(within[0]): value for name, value in state.items()}
     try:
         missing, unexpected = model.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
         raise AuditError(f"{source}: its weights are not those of {type(model).__name__}: {error}") from error
-    own = {name for name, _ in model.named_parameters()}
     if lacking := [name for name in missing if name in own]:
         raise AuditError(f"{source}: it has no {listed(lacking)} of {type(model).__name__}")
     return list(unexpected)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from lightning_deadkernel import __version__
-from lightning_deadkernel.cli.status import PROGRAM, TRAINER_COMMANDS, CommandError, failed
+from lightning_deadkernel.cli.status import EXIT_ERROR, PROGRAM, TRAINER_COMMANDS, CommandError, failed
 
 try:
     import shtab
@@ -224,7 +224,14 @@ def main(args: list[str] | None = None) -> int:
     Raises:
         SystemExit: After `--help`, `--version` and `--print_config` (0), and for arguments that make no sense (2).
     """
-    given = sys.argv[1:] if args is None else args
+    try:
+        return _run(args, sys.argv[1:] if args is None else args)
+    except Exception:  # in the user's code, or in ours; Python's own 1 would say that something was found
+        sys.excepthook(*sys.exc_info())
+        return EXIT_ERROR
+
+
+def _run(args: list[str] | None, given: Sequence[str]) -> int:
     if given and (given[0] in TRAINER_COMMANDS or given[0] in ("--config", "-c") or given[0].startswith("--config=")):
         # LightningCLI is to read sys.argv itself: it warns if both are given, and launchers start it again from there.
         return int(import_module("lightning_deadkernel.cli.train").train(args))

@@ -14,6 +14,7 @@ from lightning_deadkernel.cli.status import EXIT_FOUND, PROGRAM, TRAINER_COMMAND
 from lightning_deadkernel.demo import DatasetNotFoundError
 from lightning_deadkernel.errors import DeadKernelError, OptionError
 from lightning_deadkernel.monitor import DeadKernelMonitor
+from lightning_deadkernel.training.options import thresholds_of
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -75,12 +76,17 @@ class DeadKernelCLI(LightningCLI):
         """
         from jsonargparse import ArgumentParser
 
+        kind = type(monitor)
+        init_args = monitor.get("init_args", kind())
+        thresholds = init_args.get("thresholds", kind())
         trial = ArgumentParser(exit_on_error=False)
         trial.add_class_arguments(pydoc.locate(monitor.class_path), "monitor", fail_untyped=False)
         # Renamed in jsonargparse 4.49, which warns of the old name.
         instantiate = getattr(trial, "instantiate", None) or trial.instantiate_classes
         try:
-            instantiate(type(monitor)(monitor=monitor.get("init_args", type(monitor)())))
+            if not isinstance(thresholds, kind):  # jsonargparse would unpack it, whatever it is
+                thresholds_of(thresholds)
+            instantiate(kind(monitor=init_args))
         except (TypeError, ValueError) as error:
             self._parser(self.subcommand).error(f"{MONITOR}: {error}")
 

@@ -9,6 +9,7 @@ import json
 import re
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import quote
 
 from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.records import Finding, ReportRecord
@@ -46,7 +47,7 @@ def _rule(finding: Finding) -> dict[str, Any]:
 
 
 def _result(finding: Finding, index: int, artifact: str) -> dict[str, Any]:
-    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": artifact}}}
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(artifact)}}}
     if finding.layer is not None:
         location["logicalLocations"] = [{"fullyQualifiedName": printable(finding.layer), "kind": "member"}]
     said = (finding.headline, finding.cause, finding.advice, finding.reference)

@@ -72,7 +72,15 @@ def thresholds_of(value: Any) -> Thresholds:
     if unknown:
         near = get_close_matches(str(unknown[0]), names, n=3) or names
         raise TypeError(f"`thresholds` has no {unknown[0]!r}; near names: {', '.join(near)}.")
-    return Thresholds(**dict(value))
+    return Thresholds(**{name: _number(given) for name, given in value.items()})
+
+
+def _number(value: Any) -> Any:
+    """What yaml reads as text though it is a number: 1e-3, without a dot."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def check_log_layers(value: Any) -> None:

@@ -40,6 +40,9 @@ def with_batch():
 
 def wrong():
     return 3
+
+def broken():
+    raise RuntimeError("no data")
 """
 
 
@@ -81,6 +84,21 @@ def test_a_checkpoint_alone_gives_certificates_where_its_model_is_known(code: Pa
     assert report["savings"]["channels"] == 2
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.net."])
+def test_weights_that_lie_under_a_prefix_are_those_of_the_model(prefix: str, code: Path, capsys: Any) -> None:
+    state = {f"{prefix}{name}": value for name, value in torch.load(weights(code)).items()}
+    told = []
+    for name, content in {"net.pt": None, "within.pt": state | {"loss.weight": torch.ones(3)}}.items():
+        if content is not None:
+            torch.save(content, name)
+        assert main(["audit", name, "--model", "own_code:alone", "--format", "json"]) == 0
+        told.append(json.loads(capsys.readouterr().out)["layers"])
+    assert told[0] == told[1]
+    torch.save(state | {f"ema.{name}": value for name, value in state.items()}, "two.pt")
+    assert main(["audit", "two.pt", "--model", "own_code:alone"]) == 2
+    assert "it has no conv.weight" in capsys.readouterr().err
+
+
 def test_limits_on_dead_kernels_can_be_set_where_a_model_is_given_only(code: Path, capsys: Any) -> None:
     path = str(weights(code))
     assert main(["audit", path, "--model", "own_code:alone", "--fail-on", "dead_channels=0"]) == 1
@@ -114,6 +132,7 @@ def test_a_factory_may_give_a_batch_with_any_module(code: Path, capsys: Any) -> 
         ("no_such_package:f", "No module named"),
         ("own_code:wrong", "expected a module, or a module and a batch, but got int"),
         ("own_code:with_batch", "it has no 1.weight, 1.bias, 3.weight, 3.bias of Sequential"),
+        ("own_code:broken", "RuntimeError: no data"),
         ("none.yaml", "no such file"),
     ],
 )

@@ -145,6 +145,8 @@ def test_print_config_shows_the_monitors_options_with_their_help_and_reads_back(
         (["--trainer.callbacks.every_n_train_steps=0"], ("every_n_train_steps", "got 0")),
         (["--trainer.callbacks.every_n_train_steps=soon"], ("every_n_train_steps", "soon")),
         (["--trainer.callbacks.thresholds.dormant=7"], ("thresholds.dormant", "7.0")),
+        (["--trainer.callbacks.thresholds=[0.1]"], ("`thresholds` to be a Thresholds or a mapping", "[0.1]")),
+        (["--trainer.callbacks.thresholds=null"], ("`thresholds` to be a Thresholds or a mapping", "None")),
         (["--trainer.callbacks.on_finding=shout"], ("on_finding", "shout")),
         (["--trainer.callbacks.nonsense=1"], ("nonsense",)),
         (["--model.activation=swish"], ("activation", "swish")),
@@ -162,6 +164,12 @@ def test_a_wrong_value_ends_with_2_and_names_option_and_value_without_a_tracebac
     assert "Traceback" not in message
     for word in words:
         assert word in message
+
+
+def test_a_training_that_breaks_ends_with_2_and_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *BASE, "--model.width=-3", *DRY]) == 2
+    assert "Traceback" in (error := capsys.readouterr().err)
+    assert "negative dimension -3" in error
 
 
 def test_a_missing_data_set_ends_with_2_and_says_where_it_comes_from(

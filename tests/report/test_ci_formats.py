@@ -49,7 +49,7 @@ def test_a_limit_is_a_test_of_its_own() -> None:
     "report", [sick_report(), healthy_report(), malicious_report()], ids=["sick", "healthy", "malicious"]
 )
 def test_sarif_has_a_result_a_finding_with_its_place(report: Report) -> None:
-    log = json.loads(to_sarif(report, "runs/report.json"))
+    log = json.loads(to_sarif(report, "runs/a model #1.json"))
     assert log["version"] == "2.1.0"
     (run,) = log["runs"]
     rules = run["tool"]["driver"]["rules"]
@@ -59,7 +59,7 @@ def test_sarif_has_a_result_a_finding_with_its_place(report: Report) -> None:
     for result, finding in zip(run["results"], report.findings, strict=True):
         assert rules[result["ruleIndex"]]["id"] == result["ruleId"] == finding.kind
         assert result["level"] == levels[finding.severity]
-        assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "runs/report.json"
+        assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "runs/a%20model%20%231.json"
         assert ("logicalLocations" in result["locations"][0]) == (finding.layer is not None)
         assert all(line.isprintable() for line in result["message"]["text"].split("\n"))
     if report.findings:

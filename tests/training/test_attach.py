@@ -86,7 +86,7 @@ def test_with_the_variable_a_monitor_with_default_settings_is_attached(trainers)
 
 @pytest.mark.setting("`LIGHTNING_DEADKERNEL=1` (`lightning` namespace)", evidence="activation")
 def test_settings_come_from_a_yaml_file_and_an_explicit_monitor_is_not_doubled(trainers, tmp_path):
-    (tmp_path / "monitor.yaml").write_text("every_n_train_steps: 3\nthresholds: {dormant: 0.1}\nlog_figures: false\n")
+    (tmp_path / "monitor.yaml").write_text("every_n_train_steps: 3\nthresholds: {dormant: 1e-1}\nlog_figures: false\n")
     variables = {"LIGHTNING_DEADKERNEL": "1", "LIGHTNING_DEADKERNEL_CONFIG": str(tmp_path / "monitor.yaml")}
     (monitor,) = trainers(**variables)
     assert [report.batches for report in monitor.reports] == [0, 3, 3]
@@ -121,7 +121,9 @@ def test_the_factory_gives_nothing_unless_it_is_switched_on(monkeypatch):
     [
         ("[1, 2]", "to hold a mapping of settings, but got"),
         ("evry_n_train_steps: 3", "settings of DeadKernelMonitor"),
-        ("thresholds: {domant: 1}", "settings of Thresholds"),
+        ("thresholds: {domant: 1}", "`thresholds` has no 'domant'; near names: dormant"),
+        ("thresholds: [1]", "`thresholds` to be a Thresholds or a mapping of their names, but got"),
+        ("thresholds: {dormant: low}", "`thresholds.dormant` to be a float in .*, but got 'low'"),
         ("a: [", "cannot be read"),
         ("every_n_train_steps: 0", "every_n_train_steps"),
     ],
