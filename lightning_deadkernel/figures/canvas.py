@@ -35,6 +35,9 @@ SMALL, MEDIUM, LARGE = 8.5, 10.0, 11.5
 """Font sizes in points."""
 _BOLD_EM, _EM = 0.62, 0.58
 """Mean width of a letter in font sizes."""
+_AROUND = 3.2
+"""Font sizes that a word's patch in a legend takes, with what parts it from others."""
+ZERO_KERNEL = "zero kernel"
 GREY, GRID, PALE = "#5A6670", "#E8ECEF", "#C9D1D6"
 GOOD, LINE, FAINT, BAND = "#009E73", "#0072B2", "#56B4E9", "#E69F00"
 """Colours of lines and bands that stand for no state."""
@@ -298,6 +301,20 @@ def spaced(count: int, most: int) -> list[int]:
     return list(range(count - 1, -1, -step))[::-1]
 
 
+def _legend_rows(words: Sequence[str], room: float) -> int:
+    """Lines of a legend that has so many inches beside each other."""
+    inches = [(len(word) * _EM + _AROUND) * SMALL / 72 for word in words]
+    rows = 1
+    while rows < len(words) and sum(max(inches[at : at + rows]) for at in range(0, len(words), rows)) > room:
+        rows += 1
+    return rows
+
+
+def legend_height(words: Sequence[str], left: float) -> float:
+    """Inches that a legend takes which begins so many inches from the left of a picture."""
+    return 0.17 * _legend_rows(words, WIDTH - left)
+
+
 def state_legend(axes: Axes, words: Collection[str], below: float, zero_kernels: bool = False) -> None:
     """Patches for the words, in the palette's order, and the dot of zero kernels.
 
@@ -316,7 +333,9 @@ def state_legend(axes: Axes, words: Collection[str], below: float, zero_kernels:
         Patch(facecolor=colour, edgecolor=GREY, linewidth=0.4, label=word) for word, colour in colours.items()
     ]
     if zero_kernels:
-        handles.append(Line2D([], [], marker="o", color="black", markersize=3, linestyle="none", label="zero kernel"))
+        handles.append(Line2D([], [], marker="o", color="black", markersize=3, linestyle="none", label=ZERO_KERNEL))
+    room = (axes.get_figure(root=False).bbox.x1 - axes.bbox.x0) / DPI  # type: ignore[union-attr]
+    rows = _legend_rows([*colours, *[ZERO_KERNEL] * zero_kernels], room)
     axes.legend(
         handles=handles,
         fontsize=SMALL,
@@ -326,5 +345,5 @@ def state_legend(axes: Axes, words: Collection[str], below: float, zero_kernels:
         loc="upper left",
         bbox_to_anchor=(-0.005, -below / inches_of(axes)[1]),
         borderaxespad=0,
-        ncols=8,
+        ncols=math.ceil(len(handles) / rows),
     )

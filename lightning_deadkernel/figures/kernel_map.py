@@ -12,10 +12,12 @@ import numpy as np
 from lightning_deadkernel.figures.canvas import (
     GREY,
     SMALL,
+    ZERO_KERNEL,
     Filled,
     Panel,
     basis,
     fill,
+    legend_height,
     rectangle,
     state_legend,
 )
@@ -26,7 +28,7 @@ from lightning_deadkernel.figures.titles import FAULTS, state_headline, unhealth
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.stages import stage_label, stages_of
-from lightning_deadkernel.report.states import BY_NAME, SHOWN, WORDS
+from lightning_deadkernel.report.states import BY_NAME, SHOWN, WORD_OF_CODE, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,14 +97,12 @@ def map_layout(layers: Sequence[LayerReport], most: int = MOST_ROWS) -> MapLayou
     return MapLayout(rows, by_cell, columns, starts, lines)
 
 
-def draw_kernel_map(axes: Axes, layout: MapLayout) -> set[str]:
-    """One row per layer or stage: its kernels as cells, or as shares, the worst first. Gives the words shown."""
-    shown: set[str] = set()
+def draw_kernel_map(axes: Axes, layout: MapLayout) -> None:
+    """One row per layer or stage: its kernels as cells, or as shares, the worst first."""
     bars: list[Filled] = []
     axes.set(xlim=(0, layout.columns), ylim=(layout.total, 0), xticks=[])
     for row, start, lines in zip(layout.rows, layout.starts, layout.lines, strict=True):
         places = np.concatenate([places_of(layer.codes) for layer in row])
-        shown |= {WORDS[place] for place in np.unique(places)}
         if layout.by_cell:
             cells = np.full(lines * layout.columns, EMPTY, np.uint8)
             cells[: len(places)] = places
@@ -127,7 +127,6 @@ def draw_kernel_map(axes: Axes, layout: MapLayout) -> set[str]:
     _name_rows(axes, layout)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return shown
 
 
 def shares_of(counts: Sequence[int]) -> list[tuple[str, float]]:
@@ -196,13 +195,16 @@ def kernel_map(reports: Sequence[Report]) -> Panel | None:
     layout = map_layout(report.watched)
     left = 0.3 + 0.073 * max(map(len, layout.names()))
     note = basis(reports) + _note(report, layout)
+    there = {place for layer in report.watched for place in layer.codes.translate(WORD_OF_CODE)}
+    words = [word for place, word in enumerate(WORDS) if place in there]
+    dots = layout.by_cell and any(layer.zero_kernels for layer in report.watched)
+    bottom = 0.33 + legend_height([*words, *[ZERO_KERNEL] * dots], left)
 
     def draw(axes: Axes) -> None:
-        words = draw_kernel_map(axes, layout)
-        dots = layout.by_cell and any(layer.zero_kernels for layer in report.watched)
+        draw_kernel_map(axes, layout)
         state_legend(axes, words, 0.1, dots)
 
-    return Panel(state_headline(reports), note, layout.height, draw, left, 1.6, 0.5)
+    return Panel(state_headline(reports), note, layout.height, draw, left, 1.6, bottom)
 
 
 def _note(report: Report, layout: MapLayout) -> str:

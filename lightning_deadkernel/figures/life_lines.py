@@ -14,6 +14,7 @@ from lightning_deadkernel.figures.canvas import (
     SMALL,
     Panel,
     inches_of,
+    legend_height,
     spaced,
     state_legend,
     times,
@@ -76,8 +77,8 @@ def life_of(reports: Sequence[Report], name: str) -> Life | None:
     return Life(name, tuple(map(tuple, rows)), shown, left_out, int((~bad.any(1)).sum()), int(back.sum()))
 
 
-def draw_life_lines(axes: Axes, reports: Sequence[Report], life: Life) -> set[str]:
-    """Channels as rows, windows as columns. Gives the words that were shown."""
+def draw_life_lines(axes: Axes, reports: Sequence[Report], life: Life) -> None:
+    """Channels as rows, windows as columns."""
     table, (rows, windows) = colour_table(), life.words.shape
     axes.imshow(table[life.words], extent=(-0.5, windows - 0.5, rows, 0), interpolation="nearest", aspect="auto")
     if windows <= 60:
@@ -92,7 +93,6 @@ def draw_life_lines(axes: Axes, reports: Sequence[Report], life: Life) -> set[st
     axes.set_ylabel("channel", fontsize=MEDIUM)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return {WORDS[place] for place in np.unique(life.words) if place != EMPTY}
 
 
 def row_label(channels: Sequence[int]) -> str:
@@ -143,7 +143,10 @@ def life_lines(reports: Sequence[Report]) -> Panel | None:
     below = f"{windows:,} windows{shown}; {life_note(life)}"
     left = 0.5 + 0.073 * max(len(row_label(row)) for row in life.rows)
 
-    def draw(axes: Axes) -> None:
-        state_legend(axes, draw_life_lines(axes, reports, life), 0.48)
+    words = [WORDS[place] for place in np.unique(life.words) if place != EMPTY]
 
-    return Panel(life_headline(reports, life), below, height, draw, left, bottom=0.85)
+    def draw(axes: Axes) -> None:
+        draw_life_lines(axes, reports, life)
+        state_legend(axes, words, 0.48)
+
+    return Panel(life_headline(reports, life), below, height, draw, left, bottom=0.68 + legend_height(words, left))

@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -540,6 +540,25 @@ def broken(**changes: Any) -> list[Report]:
     return [*past, dataclasses.replace(last, layers=layers)]
 
 
+def in_all_states(layers: Sequence[tuple[str, str, int, str | None]]) -> list[Report]:
+    """A run in whose last windows the kernels of every layer are in one state after the other, some of zeros."""
+    first, *later = history(layers)
+    every = [*range(len(STATES)), DORMANT, RARE, ZERO_KERNEL]
+    return [
+        first,
+        *(
+            dataclasses.replace(
+                report,
+                layers=tuple(
+                    dataclasses.replace(layer, codes=bytes(every[c % len(every)] for c in range(layer.channels)))
+                    for layer in report.layers
+                ),
+            )
+            for report in later
+        ),
+    ]
+
+
 NUMBERS = [statistic.name for statistic in STATISTICS]
 NOTHING_FINITE = {name: {"conv1": bit_histogram(torch.full((5,), math.nan))} for name in ("weights", "kernel_norms")}
 
@@ -561,6 +580,10 @@ SITUATIONS = {
     "kernels stored by input": lambda: [
         dataclasses.replace(report, tensors=WindowTensors({}, "conv1", torch.rand(3, 16, 5, 5))) for report in history()
     ],
+    "all states at once": lambda: in_all_states(SMALL),
+    "all states at once under long names": lambda: in_all_states(
+        [(f"encoder.{'block' * 3}.{i}.x", *SMALL[1][1:]) for i in range(3)]
+    ),
     "from disk": lambda: [dataclasses.replace(report, tensors=None) for report in history()],
 }
 
