@@ -350,7 +350,7 @@ class LayerWindow(LayerStatistics):
     """Later layers that no norm follows, on the path to the loss that has the fewest of them."""
     bounded_ahead: int = 0
     """Activations with flat ends, its own included, on the path to the loss that has the fewest of them."""
-    missed: Literal["cut off", "unreadable"] | None = None
+    missed: Literal["cut off", "no input", "unreadable"] | None = None
     """Why a layer that is trained, or meant to be, is not watched: the loss does not depend on it, or its weight cannot
     be read. None where it is watched, or left out on purpose."""
 

@@ -29,6 +29,7 @@ ASKED = 1 << 14
 """Entries of an optimizer's state that are looked at, of a larger one: a share is known to 0.004."""
 
 CUT_OFF = "not in the graph of the loss: never used in the training step, or detached"
+NO_INPUT = "nothing passed through: what came to it was empty on every batch of this window"
 
 
 @torch.no_grad()
@@ -145,12 +146,23 @@ def _describe(facts: LayerFacts) -> Draft:
 
 def _not_used(facts: LayerFacts, observer: Observer, index: int, seen: Seen) -> str | None:
     if index == 0 or facts.layer.name in seen.reached:
-        return None
+        return NO_INPUT if _is_empty(facts, observer, seen) else None
     if facts.layer.name in seen.samples_before:
         return f"not seen yet ({facts.since or 'it came in this window'})"
     if not observer.reader.has_learned:
         return None
     return "not used in this window" if facts.confirmed else CUT_OFF
+
+
+def _is_empty(facts: LayerFacts, observer: Observer, seen: Seen) -> bool:
+    """It was used on no sample and no position, as its activations show, or those that alone feed it; nor had it a
+    gradient."""
+    feeding = [facts] if facts.activations else [observer.reader.facts[name] for name in facts.producers or ()]
+    keys = {key for one in feeding for key in one.activations}
+    gradient = seen.segments.get(("gradient", facts.layer.name))
+    # positions are counted as long as some channel has not fired
+    nothing = bool(keys) and all(key in seen.passed and not seen.passed[key][1] for key in keys)
+    return nothing and all(one.activations for one in feeding) and gradient is not None and not gradient.any()
 
 
 @torch.no_grad()
@@ -167,10 +179,12 @@ def first_sight(observer: Observer, names: Collection[str], index: int, epoch: i
     return window
 
 
-def _missed(facts: LayerFacts, excluded: str) -> Literal["cut off", "unreadable"] | None:
+def _missed(facts: LayerFacts, excluded: str) -> Literal["cut off", "no input", "unreadable"] | None:
     if facts.layer.excluded is not None:  # someone wants it so
         return None
-    return "cut off" if excluded == CUT_OFF else "unreadable" if facts.exclusion is not None else None
+    if excluded in (CUT_OFF, NO_INPUT):
+        return "cut off" if excluded == CUT_OFF else "no input"
+    return "unreadable" if facts.exclusion is not None else None
 
 
 def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segments: Segments, backwards: int) -> None:

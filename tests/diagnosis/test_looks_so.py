@@ -33,6 +33,7 @@ TINY = replace(ADAM, below_epsilon=0.9)
 SMALL: dict[str, Any] = {"gradient_ratio": 1e-9, "weak_share": 1.0, "vanishing_share": 1.0}
 TANH: dict[str, Any] = {"activation": "tanh", "gating": "bounded"}
 FLAT: dict[str, Any] = {**TANH, "saturated_share": torch.ones(4)}
+NO_INPUT: dict[str, Any] = {"excluded": "nothing passed through", "missed": "no input"}
 CUT: dict[str, Any] = {"excluded": "not in the graph of the loss", "missed": "cut off"}
 ODD: dict[str, Any] = {"excluded": "consumed by no convolution or linear op", "missed": "unreadable"}
 HEAD: dict[str, Any] = {"gating": None, "depth": 0, "consumers": None}
@@ -213,6 +214,11 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         "unwatched_layers",
         lambda: begun().next(alive(), layer(parameters=40, **CUT)),
         lambda: begun().next(alive(), layer(parameters=40, excluded="requires_grad=False")),
+    ),
+    "no input": (
+        "unwatched_layers",
+        lambda: begun().next(alive(), layer(parameters=40, **NO_INPUT)),
+        lambda: begun().next(alive(), layer(parameters=40, excluded="not used in this window")),
     ),
     "backward not seen": (
         "unwatched_layers",

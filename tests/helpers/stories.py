@@ -414,6 +414,9 @@ STORIES: dict[str, Callable[[], Run]] = {
     "a backbone is cut off": lambda: begun().next(
         alive(), layer(excluded="not in the graph of the loss", missed="cut off", parameters=4000)
     ),
+    "an expert is given no sample": lambda: begun().next(
+        alive(), layer(excluded="nothing passed through", missed="no input", parameters=4000)
+    ),
     "a layer cannot be read": lambda: begun().next(
         alive(), layer(excluded="it is sharded", missed="unreadable", parameters=4000)
     ),

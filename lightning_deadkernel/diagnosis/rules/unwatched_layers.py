@@ -3,9 +3,9 @@
 ## What it finds
 
 Layers that are trained by someone's wish and cannot be watched: they are not in the graph of the loss (never used, or
-cut off by `detach()` or `no_grad()`), no op that is known consumes their weight, or reading them failed. Weights that
-reach the loss but belong to no module: a layer in a plain Python list, a bare tensor. And kernels of which nothing was
-seen at all, as the backward pass did not go through Lightning.
+cut off by `detach()` or `no_grad()`), what comes to them is empty, no op that is known consumes their weight, or
+reading them failed. Weights that reach the loss but belong to no module: a layer in a plain Python list, a bare tensor.
+And kernels of which nothing was seen at all, as the backward pass did not go through Lightning.
 
 ## Why it matters
 
@@ -41,7 +41,13 @@ cannot be read: tables of positions and the like are in many a healthy network."
 SHOWN = 4
 
 
-@rule("not everything that is trained can be watched", causes.CUT_OFF, causes.UNREADABLE, causes.BACKWARD_NOT_SEEN)
+@rule(
+    "not everything that is trained can be watched",
+    causes.CUT_OFF,
+    causes.NO_INPUT,
+    causes.UNREADABLE,
+    causes.BACKWARD_NOT_SEEN,
+)
 def unwatched_layers(context: WindowContext) -> Iterator[Found]:
     """Excluded layers that nobody excluded, by whether the loss reaches them, weights in no module, and no backward."""
     window = context.window
@@ -58,15 +64,22 @@ def unwatched_layers(context: WindowContext) -> Iterator[Found]:
         )
         yield Found(None, "warning", cause)
     total = sum(layer.parameters for layer in window.layers)
-    for kind, much in ((causes.CUT_OFF, MUCH), (causes.UNREADABLE, MOST)):
+    for kind, much in ((causes.CUT_OFF, MUCH), (causes.NO_INPUT, MUCH), (causes.UNREADABLE, MOST)):
         layers = [layer for layer in window.layers if layer.missed == kind.word]
         strangers = window.strangers if kind is causes.UNREADABLE else 0
         if layers or strangers:
             share = sum(layer.parameters for layer in layers) / max(1, total)
             # what no optimizer holds nobody trains: an average of weights, the target network of an agent
             meant = [layer.parameters for layer in layers if layer.in_optimizer or kind is causes.UNREADABLE]
+            if kind is causes.NO_INPUT and all(_has_learned(context, layer) for layer in layers):
+                meant = []
             severity: Severity = "warning" if sum(meant) >= much * total > 0 or strangers else "info"
             yield _found(kind, layers, strangers, share, severity)
+
+
+def _has_learned(context: WindowContext, layer: LayerWindow) -> bool:
+    past = context.history.layers.get(layer.name)
+    return past is not None and bool((past.last_gradient > 0).any())
 
 
 def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: float, severity: Severity) -> Found:
@@ -86,6 +99,9 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
     elif kind is causes.CUT_OFF:
         advice.append("Look for a detach() or no_grad() after these layers, or a branch of the forward pass that is")
         advice.append("never taken; set requires_grad=False if it is so on purpose.")
+    elif kind is causes.NO_INPUT:
+        advice.append("Look at what selects their inputs: a list of edges, a mask or a router that leaves")
+        advice.append("nothing.")
     elif layers:
         advice.append("Judge these layers by other means; where they are no kernels, leave them out by `exclude`.")
     if strangers:

@@ -1,0 +1,47 @@
+"""The root lies where it does not show: in what selects the inputs, in an optimizer, in the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from helpers.short_runs import digits, found, last, train
+from lightning_deadkernel import DeadKernelMonitor
+from reports import situation
+
+
+class Experts(nn.Module):
+    """Three experts, each of which is called on the samples that a router sends it, even if these are none."""
+
+    def __init__(self, favour: float) -> None:
+        super().__init__()
+        self.first, self.router, self.last = nn.Linear(64, 32), nn.Linear(32, 3), nn.Linear(32, 10)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)) for _ in range(3))
+        self.favour = torch.tensor([favour, 0.0, 0.0])
+        self.given = [0, 0, 0]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        hidden = self.first(pictures.flatten(1)).relu()
+        weights = (self.router(hidden) + self.favour).softmax(1)
+        chosen, out = weights.argmax(1), hidden
+        for place, expert in enumerate(self.experts):
+            rows = (chosen == place).nonzero().flatten()
+            self.given[place] += len(rows)
+            out = out.index_add(0, rows, weights[rows, place, None] * expert(hidden[rows]))
+        return self.last(out)
+
+
+@situation(
+    "https://github.com/pytorch/torchtitan/issues/1246",
+    first="unwatched_layers network: no input",
+    advice=("router",),
+    besides=("vanishing_gradient net.router: *",),  # its softmax is next to one-hot
+    never=("dead", "detach"),
+)
+def experts_that_are_given_no_sample_have_not_been_seen_to_be_dead() -> DeadKernelMonitor:
+    monitor = train(net := Experts(favour=30.0), epochs=3)
+    assert net.given == [3 * len(digits()), 0, 0]
+    (finding,) = found(last(monitor), "unwatched_layers")
+    assert finding.evidence["layers"] == 4
+    assert not any(report.dead_channels.keys() & {"net.experts.1.0", "net.experts.2.0"} for report in monitor.reports)
+    return monitor
