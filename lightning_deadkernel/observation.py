@@ -313,8 +313,8 @@ class LayerWindow(LayerStatistics):
     first_learning_rate: float | None = None
     """The same on the first of them."""
     weight_decay: float = 0.0
-    decoupled_decay: bool = False
-    """The optimizer applies decay apart from the gradient (AdamW) and not through it (Adam's L2)."""
+    decoupled_decay: bool | None = False
+    """The optimizer applies decay apart from the gradient (AdamW) and not through it (Adam's L2); None: not known."""
     optimizer: str | None = None
     """Class name of the optimizer that holds the weight, e.g. ``"AdamW"``; None if unknown."""
     momentum: float = 0.0
@@ -380,10 +380,12 @@ class NonFinite:
     layer: str
     """In which layer it began, as far as is known."""
     place: Literal["activation", "loss", "unread loss", "backward", "unknown"]
-    """Where: its activation is the first in forward order that was not finite; what follows it, as all activations were
-    finite and the loss was not; the loss of a step on which no activation was read; in the backward pass behind it, as
-    what lies nearer to the loss had finite gradients; unknown, as gradients of all layers were not finite, and no
-    activation was read on that step."""
+    """Where: its activation is the first in forward order that was not finite; what follows it, the last whose
+    activation is readable, as all these were finite and the loss was not; the loss of a step on which no activation was
+    read; in the backward pass behind it, as what lies nearer to the loss had finite gradients; unknown, as gradients of
+    all layers were not finite, and no activation was read on that step."""
+    largest_update: float = 0.0
+    """Largest ||dW|| / ||W|| of the steps before it that were looked at, in its window."""
 
 
 @dataclass

@@ -33,7 +33,7 @@ from lightning_deadkernel.diagnosis.weight_causes import (
 )
 from lightning_deadkernel.functional.adam import step_after_quiet
 
-CHANCE_SHARE = 0.5
+MOST_BY_CHANCE, CHANCE_SHARE = 0.44, 0.5
 """Healthy He-initialised networks, 20 layers deep and 64 wide, have up to 44 % of a deep layer dead from the first draw
 and ordinary drift."""
 SHIFT_REACH = 3.0
@@ -207,7 +207,8 @@ def _is_it_normal(share: float) -> str:
     """The dead share of a layer against what healthy networks have."""
     if share >= CHANCE_SHARE:
         return f"{share:.0%} of the layer dead is more than healthy networks have (44% in a deep layer at most). "
-    return f"{share:.0%} of the layer dead is within what healthy deep networks without norms have (up to 44%). "
+    near = "within" if share <= MOST_BY_CHANCE else "a little above"
+    return f"{share:.0%} of the layer dead is {near} what healthy deep networks without norms have (up to 44%). "
 
 
 def _is_born_dead(layer: LayerContext) -> Tensor:

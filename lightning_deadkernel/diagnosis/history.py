@@ -116,6 +116,8 @@ class History:
                 setattr(past, of, until)
         self.layers = {name: past for name, past in self.layers.items() if name in codes}
         first = window.first_non_finite
+        if first is not None:
+            first = replace(first, largest_update=max(filter(math.isfinite, ratios.values()), default=0.0))
         self.non_finite = None if first is None else self.non_finite or first
         if window.gradient_norm is not None and math.isfinite(window.gradient_norm):
             self.gradient_norms = [*self.gradient_norms, float(window.gradient_norm)][-BASELINE_WINDOWS:]

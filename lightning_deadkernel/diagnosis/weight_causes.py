@@ -158,12 +158,12 @@ def _is_within_reach(layer: LayerContext, first: Tensor, now: Tensor, entries: i
     the learning rate a step at most, however small the decay.
     """
     observed, past = layer.observed, layer.past
+    exponent = past.decay / (1.0 if observed.decoupled_decay else max(1e-3, 1.0 - observed.momentum))
+    reached: Tensor = now >= first * math.exp(-min(SLACK * exponent, 700.0))
     if observed.decoupled_decay or observed.optimizer in PLAIN:
-        exponent = past.decay / (1.0 if observed.decoupled_decay else max(1e-3, 1.0 - observed.momentum))
-        reached: Tensor = now >= first * math.exp(-min(SLACK * exponent, 700.0))
         return reached
     near: Tensor = (first - now) / entries**0.5 <= SLACK * past.travel
-    return near
+    return near if observed.decoupled_decay is False else near | reached
 
 
 PLAIN = ("SGD", "ASGD")
@@ -196,10 +196,10 @@ def decayed(layer: LayerContext, channels: Tensor) -> Cause:
     kernel = what == KERNEL and observed.norms is not None
     now = observed.norms[channels] if kernel and observed.norms is not None else past.scale[channels]
     first = past.first_norm[channels] if kernel else past.first_scale[channels]
-    coupled = not observed.decoupled_decay
-    shape = "through the gradient (L2)" if coupled else "apart from the gradient"
+    shape = {True: " applied apart from the gradient", False: " applied through the gradient (L2)", None: ""}
     return causes.DECAYED.because(
-        f"{when}, and weight decay {observed.weight_decay:g} applied {shape} has worn the {what}"
+        f"{when}, and weight decay {observed.weight_decay:g}{shape[observed.decoupled_decay]} has worn"
+        f" the {what}"
         # the norm that follows is known by the graph alone, so its scale is first seen after the first window
         f" down ({'norm ' * kernel}{span(first)} {'at the start' if kernel else 'when first seen'}, {span(now)} now)",
         f"{against_decay(layer, what)}. What is already gone can be pruned; fold a constant output into what reads it"
@@ -220,7 +220,7 @@ def against_decay(layer: LayerContext, what: str) -> str:
     setting = f"weight_decay={observed.weight_decay:g}"
     own = f"{setting} of {observed.optimizer}" if observed.optimizer else setting
     where = f"{layer.name}.weight" if what == KERNEL else f"the norm after {layer.name}"
-    if observed.decoupled_decay or observed.optimizer in PLAIN:
+    if observed.decoupled_decay is not False or observed.optimizer in PLAIN:
         return f"Lower {own}, or set it to 0 for {where} by a parameter group of its own"
     if observed.optimizer is None:
         return f"Use AdamW, which keeps the decay apart from the gradient, or set weight_decay=0 for {where}"

@@ -29,10 +29,11 @@ def first_non_finite(observer: Observer, seen: Seen, optimizer_steps: int, globa
     bad = [name for name in backward if backward[name] == first]
     if blown:
         return NonFinite(step, blown[0], "activation")
-    if bad_loss == first and not seen.counts.bad_loss_read:
-        return NonFinite(step, (bad or order)[-1], "unread loss")
     if bad_loss == first:
-        return NonFinite(step, (bad or order)[-1], "loss")
+        read = [name for name in order if any(("blown", key) in seen.segments for key in facts[name].activations)]
+        if not read or not seen.counts.bad_loss_read:
+            return NonFinite(step, (bad or order)[-1], "unread loss")
+        return NonFinite(step, read[-1], "loss")
     if len(bad) < len(backward):
         return NonFinite(step, bad[-1], "backward")
     return NonFinite(step, bad[0], "unknown")

@@ -116,6 +116,14 @@ class StepTables:
     """Weight with the largest rms(grad) on the last step."""
 
 
+def _is_decay_apart(optimizer: Any, group: dict[str, Any]) -> bool | None:
+    """Whether it applies weight decay apart from the gradient, and not through it; None: not known."""
+    kind = type(optimizer)
+    if group.get("decoupled_weight_decay") or "AdamW" in kind.__name__ or kind.__name__ in ("Adafactor", "Muon"):
+        return True
+    return False if kind.__module__.startswith("torch.optim.") else None
+
+
 class StepStatistics:
     """Measures one optimizer step: gradients before it, the update after it.
 
@@ -182,7 +190,7 @@ class StepStatistics:
         self.learning_rates: dict[str, float] = {}
         self.first_rates: dict[str, float] = {}
         """Layer -> learning rate on the window's first sampled step; `learning_rates` has the largest."""
-        self.decays: dict[str, tuple[float, bool]] = {}
+        self.decays: dict[str, tuple[float, bool | None]] = {}
         """Layer -> weight decay, and whether it is applied apart from the gradient."""
         self.optimizers: dict[str, tuple[str, float]] = {}
         """Layer -> class name of its optimizer, and SGD's momentum."""
@@ -295,8 +303,7 @@ class StepStatistics:
         settings = []
         for group in groups:
             rate = group.get("lr", 0.0)
-            decoupled = bool(group.get("decoupled_weight_decay")) or "AdamW" in kind
-            decay = float(group.get("weight_decay", 0.0) or 0.0), decoupled
+            decay = float(group.get("weight_decay", 0.0) or 0.0), _is_decay_apart(optimizer, group)
             momentum = float(group.get("momentum", 0.0) or 0.0)
             settings.append((None if isinstance(rate, Tensor) else float(rate), decay, momentum))
         held = {id(p): place for place, group in enumerate(groups) for p in group["params"]}
@@ -389,7 +396,7 @@ class StepStatistics:
 
     def _over_rate(self, sizes: Tensor, changes: Tensor, rates: Tensor) -> Tensor:
         decays = [self.decays.get(layer.name, (0.0, False)) for layer in self.layers]
-        apart = torch.tensor([decay * decoupled for decay, decoupled in decays], dtype=torch.float64)
+        apart = torch.tensor([decay * bool(decoupled) for decay, decoupled in decays], dtype=torch.float64)
         entries = self._of_layers(self.sizes[None])[0]
         return torch.where(rates > 0, (changes / rates - apart * sizes).clamp(min=0) / entries.sqrt(), torch.nan)
 

@@ -339,6 +339,10 @@ def test_an_output_unit_is_not_advised_as_a_hidden_one() -> None:
 def test_whether_it_is_normal_is_answered_by_the_share_that_healthy_networks_have() -> None:
     few = Run().next(start()).next(layer(**off(0))).only("dead_channels")
     assert "25% of the layer dead is within what healthy deep networks without norms have" in few.advice
+    on = (torch.arange(100) >= 47).float()
+    rather = Run().next(start(channels=100))
+    rather.next(layer(channels=100, fired=on > 0, gradient=on, weight_gradient=on))
+    assert "47% of the layer dead is a little above what healthy" in rather.only("dead_channels").advice
     most = Run().next(start()).next(layer(**off(0, 1, 2))).only("dead_channels")
     assert "75% of the layer dead is more than healthy networks have" in most.advice
 

@@ -218,6 +218,16 @@ def test_decoupled_decay_is_not_answered_with_adamw() -> None:
     assert "AdamW" not in finding.advice
 
 
+def test_of_an_optimizer_that_is_not_known_it_is_not_said_how_it_decays() -> None:
+    decay: dict[str, Any] = {"weight_decay": 300.0, "decoupled_decay": None, "optimizer": "Lion", **FIRST_OFF}
+    run = begun().next(layer(norms=each(1e-5, 1, 1, 1), learning_rate=1e-3, **decay), optimizer_steps=60)
+    text = f"{run.only('zero_kernels').cause} {run.only('zero_kernels').advice}"
+    assert "weight decay 300 has worn the kernel down" in text
+    assert "Lower weight_decay=300 of Lion" in text
+    assert "gradient (L2)" not in text
+    assert "decoupled" not in text
+
+
 def test_a_decayed_scale_is_told_in_numbers_of_the_scale() -> None:
     run = Run().next(start(norm_scale=torch.ones(4))).next(layer(norm_scale=torch.ones(4)))
     for scale in (5e-4, 1e-4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,11 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Adamax, AdamW, NAdam
+from torch.optim import ASGD, SGD, Adam, Adamax, AdamW, NAdam
 
 from helpers.training import fit, quiet
 from lightning_deadkernel.evidence import summarize
+from lightning_deadkernel.evidence.step_statistics import _is_decay_apart
 from lightning_deadkernel.observation import AdamState, Window
 
 LAYERS = ("net.0", "net.2")
@@ -123,6 +125,39 @@ def test_decoupled_decay_is_not_taken_for_a_step(monkeypatch: pytest.MonkeyPatch
         assert by_hand.steps[layer.name][0] > 5
         assert layer.step_over_rate_max is not None
         assert layer.step_over_rate_max <= 1 + 1e-3
+
+
+DECAYING = [
+    kind
+    for kind in vars(torch.optim).values()
+    if isinstance(kind, type) and "weight_decay" in inspect.signature(kind).parameters
+]
+
+
+class Lion(torch.optim.Optimizer):
+    """One of the many that are copied into a project, with their decay apart from the gradient or through it."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+
+@pytest.mark.parametrize("kind", DECAYING, ids=[kind.__name__ for kind in DECAYING])
+def test_what_is_known_of_the_way_of_decay_is_what_a_step_without_a_gradient_does(kind: Any) -> None:
+    weight = nn.Parameter(torch.full((2, 2), 4.0))
+    weight.grad = torch.zeros(2, 2)
+    optimizer = kind([weight], lr=0.25, weight_decay=0.5)
+    group = optimizer.param_groups[0]
+    optimizer.step()
+    optimizer.zero_grad()  # a second step with half of the decay: through the gradient, others normalise it away
+    weight.grad, first = torch.zeros(2, 2), float(weight[0, 0])
+    optimizer.step()
+    apart = [first, float(weight[0, 0])] == [3.5, 3.0625]
+    assert _is_decay_apart(optimizer, group) is (apart and kind not in (SGD, ASGD))
+
+
+def test_of_an_optimizer_of_your_own_the_way_of_its_decay_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = Lion([nn.Parameter(torch.ones(2))], 1e-3, 0.1)
+    assert _is_decay_apart(optimizer, optimizer.param_groups[0]) is None
 
 
 def test_the_share_below_epsilon_is_that_of_the_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,10 +95,10 @@ def growing(*norms: float, largest: float = 0.5, **last: Any) -> Run:
     return run.next(layer(update_ratio_max=largest, **last), gradient_norm=norms[-1])
 
 
-def not_finite(place: Any, **changes: Any) -> Run:
+def not_finite(place: Any, step: int = 33, **changes: Any) -> Run:
     """All gradients are NaN or infinite from one step on."""
     nan = layer(non_finite_gradients=7, **changes)
-    return begun().next(nan, first_non_finite=NonFinite(33, "conv", place), non_finite_batches=7)
+    return begun().next(nan, first_non_finite=NonFinite(step, "conv", place), non_finite_batches=7)
 
 
 def summed(joined: str = "summed", **changes: Any) -> Run:
@@ -351,6 +351,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     ),
     "a gradient is NaN": lambda: growing(1.0, 1.0, largest=0.3, non_finite_gradients=7),
     "NaN began in an activation": lambda: not_finite("activation", producers=()),
+    "NaN began before the first step": lambda: not_finite("loss", step=1),
     "NaN began in the loss": lambda: not_finite("loss"),
     "NaN began in the backward pass": lambda: not_finite("backward"),
     "NaN began somewhere": lambda: not_finite("unknown"),

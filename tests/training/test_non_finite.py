@@ -112,6 +112,8 @@ def test_the_first_step_and_layer_with_values_that_are_not_finite_are_named(make
         assert finding.severity == "error"
         assert [finding.kind for finding in report.findings if finding.severity != "info"] == ["non_finite_gradient"]
         assert f"came at step {step}: the activation of {layer} was the first" in finding.cause
+        assert ("lower the learning rate" in finding.advice) == (step > 1)
+        assert ("a step before had changed weights by" in finding.cause) == (step > 1)
 
 
 def test_nan_in_the_inputs_is_told_of_the_layer_that_reads_them():
@@ -129,7 +131,42 @@ def test_a_loss_that_is_not_finite_after_finite_activations_is_told_as_that():
     assert LogOfZero.noted[0] == (9, "loss")
     finding = finding_of(run.report)
     assert (finding.evidence["step"], finding.layer) == (9, None)
-    assert "all activations that could be read were finite: it came of what follows net.4" in finding.cause
+    # net.4 makes the outputs, which no activation follows
+    assert "all activations that could be read were finite, that of net.3 the last of them" in finding.cause
+    assert "Go back to the last checkpoint" in finding.advice
+
+
+class Masked(Deep):
+    """All of an attention is masked; but for the first, no layer has an activation."""
+
+    def first(self, x: Tensor) -> Tensor:
+        return F.relu(self.net[0](x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(F.adaptive_avg_pool2d(x, 4).flatten(1))
+        x = (x @ x.T + torch.full((len(x), len(x)), -math.inf)).softmax(1) @ x
+        for layer in self.net[1:]:
+            x = layer(x)
+        return x
+
+
+class MaskedAndLinear(Masked):
+    def first(self, x: Tensor) -> Tensor:
+        return self.net[0](x)
+
+
+@looked_at
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [(Masked, "that of net.0 the last of them"), (MaskedAndLinear, "where it began is not known")],
+)
+def test_nan_of_an_operation_between_layers_is_not_said_to_come_behind_the_outputs(make, where):
+    finding = finding_of(train_twice(make, data=spoilt, max_epochs=2, log_every_n_steps=1000).report)
+    assert (finding.evidence["step"], finding.layer) == (1, None)
+    assert where in finding.cause
+    assert "net.4" not in finding.cause
+    assert "no learning rate did it" in finding.advice
+    assert "checkpoint" not in finding.advice
 
 
 def test_gradients_that_are_born_not_finite_in_the_backward_pass_are_told_where():

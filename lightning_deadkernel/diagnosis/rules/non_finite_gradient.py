@@ -13,7 +13,8 @@ One step with such a gradient makes the weights NaN, and nothing computed with t
 
 ## What to do
 
-Go back to the last checkpoint with finite weights; lower the learning rate or clip the gradient norm.
+Where it came before the first step, look at the inputs, the targets, the initial weights and the operations. Else go
+back to the last checkpoint with finite weights; lower the learning rate or clip the gradient norm.
 `torch.autograd.set_detect_anomaly(True)` names the operation that made the first NaN.
 
 ## Reference
@@ -56,9 +57,10 @@ def non_finite_gradient(context: WindowContext) -> Iterator[Found]:
 
 PLACES = {
     "activation": "the activation of {layer} was the first in forward order",
-    "loss": "the loss was, while all activations that could be read were finite: it came of what follows {layer} (a"
-    " number too large, log of 0, 0/0)",
-    "unread loss": "the loss was; where it began is not known, as activations are read on sampled steps",
+    "loss": "the loss was, while all activations that could be read were finite, that of {layer} the last of them: most"
+    " likely it came of what follows there (a number too large, log of 0, 0/0, a softmax all of whose entries are"
+    " masked)",
+    "unread loss": "the loss was; where it began is not known, as no activation was read on that step",
     "backward": "the gradients of {layer} and of layers before it were, while those nearer to the loss were finite: it"
     " came of the backward pass right behind {layer} (the root or the norm of 0)",
     "unknown": "the gradients of all layers were, of which {layer} is the first in forward order; where it began is not"
@@ -69,7 +71,7 @@ PLACES = {
 def _overflow(context: WindowContext, lost: bool, began: NonFinite | None) -> Cause:
     line = context.thresholds.update_large
     ratios = [layer.observed.update_ratio_max or 0.0 for layer in context.watched]
-    largest = max((ratio for ratio in ratios if math.isfinite(ratio)), default=0.0)
+    largest = began.largest_update if began else max(filter(math.isfinite, ratios), default=0.0)
     text = "the gradient held NaN or infinity"
     if began is not None:
         text = f"the first values that were NaN or infinite came at step {began.step:,}: "
@@ -81,7 +83,13 @@ def _overflow(context: WindowContext, lost: bool, began: NonFinite | None) -> Ca
         + (f"; a step before had changed weights by {largest:.2g} of their norm" if largest > line else "")
         + ("; the weights hold it too: nothing they compute is a number any more" if lost else ""),
         ("Look for NaN or huge values in the inputs of that step, which the layer reads. " if inputs else "")
-        + "Go back to the last checkpoint with finite weights and lower the learning rate or clip the gradient norm;"
-        " torch.autograd.set_detect_anomaly(True) names the operation that made the first NaN.",
+        + (
+            "No step had been taken before it, so that no learning rate did it: look at the inputs, the targets, the"
+            " initial weights and the operations;"
+            if began is not None and began.step <= 1
+            else "Go back to the last checkpoint with finite weights and lower the learning rate or clip the gradient"
+            " norm;"
+        )
+        + " torch.autograd.set_detect_anomaly(True) names the operation that made the first NaN.",
         f"{references.CLIPPING}; {references.MIXED}",
     )
