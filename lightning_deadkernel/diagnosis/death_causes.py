@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -171,9 +173,20 @@ def _slingshot(layer: LayerContext, channels: Tensor) -> Cause:
     )
 
 
+def _is_born_dead(layer: LayerContext) -> Tensor:
+    """It was watched from its first step and has not fired once."""
+    return (layer.past.last_fired == NEVER) & layer.past.from_start
+
+
+def _beginning(layer: LayerContext) -> str:
+    """When the layer was first seen."""
+    step = layer.past.first_step
+    return f"it came at step {step:,}" if step else "training began at step 0"
+
+
 def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
     """The shift lies below what the input can make up for."""
-    observed = layer.observed
+    observed, bare = layer.observed, torch.where(_is_born_dead(layer), SHIFT_REACH, BARE_SHIFT_REACH)
     if observed.shift is None:
         return layer.everywhere(False)
     if observed.norm_scale is not None:
@@ -183,12 +196,13 @@ def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
     if observed.norms is None:
         return layer.everywhere(False)
     # beside a kernel that is small among its layer's any bias looks large: then the draw of the kernel is to blame
-    return observed.shift < -BARE_SHIFT_REACH * observed.norms.clamp(min=float(observed.norms.median()))
+    # that of a channel that has never fired need not be so far: no usual draw makes a bias of thrice a kernel's norm
+    return observed.shift < -bare * observed.norms.clamp(min=float(observed.norms.median()))
 
 
 @channel_cause(causes.SHIFT_NEGATIVE, _is_shift_out_of_reach)
 def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
-    observed = layer.observed
+    observed, born = layer.observed, bool(_is_born_dead(layer)[channels].all())
     assert observed.shift is not None
     normed = observed.norm_scale is not None
     reach = observed.norm_scale if observed.norm_scale is not None else observed.norms
@@ -196,11 +210,24 @@ def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
     name, against = ("norm's shift (beta)", "|gamma|") if normed else ("bias", "kernel norm")
     return causes.SHIFT_NEGATIVE.because(
         f"the {name} is {span(observed.shift[channels])} against a {against} of {span(reach[channels])}: no usual input"
-        " lifts the channel above zero",
-        f"Set the shift of these channels to 0 to revive them; if it happens again, lower {layer.rate} or warm it up.",
+        " lifts the channel above zero"
+        + f"; it has not fired once since {_beginning(layer)}, so that the shift was there from the start"
+        * born,
+        "Set the shift of these channels to 0 to revive them"
+        + (
+            ", and look at how it is initialised: training has not moved it there."
+            if born
+            else f"; if it happens again, lower {layer.rate} or warm it up."
+        ),
         f"{references.CS231N}; {references.BATCH_NORM}" if normed else references.CS231N,
         {"shift": float(observed.shift[channels].min()), "reach": float(reach[channels].max())},
     )
+
+
+_shift_negative_at_first = replace(
+    _shift_negative, holds=lambda layer: _is_born_dead(layer) & _is_shift_out_of_reach(layer)
+)
+"""Apart from the others, as training has not moved it there."""
 
 
 def _is_it_normal(share: float) -> str:
@@ -211,17 +238,11 @@ def _is_it_normal(share: float) -> str:
     return f"{share:.0%} of the layer dead is {near} what healthy deep networks without norms have (up to 44%). "
 
 
-def _is_born_dead(layer: LayerContext) -> Tensor:
-    """It was watched from its first step and has not fired once."""
-    return (layer.past.last_fired == NEVER) & layer.past.from_start
-
-
 @channel_cause(causes.BORN_DEAD, _is_born_dead)
 def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
-    step = layer.past.first_step
-    began = f"it came at step {step:,}" if step else "training began at step 0"
+    """See `_is_born_dead`."""
     return causes.BORN_DEAD.because(
-        f"has not fired once since {began}: the draw of the initial weights put it there",
+        f"has not fired once since {_beginning(layer)}: the draw of the initial weights put it there",
         _is_it_normal(len(layer.report.dead) / layer.observed.channels)
         + "Where it is much: put a norm before the activation, make the layer wider, or use He initialisation,"
         " LeakyReLU or GELU.",
@@ -323,6 +344,7 @@ CAUSES = (
     _slingshot,
     _knocked_out_by_inputs,
     _knocked_out,
+    _shift_negative_at_first,
     _shift_negative,
     decayed,
     worn_away,

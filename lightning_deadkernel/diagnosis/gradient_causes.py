@@ -225,8 +225,12 @@ def has_dead_inputs(layer: LayerContext) -> bool:
     if observed.producers or underflow(observed) is not None:  # the layers before tell whether they fire
         return False
     shut = observed.norm_scale is not None and not bool((observed.norm_scale > 0).all())
+    # weights are looked at on some steps, and the shift on all: on those that were, something must have come back
+    others = (other.observed for other in layer.network.layers)
+    came_back = any(other.depth < observed.depth and (other.gradient_rms or 0.0) > 0 for other in others)
     return not shut and (
-        _computes_constants(observed) or (observed.unchanged is not None and bool(observed.unchanged.all()))
+        (_computes_constants(observed) and came_back)
+        or (observed.unchanged is not None and bool(observed.unchanged.all()))
     )
 
 
@@ -322,6 +326,13 @@ NO_GRADIENT_CAUSES = (
         " this layer is sound.",
         references.AUTOGRAD_DOCS,
     ),
+    _by_readers(
+        causes.DEAD_DOWNSTREAM,
+        lambda layer, reader, link: layer.everywhere(2 * len(reader.report.dead) >= reader.observed.channels),
+        "most of what reads them is dead ({names}), and the rest is off, or gets no gradient, whenever they fire",
+        "Revive the dead kernels of {names}; this layer is sound.",
+        references.LU,
+    ),
 )
 """In the order in which they are tried."""
 NO_GRADIENT_KINDS = (*(cause.kind for cause in NO_GRADIENT_CAUSES), causes.UNKNOWN)
@@ -330,6 +341,8 @@ NO_GRADIENT_KINDS = (*(cause.kind for cause in NO_GRADIENT_CAUSES), causes.UNKNO
 def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
     """No premise holds: what was ruled out."""
     names = _readers(layer)
+    heard = any(bool(other.with_gradient.any()) for other in layer.network.layers)
+    not_flat = "; ruled out: a flat loss, since other layers have gradients" * heard
     if names:
         weights = "its weights for these channels are" if _reads_at_known_inputs(layer) else "all its weights are"
         text = (
@@ -343,13 +356,12 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
         )
     elif _beside(layer):
         text = (
-            f"{_beside(layer)}, and what fires is read of all together; ruled out: a flat loss, since other layers have"
-            " gradients; what is left is that its inputs or a factor behind it are zero wherever a gradient comes back,"
-            " or that nothing reads the whole"
+            f"{_beside(layer)}, and what fires is read of all together{not_flat}; what is left is that its inputs or a"
+            " factor behind it are zero wherever a gradient comes back, or that nothing reads the whole"
         )
         advice = f"Look at what feeds {layer.name}, and whether it is zero on the samples on which they fire together."
     else:
-        text = "the graph does not show what reads them; ruled out: a flat loss, since other layers have gradients"
+        text = f"the graph does not show what reads them{not_flat}"
         advice = "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss."
         flat = ", ".join(other.name for other in layer.network.layers if other.wholly("saturated"))
         if flat:  # the parameters of a critic are mostly frozen while the generator learns, and it is not in its graph

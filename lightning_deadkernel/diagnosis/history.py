@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_deadkernel.diagnosis.layer_past import TENSORS, LayerPast, begun, values_of
+from lightning_deadkernel.diagnosis.layer_past import TENSORS, LayerPast, begun, step_of_decay, values_of
 from lightning_deadkernel.observation import (
     ENOUGH_STEPS,
     HEALTHY_UPDATE_RATIO,
@@ -123,12 +123,12 @@ class History:
             self.gradient_norms = [*self.gradient_norms, float(window.gradient_norm)][-BASELINE_WINDOWS:]
 
     def _ratio(self, layer: LayerWindow, window: Window) -> float:
-        """The largest update ratio; 0 if it was not observed, or means nothing as the layer has begun at zero."""
+        """The largest update ratio but for decay's part; 0 if not observed, or where the layer has begun at zero."""
         ratio, past = layer.update_ratio_max, self.layers.get(layer.name)
         young = past is not None and window.index <= past.first_window + 1
         if ratio is None or math.isnan(ratio) or (past is not None and young and bool((past.first_norm == 0).all())):
             return 0.0
-        return float(ratio)
+        return max(0.0, float(ratio) - step_of_decay(layer))
 
     @staticmethod
     def _states(past: LayerPast, window: Window, layer: LayerWindow, codes: Tensor) -> None:

@@ -46,7 +46,8 @@ class LayerPast:
     rate: Tensor
     """(C,) float32 firing rate in that window; NaN where it was not observed."""
     reckless: Tensor
-    """(C,) float32 largest update ratio, the layer's own or a producer's, in that window and the one after."""
+    """(C,) float32 largest update ratio but for decay's part, the layer's own or a producer's, in that window and the
+    one after."""
     slung: Tensor
     """(C,) float32 how many times its steady size a step of Adam was in the same two windows, where it is that which
     made it large, see `history.times_steady`; else 0."""
@@ -82,6 +83,18 @@ class LayerPast:
         self.recent = [*self.recent, [steps, weak * steps, vanishing * steps]]
         while sum(numbers[0] for numbers in self.recent[1:]) >= ENOUGH_STEPS:
             self.recent = self.recent[1:]
+
+
+PLAIN = ("SGD", "ASGD")
+"""Optimizers whose steps are as large as the gradient; all others are taken to normalise."""
+
+
+def step_of_decay(layer: LayerWindow) -> float:
+    """Which part of ||dW|| / ||W|| a step of weight decay alone makes, where it does not pass an optimizer that
+    normalises: it shrinks a kernel, and turns it nowhere."""
+    if not layer.decoupled_decay and layer.optimizer not in (None, *PLAIN):
+        return 0.0
+    return (layer.learning_rate or 0.0) * layer.weight_decay / max(1e-3, 1.0 - layer.momentum)
 
 
 TENSORS = tuple(field.name for field in fields(LayerPast) if field.type == "Tensor")

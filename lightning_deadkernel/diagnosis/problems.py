@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lightning_deadkernel.diagnosis.causes import UNKNOWN
+from lightning_deadkernel.diagnosis.causes import NO_GRADIENT_DOWNSTREAM, UNKNOWN
 from lightning_deadkernel.diagnosis.rule import titled
 from lightning_deadkernel.diagnosis.rules import RULES
 from lightning_deadkernel.report.records import SEVERITIES, Finding, Problem
@@ -60,8 +60,13 @@ def _root_of(findings: Sequence[Finding], place: int, serious: Sequence[int]) ->
         there = [other for other in serious if findings[other].layer in named and other not in seen]
         if not there:
             break
-        # of what is found there, a root of its own is what to follow
-        place = min(there, key=lambda other: (_is_consequence(findings[other]), other))
+        # of what is found there, a root of its own is what to follow; but that some kernels are dead does not explain
+        # that the others have no gradient
+        of_others = findings[place].cause_word == NO_GRADIENT_DOWNSTREAM.word
+        place = min(
+            there,
+            key=lambda at: (of_others and findings[at].kind == "dead_channels", _is_consequence(findings[at]), at),
+        )
         seen.add(place)
     return place
 

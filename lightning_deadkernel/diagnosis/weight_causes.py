@@ -12,6 +12,7 @@ from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.causes import Cause, CauseKind
 from lightning_deadkernel.diagnosis.classify import SHRUNK
 from lightning_deadkernel.diagnosis.context import LayerContext, span
+from lightning_deadkernel.diagnosis.layer_past import PLAIN
 from lightning_deadkernel.report.states import ZERO_KERNEL
 
 
@@ -164,10 +165,6 @@ def _is_within_reach(layer: LayerContext, first: Tensor, now: Tensor, entries: i
         return reached
     near: Tensor = (first - now) / entries**0.5 <= SLACK * past.travel
     return near if observed.decoupled_decay is False else near | reached
-
-
-PLAIN = ("SGD", "ASGD")
-"""Optimizers whose steps are as large as the gradient; all others are taken to normalise."""
 
 
 def has_worn_away(layer: LayerContext) -> Tensor:

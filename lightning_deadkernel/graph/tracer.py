@@ -276,7 +276,7 @@ class PathTracer:
             self.paths.statistics = True
         if len({trace.averaged for trace in apart}) > 1:
             self.paths.composed_norm = True  # x - mean(x), over dimensions other than the channels'
-        if self.beyond and name in ("Add", "Sub", "Mul", "Div", "Cat"):
+        if self.beyond and name in ("Add", "Sub", "Mul", "Div"):
             self.paths.shared |= self._meets_another(index)
         if apart and name in SUMS:
             self.paths.summed |= self._meets_another(index)

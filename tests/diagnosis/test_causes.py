@@ -120,6 +120,34 @@ def test_a_bias_that_is_large_beside_a_kernel_drawn_small_was_not_driven_there()
     assert (run.only("dead_channels").cause_word, run.only("dead_channels").severity) == ("born dead", "info")
 
 
+@pytest.mark.parametrize(("shift", "cause"), [(-3.1, "shift driven negative"), (-2.9, "born dead")])
+def test_a_bias_far_below_zero_from_the_start_is_no_draw_of_the_weights(shift: float, cause: str) -> None:
+    """Usual draws make a bias of at most 1.7 times a kernel's norm: 1 / sqrt(fan_in) beside 1 / sqrt(3), or 0."""
+    below: dict[str, Any] = {"shift": torch.full((4,), shift)}
+    finding = Run().next(start(**below)).next(layer(**below, **FIRST_OFF)).only("dead_channels")
+    assert finding.cause_word == cause
+    assert ("the draw of the initial weights" in finding.cause) == (cause == "born dead")
+    assert "learning rate" not in finding.advice
+    fired = begun(**below).next(layer(**below, **FIRST_OFF)).only("dead_channels")
+    assert fired.cause_word == "unknown"  # with such a bias it has fired, so it is not out of reach
+
+
+@pytest.mark.parametrize(("decay", "cause"), [(0.0, "knocked out"), (1e-1, "unknown")])
+def test_a_step_that_is_large_by_decay_alone_knocks_nothing_out(decay: float, cause: str) -> None:
+    """At lr 0.05 and momentum 0.9 a decay of 0.1 takes a twentieth of the weights at each step, and turns no kernel."""
+    sgd: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": decay}
+    run = Run().next(start()).next(layer(update_ratio_max=0.12, **sgd))
+    assert run.next(layer(**FIRST_OFF, **sgd)).only("dead_channels").cause_word == cause
+
+
+@pytest.mark.parametrize(("decay", "cause"), [(1.2, "decayed"), (0.8, "reckless updates")])
+def test_steps_most_of_which_is_decay_are_not_the_learning_rates(decay: float, cause: str) -> None:
+    large: dict[str, Any] = {"update_ratio": 0.2, "optimizer": "SGD", "learning_rate": 0.1, "weight_decay": decay}
+    finding = begun(**large).next(layer(**large)).only("update_too_large")
+    assert (finding.cause_word, finding.severity) == (cause, "warning")
+    assert ("Lower weight_decay" in finding.advice) == (cause == "decayed")
+
+
 # -- what reads the layer --------------------------------------------------------------------------------------------
 
 
@@ -238,6 +266,57 @@ def test_equal_rows_of_a_parameter_that_is_no_linear_layer_are_worth_knowing_unt
         run = Run().next(start(kind=kind, identical=True))
         assert run.only("identical_kernels").severity == "info"
         assert run.next(layer(kind=kind, identical=True)).only("identical_kernels").severity == "error"
+
+
+def test_a_weight_that_had_no_gradient_on_steps_on_which_nothing_had_one_is_not_fed_zeros() -> None:
+    """Weights are looked at on some steps and shifts on all: where the loss has become flat within the window, a shift
+    had a gradient before."""
+    dark: dict[str, Any] = {"gradient_rms": 0.0, "weight_gradient": None, "channel_firing_rate": each(1.0, 1, 0, 0)}
+    run = Run().next(start(), start("next")).next(layer(), layer("next", depth=1))
+    run.next(layer(**dark), layer("next", depth=1, gradient_rms=0.0))
+    assert run.of("no_gradient") == []
+    run.next(layer(**dark), layer("next", depth=1))
+    assert run.only("no_gradient").cause_word == "dead inputs"
+
+
+def test_a_flat_loss_is_not_ruled_out_where_no_layer_has_a_gradient() -> None:
+    shut: dict[str, Any] = {"activation": "sigmoid", "gating": "bounded", "saturated_share": torch.ones(4), "depth": 0}
+    for other, ruled_out in ((NO_GRADIENT, False), ({}, True)):
+        run = Run().next(start(), start("other"), start("out")).next(layer(), layer("other"), layer("out", depth=0))
+        out = layer("out", **shut, **NO_GRADIENT, consumers=None)
+        run.next(layer(**NO_GRADIENT, consumers=None), layer("other", **other, consumers=None), out)
+        assert ("ruled out: a flat loss" in run.only("starved_channels").cause) == ruled_out
+
+
+@pytest.mark.parametrize(("dead", "cause"), [((0, 1), "dead downstream"), ((0,), "unknown")])
+def test_what_half_dead_kernels_read_and_the_others_do_not_is_theirs(dead: tuple[int, ...], cause: str) -> None:
+    assert starved({**off(*dead), "input_largest": torch.full((4,), 0.5)}).cause_word == cause
+
+
+def test_a_flat_loss_says_whether_a_gradient_ever_came() -> None:
+    never = Run().next(start()).next(layer(**NO_GRADIENT)).only("no_gradient", None)
+    assert "the loss does not depend on the weights" in never.cause
+    once = begun().next(layer(**NO_GRADIENT)).only("no_gradient", None)
+    assert "the last one came in epoch 0 (step 20)" in once.cause
+    assert "detach" not in once.advice
+
+
+@pytest.mark.parametrize(("optimizer", "ruled_out"), [("Adam", True), ("SGD", False)])
+def test_that_single_steps_are_too_small_is_ruled_out_where_all_are_alike(optimizer: str, ruled_out: bool) -> None:
+    lost: dict[str, Any] = {"lost_updates": 0.95, "update_ratio": 1e-2, "optimizer": optimizer}
+    finding = begun(optimizer=optimizer).next(layer(**lost)).only("lost_updates")
+    assert ("ruled out: steps below the weights' resolution" in finding.cause) == ruled_out
+
+
+@pytest.mark.parametrize(
+    ("activation", "shift", "told"), [("sigmoid", -9.0, True), ("tanh", 9.0, True), ("sigmoid", 7.9, False)]
+)
+def test_a_bias_that_alone_shuts_a_sigmoid_is_named(activation: str, shift: float, told: bool) -> None:
+    """Flat beyond 5; inputs of unit size reach three times the norm of a kernel, which is 1."""
+    shut: dict[str, Any] = {"activation": activation, "gating": "bounded", "saturated_share": torch.ones(4)}
+    finding = begun().next(layer(**shut, shift=torch.full((4,), shift))).only("saturated_channels")
+    assert (f"the bias of {shift:g} alone" in finding.cause) == told
+    assert ("Set the bias" in finding.advice) == told
 
 
 # -- sparse, identical -----------------------------------------------------------------------------------------------

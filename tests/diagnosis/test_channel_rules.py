@@ -124,6 +124,15 @@ def test_unknown_names_what_was_ruled_out() -> None:
     assert "a zero kernel" in _unknown().cause
 
 
+@pytest.mark.parametrize(("dead", "severity"), [(1, "info"), (3, "info"), (4, "warning")])
+def test_a_kernel_in_twenty_that_stops_for_no_reason_that_is_known_is_worth_knowing(dead: int, severity: str) -> None:
+    gone = torch.arange(64) < dead
+    gradient = (~gone).float()
+    run = Run().next(start(channels=64)).next(layer(channels=64))
+    run.next(layer(channels=64, fired=~gone, gradient=gradient, weight_gradient=gradient))
+    assert (run.only("dead_channels").cause_word, run.only("dead_channels").severity) == ("unknown", severity)
+
+
 def test_a_layer_wholly_dead_is_an_error_even_if_born_so() -> None:
     finding = Run().next(start()).next(layer(**ALL_OFF), alive()).only("dead_channels")
     assert (finding.severity, finding.cause_word) == ("error", "born dead")

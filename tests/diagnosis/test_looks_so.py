@@ -149,7 +149,7 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         lambda: Run().next(start(), global_step=500).next(layer(**FIRST_OFF)),  # the run had begun before
     ),
     "faded": ("dead_channels", lambda: stopped(rate=0.02), lambda: stopped(rate=0.6)),
-    "dead downstream": ("starved_channels", lambda: read(ALL_OFF), lambda: read(off(0, 1, 2))),
+    "dead downstream": ("starved_channels", lambda: read(ALL_OFF), lambda: read(off(0))),
     "no gradient downstream": (
         "starved_channels",
         lambda: read({**HEAD, **NO_GRADIENT}),

@@ -74,6 +74,25 @@ def test_a_dead_layer_and_all_that_follows_from_it_up_and_down_are_one_problem_r
     assert problem.severity == "error"
 
 
+def test_that_some_kernels_of_a_reader_are_dead_does_not_explain_why_the_others_have_no_gradient() -> None:
+    """The output is shut, so nothing comes back to what it reads, dead kernels or not, and to what lies before that."""
+    names = ("a", "b", "out")
+    run = Run().next(*map(start, names)).next(layer("a"), layer("b", update_ratio_max=0.8), layer("out", depth=0))
+    shut: dict[str, Any] = {"activation": "sigmoid", "gating": "bounded", "saturated_share": torch.ones(4), "depth": 0}
+    run.next(
+        layer("a", **NO_GRADIENT, consumers=(Consumer("b", 4),)),
+        layer("b", **off(0) | NO_GRADIENT, consumers=(Consumer("out", 4),)),
+        layer("out", **shut, **NO_GRADIENT, consumers=None),
+    )
+    root, other = run.problems
+    assert [(finding.kind, finding.layer) for finding in root.findings] == [
+        ("saturated_channels", "out"),
+        ("starved_channels", "a"),
+        ("starved_channels", "b"),
+    ]
+    assert [(finding.kind, finding.cause_word) for finding in other.findings] == [("dead_channels", "knocked out")]
+
+
 def test_problems_of_different_roots_stay_apart_and_the_worst_comes_first() -> None:
     run = Run().next(start(), start("b")).next(layer(), layer("b"))
     run.next(layer(in_optimizer=False, unchanged=torch.ones(4, dtype=torch.bool)), layer("b", **ALL_OFF))

@@ -111,6 +111,33 @@ def test_a_reader_does_not_see_a_channel_once_the_weights_at_its_inputs_are_zero
             weight.copy_(kept)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("rectified", [True, False])
+def test_beside_another_value_along_the_channels_each_is_read_at_its_own_inputs(first: bool, rectified: bool) -> None:
+    """As what is brought up in a U-Net, beside what is passed on to it, and the layers of a DenseNet."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.skip, self.join = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(10, 5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            up, skip = self.up(x), self.skip(x)
+            values = [up.relu() if rectified else up, skip.relu()]
+            made = self.join(torch.cat(values if first else values[::-1], 1))
+            assert isinstance(made, Tensor)
+            return made
+
+    net = Beside()
+    reader = GraphReader(LayerTable.of(net, None, None))
+    reader.read(net(images()).square().mean().grad_fn)
+    for name, channels, place in (("up", 4, 0 if first else 6), ("skip", 6, 4 if first else 0)):
+        (consumer,) = reader.consumers(name) or ()
+        assert consumer.layer == "join"
+        assert [consumer.inputs(channel) for channel in range(channels)] == [[place + at] for at in range(channels)]
+        assert consumer.parameters_per_channel == 5 * 9
+
+
 def test_a_slice_of_inputs_says_which_are_a_channels() -> None:
     slices = InputSlice(channel=2, count=3, place=5, places=10, outer=2, inner=4)
     assert slices.inputs(2) == [20, 21, 22, 23, 60, 61, 62, 63]

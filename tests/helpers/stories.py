@@ -150,6 +150,9 @@ STORIES: dict[str, Callable[[], Run]] = {
         {}, {"shift": each(-20.0, 0, 0, 0), "norm_scale": torch.ones(4)} | FIRST_OFF
     ),
     "a bias is far below zero": lambda: two_windows({}, {"shift": each(-100.0, 0, 0, 0)} | FIRST_OFF),
+    "a bias is below zero from the start": lambda: (
+        Run().next(start()).next(layer(**{"shift": each(-5.0, 0, 0, 0)} | FIRST_OFF))
+    ),
     "what feeds a layer is dead": lambda: (
         Run()
         .next(start(), start("fed"), start("far"))
@@ -207,9 +210,14 @@ STORIES: dict[str, Callable[[], Run]] = {
         {}, SIGMOID | {"saturated_share": torch.ones(4), "entering": Entering(33.0, 78.0)}
     ),
     # saturated
-    "a sigmoid lies on its flat end": lambda: two_windows({}, SIGMOID | {"saturated_share": torch.full((4,), 0.95)}),
+    "a sigmoid lies on its flat end": lambda: two_windows(
+        {}, SIGMOID | STARVING | {"saturated_share": torch.full((4,), 0.95)}
+    ),
     "a sigmoid lies on its flat end and nothing comes back": lambda: two_windows(
         {}, SIGMOID | {"saturated_share": torch.ones(4)} | NO_GRADIENT, alive()
+    ),
+    "a bias puts a sigmoid on its flat end": lambda: two_windows(
+        {}, SIGMOID | {"saturated_share": torch.ones(4), "shift": torch.full((4,), -120.0)} | NO_GRADIENT, alive()
     ),
     "an ELU lies on its flat end": lambda: two_windows(
         {},
@@ -228,6 +236,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     "what lies between a layer and its reader is zero": lambda: starved(
         {"gradient_rms": 0.0, "producers": ("conv",), "gating": None}
     ),
+    "most of what reads a layer is dead": lambda: starved(off(0, 1) | {"input_largest": torch.full((4,), 0.5)}),
     "nothing explains why a layer has no gradient": lambda: starved({"input_largest": torch.full((4,), 0.5)}),
     "nothing explains it, and at which inputs the layer is read is not known": lambda: starved(
         {}, consumers=(Consumer("next", 4),)
@@ -268,7 +277,16 @@ STORIES: dict[str, Callable[[], Run]] = {
     "most updates of a layer are lost": lambda: two_windows(
         {}, {"lost_updates": 0.95, "bytes_per_parameter": 2, "update_ratio": 1e-4, **SGD}
     ),
-    "most updates are undone": lambda: two_windows({}, {"lost_updates": 0.95, "update_ratio": 1e-2, **SGD}),
+    "most updates are undone": lambda: two_windows(
+        {}, {"lost_updates": 0.95, "update_ratio": 1e-2, "optimizer": "Adam"}
+    ),
+    "most updates of SGD are undone, or too small": lambda: two_windows(
+        {}, {"lost_updates": 0.95, "update_ratio": 1e-2, **SGD}
+    ),
+    "decay makes most of each step": lambda: two_windows(
+        {"update_ratio": 0.2}, {"update_ratio": 0.2, "weight_decay": 1.5, **SGD}
+    ),
+    "the loss has become flat": lambda: two_windows({}, NO_GRADIENT),
     "most updates of gains and shifts are lost": lambda: begun().next(
         layer(bytes_per_parameter=2), lost_elsewhere={"norm.weight": 0.95, "norm.bias": 0.9}
     ),
@@ -342,7 +360,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     "a gradient grows": lambda: growing(1.0, 2.0, 3.0, 500.0, largest=1e-3),
     "all kernels are equal at the start": lambda: Run().next(start(identical=True)),
     "all kernels stay equal": lambda: two_windows({"identical": True}, {"identical": True}, begin={"identical": True}),
-    "nothing has a gradient": lambda: two_windows({}, NO_GRADIENT),
+    "nothing has a gradient": lambda: Run().next(start()).next(layer(**NO_GRADIENT)),
     "a layer that is read by its gradient has none": lambda: two_windows(
         {"gating": None}, {"gating": None, "activation": None, "fired": None, **NO_GRADIENT}, alive()
     ),
@@ -396,6 +414,10 @@ STORIES: dict[str, Callable[[], Run]] = {
     "an output is saturated": lambda: two_windows(
         {}, {**SIGMOID, "saturated_share": torch.ones(4), "depth": 0, "consumers": None}
     ),
+    "a bias shuts an output": lambda: two_windows(
+        {},
+        {**SIGMOID, "saturated_share": torch.ones(4), "depth": 0, "consumers": None, "shift": torch.full((4,), 90.0)},
+    ),
     "a saturated critic may read what has no gradient": lambda: two_windows(
         {},
         {**NO_GRADIENT, "gating": None, "consumers": None},
@@ -424,7 +446,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     "a weight belongs to no module": lambda: begun().next(layer(), strangers=1),
     "weights belong to no module": lambda: begun().next(layer(), strangers=3),
     "all that enters a layer is zero": lambda: begun().next(
-        layer(gradient_rms=0.0, weight_gradient=None, channel_firing_rate=each(1.0, 1, 0, 0)), alive()
+        layer(gradient_rms=0.0, weight_gradient=None, channel_firing_rate=each(1.0, 1, 0, 0)), layer("other", depth=1)
     ),
     "a backward pass that Lightning does not see": lambda: begun().next(
         layer(gradient=None, weight_gradient=None, fired=None, gating=None)

@@ -11,8 +11,9 @@ from lightning_deadkernel.diagnosis.causes import Cause, Evidence
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
 from lightning_deadkernel.diagnosis.inputs import from_small_inputs
+from lightning_deadkernel.diagnosis.layer_past import PLAIN, step_of_decay
 from lightning_deadkernel.diagnosis.rule import Found
-from lightning_deadkernel.diagnosis.weight_causes import KERNEL, PLAIN, against_decay, has_worn_away
+from lightning_deadkernel.diagnosis.weight_causes import KERNEL, against_decay, has_worn_away
 from lightning_deadkernel.report.records import Severity
 
 SMALL_SCALE = 0.1
@@ -77,11 +78,11 @@ def is_normalised(layer: LayerContext) -> bool:
 def _step(layer: LayerContext) -> float | None:
     """||dW|| / ||W|| of a step but for what decay makes of it; None where none was measured."""
     observed = layer.observed
-    ratio, rate, decay = observed.update_ratio, observed.learning_rate or 0.0, observed.weight_decay
+    ratio, decay = observed.update_ratio, observed.weight_decay
     if ratio is None or not decay:
         return ratio
     if observed.decoupled_decay or not is_normalised(layer):
-        return max(0.0, ratio - rate * decay / max(1e-3, 1.0 - observed.momentum))
+        return max(0.0, ratio - step_of_decay(observed))
     if observed.norms is None:
         return ratio
     # through the gradient of an optimizer that normalises, decay makes the whole step where it is more than the rest

@@ -35,6 +35,7 @@ from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import underflow
 from lightning_deadkernel.diagnosis.rule import Found, rule
+from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
 from lightning_deadkernel.diagnosis.rules._steps import RESOLUTION, against_rounding, is_scheduled, what_shrinks
 
 COARSE = 4.0
@@ -77,10 +78,20 @@ def _why(layer: LayerContext, share: float) -> Cause:
             f"{references.MIXED}; {references.BFLOAT16}",
             {"learning_rate": observed.learning_rate or 0.0, "bytes_per_parameter": observed.bytes_per_parameter},
         )
+    others = f"the others change by {ratio:.1e} of the norm"
+    written_back = "code that writes weights back after each step: a clamp, a mask, a projection."
+    written_back += " Where it is meant to do so, nothing is wrong."
+    if not is_normalised(layer):  # each of its steps is as large as its own gradient
+        return causes.UNKNOWN.because(
+            f"{stood}, while {others}: steps of {observed.optimizer or 'the optimizer'} are as large as the gradients,"
+            " and those of these weights may be too small beside the others', or something writes them back",
+            "Look at why gradients differ so much from weight to weight (inputs of very different size, a batch norm"
+            f" over two values), or for {written_back}",
+            references.MIXED,
+        )
     return causes.UNKNOWN.because(
-        f"{stood}; ruled out: steps below the weights' resolution (the others change by {ratio:.1e} of the norm)",
-        "Look for code that writes weights back after each step: a clamp, a mask, a projection. Where it is meant to do"
-        " so, nothing is wrong.",
+        f"{stood}; ruled out: steps below the weights' resolution ({others})",
+        f"Look for {written_back}",
         references.MIXED,
     )
 

@@ -73,11 +73,24 @@ def no_gradient(context: WindowContext) -> Iterator[Found]:
 
 
 def _flat_loss(context: WindowContext) -> Cause:
+    before = max(int(layer.past.last_gradient.max()) for layer in context.watched if layer.observed.channels)
+    came = before > 0
     return causes.FLAT_LOSS.because(
-        "no gradient reached any watched layer in this window: the loss does not depend on the weights, or it is on a"
-        " plateau of exactly zero slope",
-        "Look for a detach() or no_grad() before the loss, something without a slope (round, sign, a comparison), a"
-        " margin or a mask that leaves nothing of the loss, or float16 gradients without loss scaling.",
+        "no gradient reached any watched layer in this window: "
+        + (
+            f"the last one came in {context.history.when(before)}, and since then the loss is on a plateau of exactly"
+            " zero slope, or cut off"
+            if came
+            else "the loss does not depend on the weights, or it is on a plateau of exactly zero slope"
+        ),
+        (
+            "Look at the value of the loss: where it is as low as it can be (margins that are all met, probabilities of"
+            " exactly 1 from huge logits), nothing is left to learn from this data. Else look for "
+            if came
+            else "Look for a detach() or no_grad() before the loss, something without a slope (round, sign, a"
+            " comparison), "
+        )
+        + "a margin or a mask that leaves nothing of the loss, or float16 gradients without loss scaling.",
         references.MIXED,
-        {"layers": len(context.watched)},
+        {"layers": len(context.watched), **({"last_gradient_in_window": before} if came else {})},
     )

@@ -29,9 +29,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_deadkernel.diagnosis import causes, references
-from lightning_deadkernel.diagnosis.causes import Cause
+from lightning_deadkernel.diagnosis.causes import Cause, Evidence
 from lightning_deadkernel.diagnosis.classify import at_the_top
-from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext, span
+from lightning_deadkernel.diagnosis.death_causes import SHIFT_REACH
 from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, NO_GRADIENT_KINDS, unknown_absence
 from lightning_deadkernel.diagnosis.inputs import LARGE, STANDARDISE, entrance, is_large, is_off_centre, told
 from lightning_deadkernel.diagnosis.rule import Found, rule
@@ -46,6 +47,8 @@ NEARLY_ALL = 0.9
 NEAR_FLAT_OUTPUT = 0.95
 """Share of the constant that an activation tends to (ELU, CELU, SELU) from which on it is flat: its slope there is a
 twentieth."""
+FLAT_AT = 5.0
+"""Where sigmoid and tanh begin to be flat."""
 FADED_OUTPUT = 0.05
 """Mean |h| below which one that tends to zero (GELU, SiLU, Mish) is flat, as far as it never fired."""
 
@@ -56,7 +59,8 @@ def saturated_channels(context: WindowContext) -> Iterator[Found]:
     for layer, saturated in context.having("saturated"):
         for channels, cause in assign(layer, saturated, (_saturated, *NO_GRADIENT_CAUSES), unknown_absence):
             if layer.is_output and cause.kind is causes.SATURATED:
-                cause = replace(cause, advice=AS_OUTPUT)
+                bias = _by_its_bias(layer, channels)
+                cause = replace(cause, advice=f"Look at its {bias} first. {AS_OUTPUT}" if bias else AS_OUTPUT)
             yield Found(layer, _severity(layer, channels), cause, layer.since(channels), channels)
 
 
@@ -83,6 +87,18 @@ def _is_flat(layer: LayerContext) -> Tensor:
     return observed.activation_mean < FADED_OUTPUT
 
 
+def _by_its_bias(layer: LayerContext, channels: Tensor) -> str:
+    """``"bias of -120"`` where that alone puts them all on the flat end, whatever usual inputs add; else empty."""
+    observed = layer.observed
+    if observed.activation not in ("sigmoid", "tanh") or observed.shift is None or observed.norms is None:
+        return ""
+    reach = SHIFT_REACH * (observed.norms if observed.norm_scale is None else observed.norm_scale)
+    if not bool((observed.shift.abs() - reach > FLAT_AT)[channels].all()):
+        return ""
+    name = "bias" if observed.norm_scale is None else "norm's shift (beta)"
+    return f"{name} of {span(observed.shift[channels])}"
+
+
 @channel_cause(causes.SATURATED, _is_flat)
 def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
     observed = layer.observed
@@ -96,23 +112,26 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
         else f"they never fired, and their outputs lie on the flat end of {observed.activation}"
     )
     off = next((holds for holds in (is_large, is_off_centre) if entrance(layer, holds) is layer), None)
-    data = observed.entering
-    known = data is not None and (off is not None or data.rms < LARGE)
-    return causes.SATURATED.because(
-        f"{text}, where the slope is next to zero"
-        + (f"; {stopped} of them {'has' if stopped == 1 else 'have'} no gradient at all" if stopped else "")
-        + ("" if off is None or data is None else f"; {told(data, layer.name, off)}"),
-        (
-            f"{STANDARDISE}; if that is not enough, put"
-            if off is not None
-            else "Scale the network's inputs to about unit size where this layer reads them, put"
-            if observed.producers is None and not known
-            else "Put"
-        )
-        + " a norm before the activation, scale the initial weights down (Xavier initialisation) or lower"
-        f" {layer.rate}.",
-        references.GLOROT if off is None else f"{references.EFFICIENT_BACKPROP}; {references.GLOROT}",
-        ({} if share is None else {"saturated_share": share})
-        | {"without_gradient": stopped}
-        | ({} if off is None or data is None else {"input_rms": data.rms}),
+    data, bias = observed.entering, _by_its_bias(layer, channels)
+    of_them = f"{stopped} of them {'has' if stopped == 1 else 'have'} no gradient at all"
+    then = (
+        f" a norm before the activation, scale the initial weights down (Xavier initialisation) or lower {layer.rate}."
     )
+    text += ", where the slope is next to zero"
+    text += "; no gradient comes back" if stopped == int(channels.sum()) else f"; {of_them}" if stopped else ""
+    evidence: Evidence = ({} if share is None else {"saturated_share": share}) | {"without_gradient": stopped}
+    if data is not None and off is not None:
+        return causes.SATURATED.because(
+            f"{text}; {told(data, layer.name, off)}",
+            f"{STANDARDISE}; if that is not enough, put{then}",
+            f"{references.EFFICIENT_BACKPROP}; {references.GLOROT}",
+            evidence | {"input_rms": data.rms},
+        )
+    if bias:
+        text += f"; the {bias} alone puts them there"
+        advice = f"Set the {bias} to 0, and look at how it is initialised; lower {layer.rate} if training has moved it."
+    elif observed.producers is None and (data is None or data.rms > LARGE):
+        advice = f"Scale the network's inputs to about unit size where this layer reads them, put{then}"
+    else:
+        advice = f"Put{then}"
+    return causes.SATURATED.because(text, advice, references.GLOROT, evidence)

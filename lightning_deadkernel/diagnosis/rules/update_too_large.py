@@ -29,11 +29,18 @@ from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.classify import SHRUNK
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.inputs import entrance, is_large, off_scale
+from lightning_deadkernel.diagnosis.layer_past import step_of_decay
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import KERNEL, PLAIN, against_decay, decay_reaches
 
 
-@rule("updates are recklessly large", causes.SHRUNKEN_WEIGHTS, causes.OFF_SCALE_INPUTS, causes.RECKLESS_UPDATES)
+@rule(
+    "updates are recklessly large",
+    causes.SHRUNKEN_WEIGHTS,
+    causes.DECAYED,
+    causes.OFF_SCALE_INPUTS,
+    causes.RECKLESS_UPDATES,
+)
 def update_too_large(context: WindowContext) -> Iterator[Found]:
     """Layers whose median update ratio is above the line."""
     line = context.thresholds.update_large
@@ -42,7 +49,12 @@ def update_too_large(context: WindowContext) -> Iterator[Found]:
         if ratio is None or not ratio > line:
             continue
         again = layer.past.previous_update_ratio > line
-        cause = _shrunken(layer, ratio) or _from_large_inputs(layer, ratio) or _reckless(layer, ratio, again)
+        cause = (
+            _shrunken(layer, ratio)
+            or _decaying(layer, ratio)
+            or _from_large_inputs(layer, ratio)
+            or _reckless(layer, ratio, again)
+        )
         yield Found(layer, "warning" if again else "info", cause)
 
 
@@ -85,4 +97,18 @@ def _shrunken(layer: LayerContext, ratio: float) -> Cause | None:
         else f"Look for what shrinks {layer.name}.weight: a penalty in the loss, a decay or a projection of your own.",
         references.MEHTA,
         {"update_ratio": ratio, "norm_left": left},
+    )
+
+
+def _decaying(layer: LayerContext, ratio: float) -> Cause | None:
+    """The cause, where weight decay alone makes most of each step."""
+    part = step_of_decay(layer.observed)
+    if part < ratio / 2:
+        return None
+    return causes.DECAYED.because(
+        f"a typical step changes the weights by {ratio:.2g} of their norm, and weight decay"
+        f" {layer.observed.weight_decay:g} alone takes {part:.2g} of it at each step",
+        f"{against_decay(layer, KERNEL)}.",
+        references.ADAMW,
+        {"update_ratio": ratio, "of_decay": part},
     )

@@ -248,3 +248,18 @@ def activations_are_cut_off_far_below_what_they_are() -> DeadKernelMonitor:
     assert never_moved
     assert set(never_moved) <= set(last(monitor)["net.first"].saturated)
     return monitor
+
+
+@situation(
+    "https://cs231n.github.io/neural-networks-2/",
+    first="dead_channels net.1: shift driven negative",
+    besides=("dead_channels net.3: upstream dead", "starved_channels net.3: *", "dead_channels net.3: *"),
+    advice=("how it is initialised",),
+    never=("the draw of the initial weights", "learning rate"),
+)
+def all_biases_of_a_layer_begin_at_minus_eight() -> DeadKernelMonitor:
+    net = mlp(64, 32, 32, 10)
+    nn.init.constant_(net[1].bias, -8.0)
+    pictures = digits().tensors[0]
+    assert not bool((net[1](pictures.flatten(1)) > 0).any())
+    return train(net)

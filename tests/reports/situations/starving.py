@@ -408,3 +408,47 @@ def a_critic_that_meets_all_margins_of_its_hinge_loss_has_nothing_left_to_learn(
     assert eye.without_gradient("net.3.weight") == [0]
     assert last(monitor)["net.3"].dead == []
     return monitor
+
+
+class Segmenter(nn.Module):
+    """A U-Net of two steps down and two up, whose output layer begins with a bias."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.up2, self.join2 = nn.ConvTranspose2d(8, 8, 2, stride=2), nn.Conv2d(16, 8, 3, padding=1)
+        self.up1, self.join1 = nn.ConvTranspose2d(8, 8, 2, stride=2), nn.Conv2d(16, 8, 3, padding=1)
+        self.out = nn.Conv2d(8, 1, 1)
+        nn.init.constant_(self.out.bias, bias)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        first = self.down1(pictures).relu()
+        second = self.down2(F.max_pool2d(first, 2)).relu()
+        inner = self.middle(F.max_pool2d(second, 2)).relu()
+        second = self.join2(torch.cat([self.up2(inner), second], 1)).relu()
+        return self.out(self.join1(torch.cat([self.up1(second), first], 1)).relu()).sigmoid()
+
+
+@situation(
+    "https://arxiv.org/abs/1505.04597",
+    first="saturated_channels net.out: saturated",
+    besides=(
+        "starved_channels net.*: *",
+        "no_gradient net.*: no gradient downstream",
+        "dead_channels net.*: born dead",
+    ),
+    advice=("Look at its bias of -120",),
+    never=("the graph does not show",),
+)
+def a_unet_whose_output_is_shut_by_its_bias_learns_nothing_anywhere() -> DeadKernelMonitor:
+    """What is brought up and what is passed on stand side by side before a convolution, and both are held up."""
+    pictures = digits().tensors[0]
+    net = Segmenter(-120.0)
+    before = [parameter.clone() for parameter in net.parameters()]
+    monitor = train(net, data=TensorDataset(pictures, (pictures > 0.5).float()), loss=F.mse_loss)
+    assert all(torch.equal(now, then) for now, then in zip(net.parameters(), before, strict=True))
+    (problem, *others) = last(monitor).problems
+    assert {finding.layer for finding in problem.findings} == {layer.name for layer in last(monitor).watched}
+    assert all(finding.kind == "dead_channels" for other in others for finding in other.findings)
+    return monitor
