@@ -19,9 +19,8 @@ from lightning_deadkernel.diagnosis.inputs import (
     is_off_centre,
     off_scale,
 )
-from lightning_deadkernel.diagnosis.layer_past import NEVER
+from lightning_deadkernel.diagnosis.layer_past import NEVER, PLAIN
 from lightning_deadkernel.diagnosis.weight_causes import (
-    PLAIN,
     channel_cause,
     decayed,
     decayed_first,

@@ -119,7 +119,9 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
     )
     text += ", where the slope is next to zero"
     text += "; no gradient comes back" if stopped == int(channels.sum()) else f"; {of_them}" if stopped else ""
-    evidence: Evidence = ({} if share is None else {"saturated_share": share}) | {"without_gradient": stopped}
+    evidence: Evidence = {"without_gradient": stopped}
+    if share is not None:
+        evidence = {"saturated_share": share, **evidence}
     if data is not None and off is not None:
         return causes.SATURATED.because(
             f"{text}; {told(data, layer.name, off)}",

@@ -29,9 +29,9 @@ from lightning_deadkernel.diagnosis.causes import Cause
 from lightning_deadkernel.diagnosis.classify import SHRUNK
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.inputs import entrance, is_large, off_scale
-from lightning_deadkernel.diagnosis.layer_past import step_of_decay
+from lightning_deadkernel.diagnosis.layer_past import PLAIN, step_of_decay
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.weight_causes import KERNEL, PLAIN, against_decay, decay_reaches
+from lightning_deadkernel.diagnosis.weight_causes import KERNEL, against_decay, decay_reaches
 
 
 @rule(
