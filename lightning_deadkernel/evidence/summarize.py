@@ -206,7 +206,8 @@ def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segment
     if not observer.window.steps.scaled:
         entry["non_finite_gradients"] = int((bad > 0).sum())
     entry["penalised"] = facts.penalised
-    if facts.penalised and not facts.source_penalised and facts.off_gradient is None:
+    told = facts.off_gradient is None or not gradient.any()  # with no gradient anywhere, others have none to share
+    if facts.penalised and not facts.source_penalised and told:
         entry["weight_gradient"] = None  # what a penalty in the loss adds to the kernel tells nothing; its source does
 
 

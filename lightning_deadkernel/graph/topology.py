@@ -21,9 +21,11 @@ from lightning_deadkernel.graph.ops import (
     CONVOLUTIONS,
     MATMULS,
     NORMS,
+    SAVED_DATA,
     SEQUENCE_OPS,
     VIEWS,
     canonical,
+    peek,
 )
 from lightning_deadkernel.graph.parts import Part, selection
 
@@ -198,8 +200,7 @@ class Topology:
                 if None not in [None if side is None else below[side[0]] for side in sides]:
                     made = True
                 else:  # what has no gradient is data, unless a parametrization makes a weight so (spectral norm's W v)
-                    owners = [self.table.by_leaf.get(parameter) for parameter in union]
-                    made = None in sides and any(owner is not None and owner.reparametrized for owner in owners)
+                    made = None in sides and self._is_of_parametrization(index, name, union)
                 below[index] = union if made and self._is_weight_side(index) else None
             elif parts and None not in parts and not (None in values and self._meets_data(index, name)):
                 below[index] = union if len(union) <= MOST_PARAMETERS else None
@@ -213,6 +214,17 @@ class Topology:
         out = self.shapes[index][0]
         shapes = [self.shape(value) for value in values if value is not None]
         return prod(out) > max(map(prod, shapes)) or len(out) > max(map(len, shapes))
+
+    def _is_of_parametrization(self, index: int, name: str, parameters: frozenset[int]) -> bool:
+        """Whether what has no gradient in a product of parameters is a parametrization's: a vector, or a buffer."""
+        found = (self.table.by_leaf.get(parameter) for parameter in parameters)
+        owners = [owner for owner in found if owner is not None and owner.reparametrized]
+        if not owners or len(self.shapes[index][0]) < 2:
+            return bool(owners)
+        held = {buffer.data_ptr() for owner in owners for buffer in owner.module.buffers()}
+        operands = [peek(self.nodes[index], saved) for saved in SAVED_DATA.get(name, {}).values()]
+        dense = [one for one in operands if isinstance(one, Tensor) and one.layout is torch.strided]
+        return any(one.data_ptr() in held for one in dense)
 
     def _is_weight_side(self, index: int) -> bool:
         """Whether a product of parameters first meets another kernel op as its weight, not as its input."""

@@ -211,6 +211,7 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
         "something else than 0",
     ),
     "a shift behind the activation": (lambda: behind(lambda net, h: F.relu(h) + 1.0), "something else than 0"),
+    "a number for what is off": (lambda: behind(lambda net, h: F.threshold(h, 0.1, 0.7)), "something else than 0"),
     "tied weights": (tied, "tied"),
     "weight norm": (
         lambda: chain(weight_norm(conv(dead=DEAD)), images(), nn.Conv2d(8, 2, 1)),

@@ -199,7 +199,9 @@ def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
         without = (shut & (truth.kernel_gradient == 0)).nonzero().flatten().tolist()
         ops = {op.name for op in oracle.program.ops}
         said = {"dead", "unknown", "excluded", *(("zero-gradient",) if ops & UNTOLD else ())}
-        missed = [] if "maximum_of_two" in ops else [channel for channel in without if states[channel] not in said]
+        shifted = _behind_a_shift(layer.name, oracle)  # at exactly 0 some rectifiers let a shift learn
+        missed = [c for c in without if states[c] not in said and not (states[c] == "silent" and c in shifted)]
+        missed = [] if "maximum_of_two" in ops else missed
         yield from say(f"shut by rectifiers, called {_words(states, missed)}", missed, "never passed any of them")
 
 
@@ -207,8 +209,9 @@ def _behind_a_shift(layer: str, oracle: Oracle) -> list[int]:
     """Channels that are constant, or cut off by a scale of zero, where the shift of a norm may learn in their place."""
     truth, ops = oracle.truths[layer], oracle.program.ops
     penalised = any(op.name == "penalty" and op.options["layer"] == layer for op in ops)
-    cancelled = any(op.name.startswith("minus_") or op.name == "standardised" for op in ops)  # a bias, by the mean
-    norms = {op.target for op in ops if op.name.endswith("_norm") and (not penalised or layer in op.args)}
+    cancelled = any(op.name.startswith("minus_") or op.name in ("standardised", "rms_norm") for op in ops)  # a bias
+    shifting = [op for op in ops if op.name.endswith("_norm") and op.name != "rms_norm"]
+    norms = {op.target for op in shifting if not penalised or layer in op.args}
     if (
         penalised and not norms and (not truth.has_bias or cancelled)
     ):  # nothing tells the gradient of the loss from the penalty's

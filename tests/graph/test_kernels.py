@@ -175,6 +175,19 @@ def test_reparametrized_weights_are_one_layer_with_its_own_name(kind: str, base:
     assert report["first"].kind == ("Conv2d" if base == "conv" else "Linear")
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", REWEIGHTED)
+def test_data_that_a_reparametrized_layer_makes_for_the_right_of_a_product_is_no_weight(kind: str) -> None:
+    net = Net(
+        lambda net, x: net.other(x) @ net.first(x).t(),
+        first=REWEIGHTED[kind](nn.Linear(5, 8)),
+        other=nn.Linear(5, 8),
+    )
+    report = watch(net, rows(8, 5))
+    assert {layer.name: len(layer.states) for layer in report.layers} == {"other": 8, "first": 8}
+    assert {layer.activation for layer in report.layers} == {"attention"}
+
+
 def test_a_module_called_twice_is_dead_only_where_it_fires_in_neither_call() -> None:
     both = conv(3, 3, dead=[1])
     with torch.no_grad():

@@ -365,6 +365,22 @@ def test_beside_a_penalty_on_the_kernel_the_bias_tells_whether_anything_listens(
     assert (layer.starved, layer.activation) == (list(DEAD), "relu")
 
 
+def test_beside_a_penalty_what_a_norm_over_channels_passes_on_is_not_the_penaltys() -> None:
+    class Penalised(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            met = (1 + self.head(self.norm(self.fc(batch[0])))).clamp(min=0).square().mean()
+            return met + self.fc.weight.square().sum()
+
+    def states(level: float) -> set[str]:
+        head = nn.Linear(8, 2)
+        nn.init.constant_(head.bias, level)
+        net = Penalised(lambda net, x: x, fc=nn.Linear(5, 8), norm=nn.LayerNorm(8), head=head)
+        return set(watch(net, rows(8, 5))["fc"].states)
+
+    assert states(0.0) == {"active"}
+    assert states(-100.0) == {"zero-gradient"}  # the margins are met, so that nothing comes back
+
+
 def test_what_is_written_over_a_part_of_the_channels_hides_no_activation_of_the_others() -> None:
     def half(x: Tensor) -> Tensor:
         out = x.clone()

@@ -51,6 +51,12 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], str, str]] = {
 }
 
 
+@pytest.mark.parametrize("form", ["x * (x > 0)", "x * (x > 0).float()", "JumpReLU"])
+def test_a_layer_that_no_mask_lets_through_is_dead_as_a_whole(form: str) -> None:
+    layer = watch(between(lambda net, x: torch.sigmoid(FORMS[form][0](x - 100))), images())["conv"]
+    assert (layer.activation, layer.dead) == ("mask", list(range(8)))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_written_out_activation_is_read_and_names_its_off_channels(form: str) -> None:
     f, label, state = FORMS[form]

@@ -100,6 +100,8 @@ def conv_transposed(net: Network, me: Op, x: Tensor) -> Tensor:
 def again(net: Network, me: Op, x: Tensor) -> Tensor:
     """The same module a second time."""
     name = me.options["layer"]
+    if net.kernels[name].leaves()[0].ndim not in (2, x.ndim):
+        raise ValueError("it would take a batch for one sample")
     net.read(x)
     return net.seen(name, net.get_submodule(name)(x), -1 if net.kernels[name].leaves()[0].ndim == 2 else 1)
 
