@@ -90,12 +90,16 @@ def describe(
 def describe_briefly(report: ReportRecord) -> Document:
     """What one wants to see when a training ends: the layers with something to say, and the first problem."""
     findings = sentences.by_severity(report.findings)
-    stated = report.problems[0].findings if report.problems else findings[:1]
+    of_most = max(findings, key=lambda one: (SEVERITIES.index(one.severity), len(one.channels)), default=None)
+    stated = report.problems[0].findings if report.problems else (of_most,)
     further = [finding for finding in findings if finding not in stated]
     rest = f"Further: {sentences.tally(further)}, in the report." if further else ""
+    if of_most is not None and of_most.severity == "info":
+        rest += f"{' ' * bool(rest)}None of it is a problem by itself."
     healthy = not findings and bool(report.watched)
     opening = sentences.verdict(report) if not findings else sentences.watched_and_not(report)
-    first = [_problem(report, report.problems[0], full=False)] if report.problems else _others(report)[:1]
+    first = [_statement(report, of_most)] if of_most is not None else []
+    first = [_problem(report, report.problems[0], full=False)] if report.problems else first
     blocks = [
         Paragraph(opening, "good" if healthy else "plain"),
         _brief_table(report),

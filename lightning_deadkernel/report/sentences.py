@@ -192,10 +192,12 @@ def watched_and_not(report: ReportRecord) -> str:
     if report.audited is None and report.window:
         words = {
             "sampled activation": "by their activations on sampled steps only",
-            "gradient": "by gradients only (no activation to read), so none of their kernels is called dead",
+            "gradient": "by gradients only (no activation to read), so none of those kernels is called dead",
             "weight": "by their weights only",
         }
-        parts += [f"{n:,} of these layers {words[kind]}" for kind, n in weaker.items()]
+        every = "the layer" if len(report.watched) == 1 else "all of these layers"
+        for kind, n in weaker.items():
+            parts.append(f"{f'{n:,} of these layers' if n < len(report.watched) else every} {words[kind]}")
     certified_dead = sum(len(layer.certified_dead) for layer in report.watched)
     if certified_dead:
         dead = sum(len(layer.dead) for layer in report.watched)

@@ -253,4 +253,4 @@ def test_sparse_weights_by_a_mask_or_by_dead_channels_say_so() -> None:
     dead: dict[str, Any] = off(0, 1, 2) | {"weight_sparsity": 0.75}
     finding = begun().next(layer(**dead)).only("sparse_weights")
     assert (finding.cause_word, finding.severity) == ("dead channels", "warning")
-    assert "3 of 4 channels are dead or zero" in finding.cause
+    assert "3 of 4 kernels are dead or zero" in finding.cause

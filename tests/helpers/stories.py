@@ -399,7 +399,7 @@ STORIES: dict[str, Callable[[], Run]] = {
         {}, {"weight_sparsity": 0.6, "masked": each(True, True, True, False), **ZERO}
     ),
     "dead channels take their weights with them": lambda: two_windows({}, {"weight_sparsity": 0.6, **ALL_OFF}, alive()),
-    "most weights are near zero": lambda: two_windows({}, {"weight_near_zeros": 0.6}),
+    "many weights are near zero": lambda: two_windows({}, {"weight_near_zeros": 0.6}),
     "inputs are always off": lambda: two_windows(
         {}, {"weight_near_zeros": 0.6, "input_largest": torch.tensor([1e-6] * 6 + [1.0] * 4)}
     ),
@@ -424,9 +424,10 @@ STORIES: dict[str, Callable[[], Run]] = {
         layer("critic", **SIGMOID, saturated_share=torch.ones(4)),
     ),
     "the loss sends next to nothing to one of two outputs": lambda: faint(),
-    "most weights are near zero beside a dead channel": lambda: two_windows(
+    "many weights are near zero beside a dead channel": lambda: two_windows(
         {}, {"weight_near_zeros": 0.6, **FIRST_OFF}
     ),
+    "a dead channel takes many weights with it": lambda: two_windows({}, {"weight_near_zeros": 0.3, **FIRST_OFF}),
     "experts get no token": lambda: begun().next(layer(**NO_ROW, rows="experts")),
     "codes are not used": lambda: begun().next(layer(**NO_ROW, rows="codes")),
     "a head of attention is zero": lambda: two_windows(HEAD, HEAD, begin=HEAD),
@@ -475,7 +476,7 @@ STORIES: dict[str, Callable[[], Run]] = {
         {"channel_firing_rate": each(0.0, 0.5, 0.5, 0.5)}, FIRST_OFF
     ),
     "a layer came in mid-training, and a kernel of it never fired": lambda: late(),
-    "most weights of a file are near zero": lambda: file(weight_near_zeros=0.6),
+    "many weights of a file are near zero": lambda: file(weight_near_zeros=0.6),
     "values were NaN": lambda: two_windows({}, {"non_finite_gradients": 1} | FIRST_OFF, alive()),
     "no gradient was looked at": lambda: two_windows(
         {}, {"gradient": None, "weight_gradient": None, "fired": each(False, True, True, True)}

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from helpers.example_reports import healthy_report, malicious_report, sick_report
-from helpers.reports import codes
+from helpers.reports import codes, finding
 from lightning_deadkernel.report.console import LEAST_WIDTH, print_document, to_text
 from lightning_deadkernel.report.describe import describe, describe_briefly
 from lightning_deadkernel.report.document import Document, Table
@@ -77,6 +77,14 @@ def test_the_worst_finding_is_shown_with_its_advice_and_the_others_are_counted()
     assert "Initialise the weight with random values" in text
     assert "knocked out" not in text
     assert f"Further: {tally(sick_report().findings[1:])}, in the report." in text
+
+
+def test_of_remarks_alone_the_one_of_most_kernels_is_shown_and_that_none_is_a_problem() -> None:
+    few, many = (finding("dead_channels", name, range(n), "info") for name, n in (("conv1", 2), ("conv2", 9)))
+    text = to_text(describe_briefly(replace(healthy_report(), findings=(few, many, few))), 120)
+    assert "info      conv2: " in text
+    assert "conv1: " not in text
+    assert "Further: 2 info, in the report. None of it is a problem by itself." in text
 
 
 def test_of_hundreds_of_unhealthy_layers_the_worst_are_shown_and_the_others_counted() -> None:

@@ -7,9 +7,11 @@ import hashlib
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -234,13 +236,49 @@ def test_a_browser_shows_the_findings_and_makes_no_element_of_a_name(hostile: bo
         assert printable(finding.layer) in page.text
 
 
-@pytest.mark.browser
-@pytest.mark.browser
-def test_a_click_sorts_the_layers_and_the_pointer_tells_of_a_kernel(tmp_path: Path) -> None:
+@pytest.fixture
+def driver() -> Iterator[Any]:
     selenium = pytest.importorskip("selenium.webdriver")
     driver_path = shutil.which("chromedriver")
     if CHROMIUM is None or driver_path is None:
         pytest.skip("no chromium and chromedriver on PATH")
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,2000"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(driver_path))
+    yield driver
+    driver.quit()
+
+
+BEHIND_THE_NAME = """
+const name = [...document.querySelectorAll(".finding code")].find(code => code.textContent.includes("שלום"));
+const range = document.createRange();
+range.selectNodeContents(name.nextSibling);
+return range.getClientRects()[0].left - name.getBoundingClientRect().right;
+"""
+
+
+@pytest.mark.browser
+def test_a_name_from_right_to_left_turns_over_nothing_else_and_on_paper_every_finding_is_open(
+    tmp_path: Path, driver: Any
+) -> None:
+    dead, *others = sorted(sick_report().findings, key=lambda finding: finding.kind)
+    named = replace(dead, layer="net.שלום")  # a number follows
+    replace(sick_report(), problems=(), findings=(named, *others)).save(tmp_path / "x.html")
+    driver.get((tmp_path / "x.html").as_uri())
+    assert driver.execute_script(BEHIND_THE_NAME) >= -1
+    shown = "return [...document.querySelectorAll('.finding dl')].filter(dl => dl.checkVisibility()).length"
+    assert driver.execute_script(shown) < len(others)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert driver.execute_script(shown) == len(others) + 1
+
+
+@pytest.mark.browser
+def test_a_click_sorts_the_layers_and_the_pointer_tells_of_a_kernel(tmp_path: Path, driver: Any) -> None:
+    from selenium import webdriver as selenium
+
     path = tmp_path / "report.html"
     report = sick_report()
     first = report.layers[0]
@@ -248,40 +286,32 @@ def test_a_click_sorts_the_layers_and_the_pointer_tells_of_a_kernel(tmp_path: Pa
     told = replace(first.values, sample_rate=[0.25] * 3 + [0.0] + [0.5] * 12, since=[1] * 3 + [2] + [1] * 12)
     first = replace(first, values=told, rated_samples=688)
     replace(report, layers=(first, *report.layers[1:])).save(path)
-    options = selenium.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,2000"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = selenium.Chrome(options=options, service=selenium.ChromeService(driver_path))
-    try:
-        driver.get(path.as_uri())
+    driver.get(path.as_uri())
 
-        def layers() -> list[str]:
-            return [cell.text for cell in driver.find_elements("css selector", "tbody td:first-child")]
+    def layers() -> list[str]:
+        return [cell.text for cell in driver.find_elements("css selector", "tbody td:first-child")]
 
-        dead = next(b for b in driver.find_elements("css selector", "th button") if b.text == "dead")
-        assert layers() == ["features.0", "features.3", "attention.mix", "head"]
-        dead.click()
-        assert layers()[:2] == ["features.3", "features.0"]
-        dead.click()
-        assert layers()[:2] == ["features.0", "features.3"]
-        strip = driver.find_element("css selector", ".strip")
-        svg = strip.find_element("css selector", "svg")
-        before = strip.find_element("css selector", ".soft").text
-        cell = svg.size["width"] / 16
-        place = round(-svg.size["width"] / 2 + 3.5 * cell)
-        selenium.ActionChains(driver).move_to_element_with_offset(svg, place, 0).perform()
-        told = strip.find_element("css selector", ".soft").text
-        seen = "since window 2, fires 0%, fires on 0 of 688 samples"
-        assert told == f"kernel 3: dead, {seen}, norm 1.0e-12, gradient 0, certified no"
-        selenium.ActionChains(driver).move_to_element(dead).perform()
-        assert strip.find_element("css selector", ".soft").text == before
-        assert driver.get_log("browser") == []
-    finally:
-        driver.quit()
+    dead = next(b for b in driver.find_elements("css selector", "th button") if b.text == "dead")
+    assert layers() == ["features.0", "features.3", "attention.mix", "head"]
+    dead.click()
+    assert layers()[:2] == ["features.3", "features.0"]
+    dead.click()
+    assert layers()[:2] == ["features.0", "features.3"]
+    strip = driver.find_element("css selector", ".strip")
+    svg = strip.find_element("css selector", "svg")
+    before = strip.find_element("css selector", ".soft").text
+    cell = svg.size["width"] / 16
+    place = round(-svg.size["width"] / 2 + 3.5 * cell)
+    selenium.ActionChains(driver).move_to_element_with_offset(svg, place, 0).perform()
+    told = strip.find_element("css selector", ".soft").text
+    seen = "since window 2, fires 0%, fires on 0 of 688 samples"
+    assert told == f"kernel 3: dead, {seen}, norm 1.0e-12, gradient 0, certified no"
+    selenium.ActionChains(driver).move_to_element(dead).perform()
+    assert strip.find_element("css selector", ".soft").text == before
+    assert driver.get_log("browser") == []
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_a_browser_paints_the_states_in_their_colours(tmp_path: Path) -> None:
     plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib reads the picture")

@@ -94,6 +94,10 @@ def _reports() -> dict[str, Report]:
         "weaker evidence": replace(
             healthy, layers=(replace(read, evidence="sampled activation"), replace(silent, evidence="weight"))
         ),
+        "one layer": replace(healthy, layers=(replace(read, evidence="gradient"),)),
+        "two layers": replace(
+            healthy, layers=(replace(read, evidence="gradient"), replace(silent, evidence="gradient"))
+        ),
     }
 
 
@@ -105,6 +109,13 @@ def _heads() -> str:
     many = [replace(row, name=f"{row.name}.{k}") for k in range(9) for row in sick_report().layers]
     table = to_text(describe_briefly(replace(sick_report(), layers=tuple(many))), width=120)
     parts += ["## many layers", "", *(f"- {line}" for line in table.splitlines() if line.startswith("... ")), ""]
+    brief = to_text(describe_briefly(_reports()["remarks alone"]), width=120)
+    parts += [
+        "## a training ends with remarks alone",
+        "",
+        *(f"- {x}" for x in brief.splitlines() if "Further" in x),
+        "",
+    ]
     return "\n".join([*parts, "## states", "", *(f"- {word.name}: {word.meaning}" for word in SHOWN), ""])
 
 

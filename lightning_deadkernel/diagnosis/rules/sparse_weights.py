@@ -1,4 +1,4 @@
-"""Layers most of whose weights are zero or next to it.
+"""Layers many of whose weights are zero or next to it.
 
 ## What it finds
 
@@ -34,7 +34,7 @@ GAUSSIAN_NEAR_ZERO, GAUSSIAN_GINI = 0.0080, 0.414
 
 
 @rule(
-    "most weights are near zero",
+    "many weights are near zero",
     causes.PRUNED,
     causes.DEAD_CHANNELS,
     causes.DEAD_INPUTS,
@@ -58,8 +58,10 @@ def sparse_weights(context: WindowContext) -> Iterator[Found]:
             kind, verdict, advice = causes.PRUNED, "a pruning mask made it so", "Nothing to fix."
         elif gone and (zeros > lines.zero_share or 2 * gone > near * observed.channels):
             severity, kind = "warning" if zeros > lines.zero_share else "info", causes.DEAD_CHANNELS
-            verdict = f"{gone} of {observed.channels} channels are dead or zero and take their weights with them"
-            advice = "See to those channels first; what they held is capacity lost and can be pruned."
+            does = "are dead or zero and take their weights with them"
+            does = does if gone > 1 else "is dead or zero and takes its weights with it"
+            verdict = f"{gone} of {observed.channels} kernels {does}"
+            advice = "See to dead and zero kernels first; what they held is capacity lost and can be pruned."
         elif 2 * (columns := _dead_inputs(layer)) > near and columns > 0 and (off := _always_off(layer)):
             kind = causes.DEAD_INPUTS
             verdict = f"{columns:.0%} of its inputs are read by no weight of any size, in no kernel, as {off} leave"
@@ -68,8 +70,8 @@ def sparse_weights(context: WindowContext) -> Iterator[Found]:
             advice += f"; see to {', '.join(observed.producers)}." if observed.producers else "."
         else:
             kind = causes.HEAVY_TAILS
-            none = "no kernel is zero" if context.window.audited else "no channel is dead"
-            verdict = "dead or zero channels do not explain it" if gone else none
+            none = "no kernel is zero" if context.window.audited else "no kernel is dead"
+            verdict = "dead or zero kernels do not explain it" if gone else none
             verdict += ", so it is what training, weight decay or an L1 term made of the layer"
             advice = "Normal in a trained layer: nothing to fix. Such a layer prunes well by magnitude."
         evidence: Evidence = {"weight_zeros": zeros, "weight_near_zeros": near, "gini": gini}
