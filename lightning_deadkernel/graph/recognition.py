@@ -79,6 +79,7 @@ def _hand_made_mask(graph: Topology, index: int, position: int, trace: Trace) ->
     if other.dtype is not torch.bool:
         # Dropout scales what it keeps by 1/(1-p) > 1; a hand-made mask x * (x > 0) keeps it as it is.
         kept = other[other != 0]
-        if kept.numel() == other.numel() or not bool((kept == 1).all()):
+        # One that keeps nothing may be of the kernels' making or data, a schedule's zero: nothing tells which.
+        if not kept.numel() or kept.numel() == other.numel() or not bool((kept == 1).all()):
             return None
     return _full_mask(graph, index, saved, trace, keeps=True)
