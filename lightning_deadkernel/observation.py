@@ -379,11 +379,12 @@ class NonFinite:
     """Optimizer steps taken when that step had ended."""
     layer: str
     """In which layer it began, as far as is known."""
-    place: Literal["activation", "loss", "unread loss", "backward", "unknown"]
-    """Where: its activation is the first in forward order that was not finite; what follows it, the last whose
-    activation is readable, as all these were finite and the loss was not; the loss of a step on which no activation was
-    read; in the backward pass behind it, as what lies nearer to the loss had finite gradients; unknown, as gradients of
-    all layers were not finite, and no activation was read on that step."""
+    place: Literal["data", "activation", "loss", "unread loss", "backward", "unknown"]
+    """Where: what it is given, which no layer in the graph has made; its activation, the first in forward order that
+    was not finite; what follows it, the last whose activation is readable, as all these were finite and the loss was
+    not; the loss of a step on which no activation was read; in the backward pass behind it, as what lies nearer to the
+    loss had finite gradients; unknown, as gradients of all layers were not finite, and no activation was read on that
+    step."""
     largest_update: float = 0.0
     """Largest ||dW|| / ||W|| of the steps before it that were looked at, in its window."""
 

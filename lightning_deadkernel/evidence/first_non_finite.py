@@ -27,6 +27,9 @@ def first_non_finite(observer: Observer, seen: Seen, optimizer_steps: int, globa
     step = global_step - optimizer_steps - (-(marks(first) + 1) * max(1, optimizer_steps) // backwards)
     blown = [name for name in order if forward[name] == first]
     bad = [name for name in backward if backward[name] == first]
+    data = seen.counts.bad_data if bad_loss == first else None
+    if data in facts and not any(facts[name].order < facts[data].order for name in blown):
+        return NonFinite(step, data, "data")
     if blown:
         return NonFinite(step, blown[0], "activation")
     if bad_loss == first:

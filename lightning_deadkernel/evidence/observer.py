@@ -127,7 +127,8 @@ class Observer:
         """Reads this step's activations where some channel has not fired yet, and all of them on a sampled step; for
         pictures also what the network makes of one sample."""
         window = self.window
-        sampled = window.is_first_bad_loss(loss) or sampled  # the graph shows where that began
+        began = window.is_first_bad_loss(loss)
+        sampled = began or sampled  # the graph shows where that began
         if self._looked_up:
             self._looked_up = {}
         if window.settled and not sampled:
@@ -147,7 +148,7 @@ class Observer:
         window.add_graph(found.names, found.compiled)
         if not found.compiled:
             if sampled:
-                self._read_data(nodes, found)
+                self._read_data(nodes, found, began)
             self._read(nodes, found, sampled)
             self._read_lookups(nodes, found)
             if for_pictures:
@@ -204,13 +205,16 @@ class Observer:
         if seen:
             channels.read_activations(seen)
 
-    def _read_data(self, nodes: list[Any], found: StepMap) -> None:
-        """Takes the size of what enters the network, once a window."""
-        entering = self.window.entering
+    def _read_data(self, nodes: list[Any], found: StepMap, began: bool) -> None:
+        """Takes the size of what enters the network, once a window, and where NaN `began` also whether it is finite."""
+        entering, counts = self.window.entering, self.window.counts
         for name, (place, saved, features) in found.entrances.items():
-            data = None if name in entering else peek(nodes[place], saved)
+            data = peek(nodes[place], saved) if began or name not in entering else None
             if isinstance(data, Tensor) and data.is_floating_point() and data.layout is torch.strided and data.numel():
-                entering[name] = offset_and_spread(data, features)
+                if name not in entering:
+                    entering[name] = offset_and_spread(data, features)
+                if began and counts.bad_data is None and not bool(data.isfinite().all()):
+                    counts.bad_data = name
 
     def _looks_of(self, found: StepMap) -> dict[int, Look]:
         """Place of a read in a map -> how it is read on ordinary steps."""

@@ -46,6 +46,8 @@ class Counts:
     """Backwards whose pending activations were not read (compiled steps)."""
     bad_loss: int | None = None
     """Place among the backwards of the first whose loss was NaN or infinite."""
+    bad_data: str | None = None
+    """First layer that was given NaN or infinite data on that backward, of what no parameter had made."""
     bad_loss_read: bool = True
     """Whether activations were read on that backward: where the loss is looked at before it (on the CPU)."""
 
@@ -187,6 +189,7 @@ class OpenWindow:
             now.backwards,
             now.unread,
             now.bad_loss,
+            now.bad_data,
             now.bad_loss_read,
         )
 
@@ -254,6 +257,7 @@ class OpenWindow:
         counts = replace(
             self.counts,
             bad_loss=first.bad_loss,
+            bad_data=first.bad_data,
             bad_loss_read=first.bad_loss_read,
             samples=None if None in samples else sum(samples),
             unread=max(other["counts"].unread for other in shared),

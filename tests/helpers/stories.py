@@ -368,6 +368,7 @@ STORIES: dict[str, Callable[[], Run]] = {
         {}, {"depth": 0, "consumers": (), "gating": None, "fired": None, **NO_GRADIENT}, alive()
     ),
     "a gradient is NaN": lambda: growing(1.0, 1.0, largest=0.3, non_finite_gradients=7),
+    "NaN came with the data": lambda: not_finite("data", norms=torch.full((4,), math.nan)),
     "NaN began in an activation": lambda: not_finite("activation", producers=()),
     "NaN began before the first step": lambda: not_finite("loss", step=1),
     "NaN began in the loss": lambda: not_finite("loss"),

@@ -120,7 +120,9 @@ def test_nan_in_the_inputs_is_told_of_the_layer_that_reads_them():
     run = train_twice(Deep, data=lambda: spoilt(7), max_epochs=1, log_every_n_steps=1000)
     finding = finding_of(run.report)
     assert Deep.noted[0] == (8, "net.0") == (finding.evidence["step"], finding.layer)
-    assert "in the inputs of that step" in finding.advice
+    assert "what enters net.0 was, which no layer in the graph of that step had made" in finding.cause
+    assert "Look at the data of that step" in finding.advice
+    assert "learning rate" not in finding.advice
     assert run.report.non_finite_batches == 5  # from that step on the weights are NaN
     assert "7 of 12 batches were finite" in run.report.to_markdown()
 

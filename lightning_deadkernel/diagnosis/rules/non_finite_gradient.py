@@ -49,13 +49,14 @@ def non_finite_gradient(context: WindowContext) -> Iterator[Found]:
             evidence["layers"] = len(group)
         where = None if together else group[0]
         if began is not None:
-            in_layer = began.place in ("activation", "backward")
+            in_layer = began.place in ("data", "activation", "backward")
             where, evidence["step"] = context.by_name.get(began.layer) if in_layer else None, began.step
         severity: Severity = "error" if any(layer.is_lost for layer in group) else "warning"
         yield Found(where, severity, _overflow(context, lost, began), evidence)
 
 
 PLACES = {
+    "data": "what enters {layer} was, which no layer in the graph of that step had made",
     "activation": "the activation of {layer} was the first in forward order",
     "loss": "the loss was, while all activations that could be read were finite, that of {layer} the last of them: most"
     " likely it came of what follows there (a number too large, log of 0, 0/0, a softmax all of whose entries are"
@@ -77,6 +78,14 @@ def _overflow(context: WindowContext, lost: bool, began: NonFinite | None) -> Ca
         text = f"the first values that were NaN or infinite came at step {began.step:,}: "
         text += PLACES[began.place].format(layer=began.layer)
     reader = None if began is None else context.by_name.get(began.layer)
+    if began is not None and began.place == "data":
+        then = " Then go back to the last checkpoint with finite weights." if lost else ""
+        return causes.OVERFLOW.because(
+            text + ("; the weights hold it too: nothing they compute is a number any more" if lost else ""),
+            f"Look at the data of that step as it enters {began.layer}: a missing value, a division by a standard"
+            f" deviation of zero, a log of zero.{then}",
+            references.MIXED,
+        )
     inputs = began is not None and began.place == "activation" and reader is not None and not reader.observed.producers
     return causes.OVERFLOW.because(
         text
