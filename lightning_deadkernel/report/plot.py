@@ -37,8 +37,15 @@ def plot(reports: Sequence[Any], kind: str) -> Plot:
     if kind not in DRAW:
         kinds = ", ".join(map(repr, DRAW)) or "those of lightning_deadkernel.figures, which is not imported"
         raise ValueError(f"Expected `kind` to be one of {kinds}, but got {kind!r}.")
-    figure = DRAW[kind](reports)
-    if figure is None:
-        raise ValueError(f"The report has nothing for the picture {kind!r}; others: {', '.join(DRAW)}.")
+    try:
+        figure = DRAW[kind](reports)
+        if figure is None:
+            there = ", ".join(name for name, draw in DRAW.items() if draw(reports) is not None) or "none"
+            raise ValueError(
+                f"The report has nothing for the picture {kind!r} (weights and images are in the latest report of a"
+                f" training only, not in its files); pictures that it has: {there}."
+            )
+    except ModuleNotFoundError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'lightning-deadkernel[plots]'.") from error
     axes = figure.axes
     return Plot(figure, axes[0] if len(axes) == 1 else axes)

@@ -329,7 +329,7 @@ class ReportRecord:
             if layer.name == name:
                 return layer
         names = [layer.name for layer in self.layers]
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.3) or names[:3]
         raise KeyError(f"no layer named {name!r}; near names: {', '.join(map(repr, near))}")
 
     @cached_property

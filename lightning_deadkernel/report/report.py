@@ -186,8 +186,10 @@ class Report(ReportRecord):
 
 
 def _frame(rows: list[dict[str, object]]) -> DataFrame:
-    from pandas import DataFrame
-
+    try:
+        from pandas import DataFrame
+    except ModuleNotFoundError as error:
+        raise ImportError("Data frames need pandas: pip install 'lightning-deadkernel[dataframe]'.") from error
     return DataFrame(rows)
 
 

@@ -30,8 +30,17 @@ def test_the_overview_is_what_is_drawn_unless_another_is_asked_for() -> None:
     assert report.plot().figure.get_suptitle() == report.plot("overview").figure.get_suptitle()
     with pytest.raises(ValueError, match=r"to be one of 'overview', .*, 'kernel_map', .*, but got 'overviews'\."):
         report.plot("overviews")
-    with pytest.raises(ValueError, match="nothing for the picture 'weights'"):
+    with pytest.raises(ValueError, match=r"nothing for the picture 'weights' .* it has: overview, .*, update_ratios\."):
         report.compact().plot("weights")
+
+
+def test_what_a_missing_package_is_installed_by_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"matplotlib: pip install 'lightning-deadkernel\[plots\]'"):
+        history()[-1].plot()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pandas: pip install 'lightning-deadkernel\[dataframe\]'"):
+        history()[-1].to_dataframe()
 
 
 def test_the_monitor_draws_all_windows() -> None:

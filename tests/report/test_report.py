@@ -340,6 +340,8 @@ def test_a_dataframe_has_a_row_a_layer_and_one_a_channel() -> None:
 def test_an_unknown_layer_is_told_with_near_names() -> None:
     with pytest.raises(KeyError, match=r"no layer named 'feature\.0'; near names: 'features\.0'"):
         sick_report()["feature.0"]
+    with pytest.raises(KeyError, match="no layer named 0; near names: "):
+        sick_report()[0]  # type: ignore[index]
 
 
 def test_the_summary_counts_watched_channels_only() -> None:
