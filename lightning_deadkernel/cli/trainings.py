@@ -193,10 +193,12 @@ class Trainings:
         text = log.read_text(encoding="utf-8", errors="replace")
         found = _ERROR.findall(text)
         last = found[-1] if found else next((line for line in reversed(text.splitlines()) if line.strip()), "")
+        if last.endswith(":"):  # the reason stands in the lines below
+            last += f" {' '.join(text[text.rindex(last) + len(last) :].split())}"
         status = training.process.returncode
         if status == 0:
             last = "it ended without a fit that was watched: is lightning-deadkernel installed where the command runs?"
-        return f"{last.strip()[:300] or f'exit status {status}'} (all of it: {log})"
+        return f"{last.strip()[:500] or f'exit status {status}'} (all of it: {log})"
 
     def _kept(self, job: Job, folder: Path) -> Run | None:
         """One that has ended, now or in an earlier trial."""

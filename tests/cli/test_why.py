@@ -290,6 +290,16 @@ def test_what_makes_no_sense_ends_with_2_and_a_line(
     assert words in capsys.readouterr().err
 
 
+def test_the_reason_why_a_command_ends_is_told_though_it_stands_in_the_lines_below(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "error: Parser key \"model\":\n  Errors:\n    - Option 'lrr' is not accepted\n"
+    (tmp_path / "main.py").write_text(f"raise SystemExit({said!r})")
+    command = ["--folder", str(tmp_path / "trial"), "--", sys.executable, str(tmp_path / "main.py"), "fit"]
+    assert main(["why", *command]) == 2
+    assert "the control failed: error: Parser key \"model\": Errors: - Option 'lrr' is not" in capsys.readouterr().err
+
+
 # -- commands of one's own --------------------------------------------------------------------------------------------
 
 SCRIPT = """
