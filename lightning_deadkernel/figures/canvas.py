@@ -20,6 +20,7 @@ from lightning_deadkernel.errors import printable
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.sentences import epochs
 from lightning_deadkernel.report.states import COLOURS, WORDS
+from lightning_deadkernel.report.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,8 @@ _BOLD_EM, _EM = 0.62, 0.58
 """Mean width of a letter in font sizes."""
 _AROUND = 3.2
 """Font sizes that a word's patch in a legend takes, with what parts it from others."""
+_LONGEST = 8000
+"""Letters of a name in a title."""
 ZERO_KERNEL = "zero kernel"
 GREY, GRID, PALE = "#5A6670", "#E8ECEF", "#C9D1D6"
 GOOD, LINE, FAINT, BAND = "#009E73", "#0072B2", "#56B4E9", "#E69F00"
@@ -109,7 +112,8 @@ def part_of(figure: Figure, name: str, left: float, top: float, height: float) -
 
 
 def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[str]:
-    """Text broken so that it fits into `width` inches at `size` points."""
+    """Text broken so that it fits into `width` inches at `size` points; very long names are cut in their middle."""
+    text = re.sub(rf"\S{{{_LONGEST + 1},}}", lambda name: shortened(name[0], _LONGEST), text)
     return textwrap.wrap(text, int((width - 0.25) * 72 / ((_BOLD_EM if bold else _EM) * size))) or [""]
 
 

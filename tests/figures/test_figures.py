@@ -620,6 +620,14 @@ def test_all_pictures_of_a_net_of_any_depth_can_be_read(layers: int) -> None:
             assert -1 < box.x0 < box.x1 < figure.bbox.x1 + 1, f"{name}: {text.get_text()!r} leaves the page"
 
 
+def test_a_name_of_many_lines_is_cut_in_its_middle() -> None:
+    name = "stage." + "long_" * 100 + "7"
+    reports = history([(name, "Conv2d", 8, "relu"), SMALL[2]], 2, dies={name: {0: 1}})
+    for kind, figure in drawn(reports).items():
+        assert figure.get_suptitle().count("\n") <= 3, kind
+    assert "_7:1of8kernelsdead" in title(kernel_map(reports)).replace(" ", "")
+
+
 def visible_texts(figure: Any) -> list[Any]:
     """Texts that are drawn: matplotlib also keeps labels of ticks beyond the ends of an axis."""
     unseen = set()
