@@ -220,9 +220,7 @@ def _ignored_by_loss(layer: LayerContext, channels: Tensor) -> Cause:
 def has_dead_inputs(layer: LayerContext) -> bool:
     """What enters the layer is zero on all inputs: its shift has a gradient, and none of its weights ever had one."""
     observed = layer.observed
-    if observed.gradient_rms != 0 or observed.penalised or not bool(layer.with_gradient.any()):
-        return False
-    if observed.producers or underflow(observed) is not None:  # the layers before tell whether they fire
+    if observed.producers or not _has_gradient_at_shift_alone(observed):  # the layers before tell whether they fire
         return False
     shut = observed.norm_scale is not None and not bool((observed.norm_scale > 0).all())
     # weights are looked at on some steps, and the shift on all: on those that were, something must have come back
@@ -246,8 +244,9 @@ def gradient_is_taken(layer: LayerContext) -> bool:
         and all(
             producer is not None
             and producer.observed.fired is not None
+            and producer.observed.gradient is not None
             and _readers(producer) == layer.name
-            and bool((producer.observed.fired & producer.with_gradient).any())
+            and bool((producer.observed.fired & (producer.observed.gradient > FAINT)).any())
             for producer in producers
         )
     )

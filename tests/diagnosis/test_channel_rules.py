@@ -373,6 +373,34 @@ def test_a_flat_loss_is_said_once_and_not_of_every_layer() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("growth", "holds", "severity"),
+    [(None, "argmax", "error"), (3.0, "nothing is left to learn", "warning"), (75.0, "three- to tenfold", "warning")],
+)
+def test_a_loss_that_had_a_slope_before_is_told_from_one_that_never_had(
+    growth: float | None, holds: str, severity: str
+) -> None:
+    run = Run().next(start(), start("other"))
+    if growth is not None:
+        run.next(layer(), layer("other"))
+    run.next(layer(**NO_GRADIENT), layer("other", **NO_GRADIENT, norms=torch.full((4,), growth or 1.0)))
+    finding = run.only("no_gradient", None)
+    assert (finding.severity, holds in finding.advice) == (severity, True)
+    assert ("does not depend on the weights" in finding.cause) == (growth is None)
+    assert ("the kernels of other have 75 times the norm" in finding.cause) == (growth == 75.0)
+    assert "detach" not in finding.advice  # these layers are in the graph of the loss
+
+
+def test_two_layers_of_zeros_have_no_gradient_by_themselves() -> None:
+    zero: dict[str, Any] = {"norms": torch.zeros(4), "largest": torch.zeros(4)}
+    run = Run().next(start(**zero), start("other", **zero), start("third"))
+    run.next(layer(**NO_GRADIENT | zero), layer("other", **NO_GRADIENT | zero), layer("third", **NO_GRADIENT))
+    assert {finding.kind for finding in run.findings} == {"zero_kernels"}
+    run = Run().next(start(**zero), start("other"))
+    run.next(layer(**NO_GRADIENT | zero), layer("other", **NO_GRADIENT))  # of which this says nothing
+    assert run.only("no_gradient", None).cause_word == "flat loss"
+
+
 HELD: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool)}
 
 

@@ -125,6 +125,7 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         "no_gradient",
         lambda: begun().next(layer(**DARK)),
         lambda: begun().next(layer(**DARK | {"underflow_share": 0.9, "producers": ("before",)})),
+        lambda: begun().next(layer(**DARK | {"gradient": torch.full((4,), 1e-24)})),  # whose squares are zero
     ),
     "zero at initialisation": (
         "zero_kernels",
@@ -170,6 +171,7 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         lambda: taken(),
         lambda: taken(consumers=(Consumer("conv", 4), Consumer("far", 4))),  # its gradient may come from the other
         lambda: taken(fired=torch.zeros(4, dtype=torch.bool)),
+        lambda: taken(gradient=torch.full((4,), 1e-42)),  # it fires on other samples than have one
     ),
     "shrunken weights": (
         "update_too_large",

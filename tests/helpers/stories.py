@@ -442,6 +442,11 @@ STORIES: dict[str, Callable[[], Run]] = {
     "an expert is given no sample": lambda: begun().next(
         alive(), layer(excluded="nothing passed through", missed="no input", parameters=4000)
     ),
+    "a loss has come to rest": lambda: begun().next(layer(**NO_GRADIENT)),
+    "a loss has come to rest as weights have blown up": lambda: begun().next(
+        layer(**NO_GRADIENT, norms=torch.full((4,), 75.0))
+    ),
+    "a loss has no slope": lambda: Run().next(start()).next(layer(**NO_GRADIENT)),
     "a layer cannot be read": lambda: begun().next(
         alive(), layer(excluded="it is sharded", missed="unreadable", parameters=4000)
     ),

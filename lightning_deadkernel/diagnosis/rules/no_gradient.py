@@ -4,8 +4,8 @@
 
 Layers some or all of whose kernels had a gradient of exactly zero in the whole window, and that have no activation from
 which one could tell whether they fire. Where no watched layer had any gradient, the loss is flat, and it is told once,
-of the network. A layer whose bias alone has a gradient is one whose inputs are all zero,
-or whose gradient is taken away.
+of the network, with whether there was one before. A layer whose bias alone has a gradient is one whose inputs are all
+zero, or whose gradient is taken away.
 
 ## Why it matters
 
@@ -26,10 +26,11 @@ or a mask that leaves nothing, float16 without loss scaling. Single outputs that
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 
 from lightning_deadkernel.diagnosis import causes, references
-from lightning_deadkernel.diagnosis.causes import Cause
-from lightning_deadkernel.diagnosis.context import WindowContext
+from lightning_deadkernel.diagnosis.causes import Cause, Evidence
+from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import (
     NO_GRADIENT_CAUSES,
     NO_GRADIENT_KINDS,
@@ -54,7 +55,10 @@ from lightning_deadkernel.observation import OF_KERNELS
 def no_gradient(context: WindowContext) -> Iterator[Found]:
     """Channels in the state "zero-gradient", and a flat loss."""
     if context.loss_is_flat:
-        yield Found(None, "error", _flat_loss(context))
+        # two layers of zeros, one behind the other, have no gradient either, whatever the loss
+        if sum(layer.wholly("zero_kernels") for layer in context.watched) < 2:
+            cause = _flat_loss(context)
+            yield Found(None, "error" if not cause.evidence.get("last_gradient_in_window") else "warning", cause)
         return
     for layer in context.layers:
         of_all = dead_inputs if has_dead_inputs(layer) else gradient_taken if gradient_is_taken(layer) else None
@@ -72,25 +76,51 @@ def no_gradient(context: WindowContext) -> Iterator[Found]:
             yield Found(layer, "warning" if whole else "info", cause, layer.since(channels), channels)
 
 
+BLOWN_UP = 10.0
+"""Times their norm at the start from which on the outputs of kernels lie far out."""
+
+
+def _growth(layer: LayerContext) -> float:
+    """Mean norm of its kernels over what it was at the start; 0 where that is not known."""
+    first = float(layer.past.first_norm.mean())
+    now = 0.0 if layer.observed.norms is None else float(layer.observed.norms.mean())
+    return now / first if layer.past.from_start and first > 0 and now > 0 else 0.0
+
+
 def _flat_loss(context: WindowContext) -> Cause:
-    before = max(int(layer.past.last_gradient.max()) for layer in context.watched if layer.observed.channels)
-    came = before > 0
-    return causes.FLAT_LOSS.because(
-        "no gradient reached any watched layer in this window: "
-        + (
-            f"the last one came in {context.history.when(before)}, and since then the loss is on a plateau of exactly"
-            " zero slope, or cut off"
-            if came
-            else "the loss does not depend on the weights, or it is on a plateau of exactly zero slope"
-        ),
-        (
-            "Look at the value of the loss: where it is as low as it can be (margins that are all met, probabilities of"
-            " exactly 1 from huge logits), nothing is left to learn from this data. Else look for "
-            if came
-            else "Look for a detach() or no_grad() before the loss, something without a slope (round, sign, a"
-            " comparison), "
+    """Whether there was a gradient before tells a loss that has come to rest from one that never had a slope."""
+    evidence: Evidence = {"layers": len(context.watched)}
+    met = "a margin or a mask that leaves nothing of the loss"
+    last = max(int(layer.past.last_gradient.max()) for layer in context.watched if layer.observed.channels)
+    text = "no gradient reached any watched layer in this window: "
+    if last < 1:
+        return causes.FLAT_LOSS.because(
+            f"{text}the loss does not depend on the weights, or it is on a plateau of exactly zero slope",
+            f"Look for something without a slope before the loss (round, sign, argmax, a comparison), {met}, a softmax"
+            " over a single entry, outputs so far apart that it is exactly 0 and 1, or float16 gradients without loss"
+            " scaling.",
+            references.MIXED,
+            evidence,
         )
-        + "a margin or a mask that leaves nothing of the loss, or float16 gradients without loss scaling.",
-        references.MIXED,
-        {"layers": len(context.watched), **({"last_gradient_in_window": before} if came else {})},
+    evidence["last_gradient_in_window"] = last
+    text += f"the last one came in {context.history.when(last)}, and since then the loss is on a plateau of"
+    text += " exactly zero slope, or cut off"
+    growth, largest = max(((_growth(layer), layer) for layer in context.watched), key=itemgetter(0))
+    if growth > BLOWN_UP:
+        evidence["growth"] = growth
+        return causes.FLAT_LOSS.because(
+            f"{text}, and the kernels of {largest.name} have {growth:.3g} times the norm that they had at the start:"
+            " most likely the outputs lie so far out that nothing comes back",
+            f"Start again and lower {largest.rate} three- to tenfold, or warm it up over the first few hundred steps."
+            f" Where the loss is as low as it can be ({met}), nothing is left to learn.",
+            f"{references.WARMUP}; {references.CS231N}",
+            evidence,
+        )
+    return causes.FLAT_LOSS.because(
+        text,
+        f"Look at the value of the loss: where it is as low as it can be ({met}), nothing is left to learn from this"
+        " data. Else outputs so far apart that a softmax or sigmoid of them is exactly 0 and 1 send nothing back: scale"
+        " them down, or lower the learning rate.",
+        references.AUTOGRAD_DOCS,
+        evidence,
     )

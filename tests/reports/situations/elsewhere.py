@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from helpers.short_runs import digits, found, last, train
+from helpers.short_runs import digits, found, last, mlp, train
 from lightning_deadkernel import DeadKernelMonitor
 from reports import situation
 
@@ -45,3 +46,42 @@ def experts_that_are_given_no_sample_have_not_been_seen_to_be_dead() -> DeadKern
     assert finding.evidence["layers"] == 4
     assert not any(report.dead_channels.keys() & {"net.experts.1.0", "net.experts.2.0"} for report in monitor.reports)
     return monitor
+
+
+@situation(
+    "https://github.com/huggingface/peft/issues/2212",
+    first="zero_kernels net.*: zero at initialisation",
+    advice=("random values",),
+    never=("flat loss", "detach", "margin"),
+)
+def both_factors_of_an_adapter_start_at_zero() -> DeadKernelMonitor:
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.head = nn.Linear(64, 32).requires_grad_(False), nn.Linear(32, 10).requires_grad_(False)
+            self.down, self.up = nn.Linear(64, 4, bias=False), nn.Linear(4, 32, bias=False)
+            for factor in (self.down, self.up):
+                nn.init.zeros_(factor.weight)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            x = pictures.flatten(1)
+            return self.head((self.base(x) + self.up(self.down(x))).relu())
+
+    monitor = train(net := Adapted())
+    assert not any(bool(factor.weight.any()) for factor in (net.down, net.up))
+    assert {finding.kind for finding in last(monitor).findings} == {"zero_kernels"}
+    return monitor
+
+
+@situation(
+    "https://stackoverflow.com/questions/33962226/common-causes-of-nans-during-training-of-neural-networks",
+    first=("no_gradient network: flat loss", "dead_channels *: knocked out", "update_too_large *"),
+    advice=("ower the learning rate (lr=1 of RMSprop)",),
+    besides=("*: knocked out", "update_too_large *", "exploding_gradient *", "starved_channels *"),
+    never=("detach", "round, sign"),
+)
+def a_reckless_step_throws_the_outputs_so_far_out_that_their_softmax_is_flat() -> DeadKernelMonitor:
+    centres = torch.randn(4, 20)
+    labels = torch.arange(256) % 4
+    data = TensorDataset(1.5 * centres[labels] + torch.randn(256, 20), labels)
+    return train(mlp(20, 64, 64, 4), lambda p: torch.optim.RMSprop(p, 1.0), epochs=6, data=data)
