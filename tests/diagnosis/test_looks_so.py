@@ -302,6 +302,7 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         "update_too_small",
         lambda: twice(layer(), optimizer_steps=0),
         lambda: twice(layer(norms=torch.full((4,), 1.01)), optimizer_steps=0),  # stepped by an optimizer of its own
+        lambda: twice(layer(), alive()),
     ),
     "overflow": (
         "non_finite_gradient",

@@ -95,6 +95,14 @@ def growing(*norms: float, largest: float = 0.5, **last: Any) -> Run:
     return run.next(layer(update_ratio_max=largest, **last), gradient_norm=norms[-1])
 
 
+RESTING: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool), "learning_rate": None}
+
+
+def resting(*layers: Any) -> Run:
+    """The same two windows after initialisation."""
+    return Run().next(*(start(one.name) for one in layers)).next(*layers).next(*layers)
+
+
 def not_finite(place: Any, step: int = 33, **changes: Any) -> Run:
     """All gradients are NaN or infinite from one step on."""
     nan = layer(non_finite_gradients=7, **changes)
@@ -442,6 +450,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     "an expert is given no sample": lambda: begun().next(
         alive(), layer(excluded="nothing passed through", missed="no input", parameters=4000)
     ),
+    "one of two optimizers never steps": lambda: resting(layer(**RESTING), alive()),
     "a loss has come to rest": lambda: begun().next(layer(**NO_GRADIENT)),
     "a loss has come to rest as weights have blown up": lambda: begun().next(
         layer(**NO_GRADIENT, norms=torch.full((4,), 75.0))

@@ -4,7 +4,8 @@
 
 Layers whose typical step changes the weights by less than one in a million of their norm, twice in a row, while the
 learning rate is neither rising nor annealed to a hundredth of its largest value. And a network that stands still: the
-learning rate is zero for two windows, or no optimizer has taken a step at all.
+learning rate is zero for two windows, or no optimizer has taken a step at all; or a part of it, whose own optimizer has
+taken none.
 
 ## Why it matters
 
@@ -107,16 +108,36 @@ def _standing_still(context: WindowContext) -> Iterator[Found]:
                 references.SCHEDULE_DOCS,
             )
             yield Found(None, "error", cause)
-    elif all(_is_as_at_first(layer) for layer in layers):
+            return
+    unmoved = [layer for layer in layers if _is_as_at_first(layer)]
+    some = [layer for layer in unmoved if context.window.optimizer_steps and _waits_for_a_step(layer)]
+    names = ", ".join(layer.name for layer in some[:SHOWN]) + (", ..." if len(some) > SHOWN else "")
+    if some or (unmoved == layers and not context.window.optimizer_steps):
         cause = causes.NO_STEP.because(
-            f"gradients were computed in {context.window.batches:,} batches and more before, no optimizer took a step,"
-            " and all weights are what they were at initialisation",
+            f"gradients were computed in {context.window.batches:,} batches and more before, "
+            + (
+                f"the optimizer that holds {names} took no step, though another did, and the weights there"
+                if some
+                else "no optimizer took a step, and all weights"
+            )
+            + " are what they were at initialisation",
             "With manual optimization call optimizer.step() and optimizer.zero_grad() after self.manual_backward(loss),"
-            " with the optimizer that self.optimizers() returns.",
+            " with each optimizer that self.optimizers() returns"
+            + (", unless it is to rest for now." if some else "."),
             references.MANUAL_DOCS,
-            {"batches": context.window.batches},
+            {"batches": context.window.batches, "layers": len(some or unmoved)},
         )
-        yield Found(None, "error", cause)
+        yield Found(None, "warning" if some else "error", cause)
+
+
+SHOWN = 4
+
+
+def _waits_for_a_step(layer: LayerContext) -> bool:
+    """It has a gradient, and not one bit of it changed; of an optimizer that steps, name and rate are known."""
+    observed = layer.observed
+    still = observed.unchanged is not None and bool(observed.unchanged.all())
+    return still and observed.optimizer is observed.learning_rate is None and bool(layer.with_gradient.any())
 
 
 def _is_as_at_first(layer: LayerContext) -> bool:

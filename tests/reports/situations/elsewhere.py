@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from helpers.short_runs import digits, found, last, mlp, train
+from helpers.short_runs import Training, digits, found, last, mlp, sgd, train
 from lightning_deadkernel import DeadKernelMonitor
 from reports import situation
 
@@ -85,3 +85,32 @@ def a_reckless_step_throws_the_outputs_so_far_out_that_their_softmax_is_flat() -
     labels = torch.arange(256) % 4
     data = TensorDataset(1.5 * centres[labels] + torch.randn(256, 20), labels)
     return train(mlp(20, 64, 64, 4), lambda p: torch.optim.RMSprop(p, 1.0), epochs=6, data=data)
+
+
+@situation(
+    "https://github.com/Lightning-AI/pytorch-lightning/issues/2045",
+    first="update_too_small network: no step",
+    advice=("with each optimizer",),
+    never=("detach", "Raise the learning rate", "frozen"),
+)
+def the_second_of_two_optimizers_is_never_stepped() -> DeadKernelMonitor:
+    class Halves(Training):
+        automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            first, second = self.optimizers()
+            first.zero_grad()
+            second.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            first.step()
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            return [torch.optim.SGD(self.net[at].parameters(), lr=0.05) for at in (1, 3)]
+
+    net = mlp(64, 32, 10)
+    before = net[1].weight.clone(), net[3].weight.clone()
+    monitor = train(Halves(net, sgd(0.05)), epochs=3)
+    assert [torch.equal(net[at].weight, first) for at, first in zip((1, 3), before, strict=True)] == [False, True]
+    (finding,) = found(last(monitor), "update_too_small")
+    assert "holds net.3 took no step" in finding.cause
+    return monitor
