@@ -157,6 +157,14 @@ class LayerContext:
         return f"the learning rate (lr={rate:g} of {optimizer})"
 
     @property
+    def highest_rate(self) -> str:
+        """The same of the largest that there was, where a schedule has lowered it since."""
+        rate, largest = self.observed.learning_rate, self.past.largest_learning_rate
+        if rate is None or self.observed.optimizer is None or not largest > rate:
+            return self.rate
+        return f"the learning rate (up to {largest:.3g} of {self.observed.optimizer})"
+
+    @property
     def is_first_window(self) -> bool:
         """Whether the layer is seen for the first time."""
         return self.past.first_window == self.window.index

@@ -101,7 +101,7 @@ def _knocked_out_by_inputs(layer: LayerContext, channels: Tensor) -> Cause:
         is_large,
         f"{_knocked_out_when(layer, channels)}; ",
         ", and gradients grow with it",
-        f", then train anew; if steps are reckless all the same, lower {layer.rate}",
+        f", then train anew; if steps are reckless all the same, lower {layer.highest_rate}",
     )
 
 
@@ -141,8 +141,8 @@ def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
     ratio = past.reckless[channels]
     return causes.KNOCKED_OUT.because(
         _knocked_out_when(layer, channels),
-        f"Lower {layer.rate} three- to tenfold, or warm it up over the first few hundred steps; clip the gradient norm"
-        " if the jump came late in training.",
+        f"Lower {layer.highest_rate} three- to tenfold, or warm it up over the first few hundred steps; clip the"
+        " gradient norm if the jump came late in training.",
         f"{references.WARMUP}; {references.CS231N}",
         {"last_fired_in_window": int(past.last_fired[channels].max()), "update_ratio_max": float(ratio.max())},
     )
@@ -216,7 +216,7 @@ def _shift_negative(layer: LayerContext, channels: Tensor) -> Cause:
         + (
             ", and look at how it is initialised: training has not moved it there."
             if born
-            else f"; if it happens again, lower {layer.rate} or warm it up."
+            else f"; if it happens again, lower {layer.highest_rate} or warm it up."
         ),
         f"{references.CS231N}; {references.BATCH_NORM}" if normed else references.CS231N,
         {"shift": float(observed.shift[channels].min()), "reach": float(reach[channels].max())},
@@ -229,8 +229,9 @@ _shift_negative_at_first = replace(
 """Apart from the others, as training has not moved it there."""
 
 
-def _is_it_normal(share: float) -> str:
-    """The dead share of a layer against what healthy networks have."""
+def _is_it_normal(layer: LayerContext) -> str:
+    """The dead share of a layer, but for what a mask holds at zero, against what healthy networks have."""
+    share = float((layer.mask(layer.report.dead) & ~pruned.holds(layer)).float().mean())
     if share >= CHANCE_SHARE:
         return f"{share:.0%} of the layer dead is more than healthy networks have (44% in a deep layer at most). "
     near = "within" if share <= MOST_BY_CHANCE else "a little above"
@@ -242,7 +243,7 @@ def _born_dead(layer: LayerContext, channels: Tensor) -> Cause:
     """See `_is_born_dead`."""
     return causes.BORN_DEAD.because(
         f"has not fired once since {_beginning(layer)}: the draw of the initial weights put it there",
-        _is_it_normal(len(layer.report.dead) / layer.observed.channels)
+        _is_it_normal(layer)
         + "Where it is much: put a norm before the activation, make the layer wider, or use He initialisation,"
         " LeakyReLU or GELU.",
         f"{references.LU}; {references.HE}",
@@ -263,19 +264,24 @@ def _has_faded(layer: LayerContext) -> Tensor:
     past = layer.past
     first = past.last_fired == past.first_window + 1
     few = past.rate < torch.where(first, FIRST_RATE, FADED_RATE)
-    return (past.last_fired > 0) & few
+    return (past.last_fired > 0) & (few | layer.is_output)
 
 
 @channel_cause(causes.FADED, _has_faded)
 def _faded(layer: LayerContext, channels: Tensor) -> Cause:
     past = layer.past
-    share = len(layer.report.dead) / layer.observed.channels
     many = float(channels.float().mean()) >= CHANCE_SHARE  # of those alone: what took others is told of these
     return causes.FADED.because(
         f"fired on {_rate(past.rate[channels])} in {layer.when(past.last_fired[channels])} and then on none, with no"
         " reckless step seen: "
-        + ("they faded, and far more of them than by the drift of ordinary training" if many else "ordinary drift"),
-        _is_it_normal(share)
+        + (
+            "the loss pushes outputs down where what it wants is zero or below"
+            if layer.is_output
+            else "they faded, and far more of them than by the drift of ordinary training"
+            if many
+            else "ordinary drift"
+        ),
+        _is_it_normal(layer)
         + (
             "Look for a term of the loss that pushes activations down (the L1 of a sparse autoencoder): lower it or"
             " warm it up, or draw dead kernels anew. Else lower "
@@ -314,7 +320,7 @@ def unknown(layer: LayerContext, channels: Tensor) -> Cause:
     return causes.UNKNOWN.because(
         f"{text}; ruled out: {', '.join(filter(None, ruled_out))}"
         + ("; no step that was sampled was reckless, but one between them may have been" if between else ""),
-        _is_it_normal(len(layer.report.dead) / layer.observed.channels)
+        _is_it_normal(layer)
         + ("Trainer(log_every_n_steps=1) looks at every step's update. " if between else "")
         + f"If their number grows from window to window, lower {layer.rate} or put a norm before the activation; a"
         " small, steady number costs little.",

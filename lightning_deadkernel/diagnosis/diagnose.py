@@ -134,7 +134,10 @@ def _why_unknown(layer: LayerWindow) -> str:
         return "values were NaN or infinite, which proves nothing"
     if layer.gradient is None:
         return "no gradient was looked at"
-    return "they were never seen to fire, and yet have a gradient"
+    return (
+        "they were never seen to fire, and yet have a gradient (which may be of a batch before, where gradients are not"
+        " set to zero between steps)"
+    )
 
 
 def _list(values: Tensor | None) -> list[float] | None:

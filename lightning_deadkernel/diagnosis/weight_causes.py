@@ -75,14 +75,20 @@ def is_zero(layer: LayerContext) -> Tensor:
     return layer.mask(layer.report.zero_kernels)
 
 
-@channel_cause(
-    causes.ZERO_AT_INITIALISATION, lambda layer: is_zero(layer) & layer.past.first_zero & layer.past.from_start
-)
+def _was_zero(layer: LayerContext) -> Tensor:
+    """The kernel was zero before the first step, or its norm's scale next to it when it was first seen."""
+    return layer.past.first_zero | (layer.past.first_scale < layer.thresholds.norm_scale)
+
+
+@channel_cause(causes.ZERO_AT_INITIALISATION, lambda layer: is_zero(layer) & _was_zero(layer) & layer.past.from_start)
 def zero_at_initialisation(layer: LayerContext, channels: Tensor) -> Cause:
-    """It was zero before its first step and is so now."""
-    what = what_is_zero(layer, channels)
+    """It was zero before its first step, or next to it, and is so now."""
+    what, first = what_is_zero(layer, channels), layer.past.first_scale[channels]
+    when = "zero before the first step"
+    if not bool(layer.past.first_zero[channels].all()):  # the norm that follows is known by the graph alone
+        when = f"next to zero when first seen, after the first window ({span(first[first.isfinite()])})"
     return causes.ZERO_AT_INITIALISATION.because(
-        f"the {what} was zero before the first step and still is; training did not do it",
+        f"the {what} was {when} and still is; training did not do it",
         "Initialise these kernels with random values (kaiming_normal_); if the zeros are on purpose, see that a"
         " gradient reaches them: a zero kernel learns only if what follows it lets one through."
         if what == KERNEL

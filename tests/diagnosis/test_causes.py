@@ -99,6 +99,18 @@ def test_a_scale_on_its_way_down_is_decayed_where_decay_can_have_taken_it_so_far
     assert ("ruled out: weight decay 0.02" in finding.cause) == (optimizer == "SGD")
 
 
+@pytest.mark.parametrize(("first", "cause"), [(2e-4, "zero at initialisation"), (0.5, "scale collapsed")])
+def test_a_scale_that_was_next_to_zero_when_first_seen_was_not_taken_there_by_training(
+    first: float, cause: str
+) -> None:
+    run = Run().next(start()).next(layer(norm_scale=torch.full((4,), first)))
+    for scale in (3e-4, 3e-4):
+        run.next(layer(norm_scale=torch.full((4,), scale)))
+    finding = run.only("zero_kernels")
+    assert finding.cause_word == cause
+    assert ("when first seen, after the first window (0.0002)" in finding.cause) == (first < 1e-3)
+
+
 def test_a_kernel_that_hardly_moved_is_not_what_decay_took_where_the_scale_is_zero() -> None:
     run = Run().next(start(norms=torch.ones(4))).next(layer(norm_scale=torch.ones(4)))
     for scale in (1e-4, 1e-5):
@@ -138,6 +150,31 @@ def test_a_step_that_is_large_by_decay_alone_knocks_nothing_out(decay: float, ca
     sgd: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": decay}
     run = Run().next(start()).next(layer(update_ratio_max=0.12, **sgd))
     assert run.next(layer(**FIRST_OFF, **sgd)).only("dead_channels").cause_word == cause
+
+
+@pytest.mark.parametrize(
+    ("first", "named"), [(3.0, "(up to 3 of SGD)"), (0.2, "(lr=0.2 of SGD)"), (0.1, "(lr=0.2 of SGD)")]
+)
+def test_the_rate_that_knocked_kernels_out_is_the_one_there_was(first: float, named: str) -> None:
+    sgd: dict[str, Any] = {"optimizer": "SGD", "update_ratio_max": 0.8}
+    run = Run().next(start()).next(layer(learning_rate=first, **sgd))
+    advice = run.next(layer(learning_rate=0.2, **FIRST_OFF, **sgd)).only("dead_channels").advice
+    assert f"Lower the learning rate {named}" in advice
+
+
+def test_kernels_that_a_mask_holds_at_zero_are_none_of_those_that_healthy_networks_have_dead() -> None:
+    masked: dict[str, Any] = {"masked": each(True, True, False, False)}
+    run = Run().next(start(**masked)).next(layer(**masked, **off(0, 1, 2)))
+    (born,) = [finding for finding in run.of("dead_channels") if finding.cause_word == "born dead"]
+    assert born.advice.startswith("25% of the layer dead is within")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_a_parameter_group_without_a_learning_rate_is_worth_knowing(rate: float) -> None:
+    run = Run().next(start(), start("head")).next(layer(learning_rate=rate), layer("head"))
+    run.next(layer(learning_rate=rate), layer("head"))
+    assert [finding.severity for finding in run.of("update_too_small")] == ["info"] * (rate == 0.0)
+    assert run.of("update_too_small", "head") == run.of("update_too_small", None) == []
 
 
 @pytest.mark.parametrize(("decay", "cause"), [(1.2, "decayed"), (0.8, "reckless updates")])
@@ -317,6 +354,24 @@ def test_a_bias_that_alone_shuts_a_sigmoid_is_named(activation: str, shift: floa
     finding = begun().next(layer(**shut, shift=torch.full((4,), shift))).only("saturated_channels")
     assert (f"the bias of {shift:g} alone" in finding.cause) == told
     assert ("Set the bias" in finding.advice) == told
+
+
+@pytest.mark.parametrize(
+    ("activation", "share", "severity"),
+    [("hardtanh", 0.6, "info"), ("hardtanh", 0.95, "error"), ("tanh", 0.6, "warning")],
+)
+def test_at_a_hard_bound_on_some_samples_is_no_fault(activation: str, share: float, severity: str) -> None:
+    """tanh is flat beyond 5, where inputs of unit size hardly come; hardtanh beyond 1, with a slope of 1 up to it."""
+    flat: dict[str, Any] = {"activation": activation, "gating": "bounded", "saturated_share": torch.full((4,), share)}
+    assert begun().next(layer(**flat)).only("saturated_channels").severity == severity
+
+
+def test_an_output_that_stops_to_fire_is_what_the_loss_asks_for_or_cannot_get() -> None:
+    output: dict[str, Any] = {"depth": 0, "consumers": ()}
+    finding = begun(**output).next(layer(**output, **FIRST_OFF)).only("dead_channels")
+    assert finding.cause_word == "faded"
+    assert "drift" not in finding.cause
+    assert "whether any target asks for a value above zero" in finding.advice
 
 
 # -- sparse, identical -----------------------------------------------------------------------------------------------

@@ -294,6 +294,13 @@ STORIES: dict[str, Callable[[], Run]] = {
     "decay makes most of each step": lambda: two_windows(
         {"update_ratio": 0.2}, {"update_ratio": 0.2, "weight_decay": 1.5, **SGD}
     ),
+    "a parameter group rests": lambda: two_windows({"learning_rate": 0.0}, {"learning_rate": 0.0}, alive()),
+    "a schedule has lowered the rate since": lambda: two_windows(
+        {"update_ratio_max": 0.8, "optimizer": "SGD", "learning_rate": 3.0}, FIRST_OFF | SGD
+    ),
+    "a norm's scale is next to zero since it was first seen": lambda: two_windows(
+        {"norm_scale": torch.full((4,), 1e-4)}, {"norm_scale": torch.full((4,), 2e-4)}
+    ).next(layer(norm_scale=torch.full((4,), 2e-4))),
     "the loss has become flat": lambda: two_windows({}, NO_GRADIENT),
     "most updates of gains and shifts are lost": lambda: begun().next(
         layer(bytes_per_parameter=2), lost_elsewhere={"norm.weight": 0.95, "norm.bias": 0.9}

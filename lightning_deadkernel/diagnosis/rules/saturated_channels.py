@@ -44,6 +44,8 @@ AS_OUTPUT = (
     " binary_cross_entropy_with_logits), which has a slope everywhere, and see whether the targets lie in its range."
 )
 NEARLY_ALL = 0.9
+HARD = ("hardtanh", "hardsigmoid", "clamp")
+"""Activations with a bound that inputs of unit size reach, and a slope that is whole up to there."""
 NEAR_FLAT_OUTPUT = 0.95
 """Share of the constant that an activation tends to (ELU, CELU, SELU) from which on it is flat: its slope there is a
 twentieth."""
@@ -68,6 +70,9 @@ def _severity(layer: LayerContext, channels: Tensor) -> Severity:
     share = layer.observed.saturated_share
     stopped = int((layer.without_gradient & channels).sum())
     if layer.observed.depth == 0 and not stopped:  # an output that has made up its mind is meant to saturate
+        return "info"
+    hard = layer.observed.activation in HARD and share is not None and float(share[channels].max()) < NEARLY_ALL
+    if hard and not stopped:  # on the other samples its slope is whole
         return "info"
     stuck = stopped == int(channels.sum()) or (share is not None and float(share[channels].mean()) >= NEARLY_ALL)
     return "error" if bool(channels.all()) and stuck else "warning"

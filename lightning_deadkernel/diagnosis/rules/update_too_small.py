@@ -37,6 +37,8 @@ from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.rules._small_gradient import is_normalised
 from lightning_deadkernel.diagnosis.rules._steps import LOOK_AT_SCHEDULE, is_scheduled, what_shrinks
 
+NEVER_ABOVE_ZERO = "was 0 on every step that was looked at, in this window and the one before"
+
 
 @rule(
     "updates are too small to matter",
@@ -102,13 +104,21 @@ def _standing_still(context: WindowContext) -> Iterator[Found]:
         }
         if rates == {0.0}:
             cause = causes.NO_RATE.because(
-                "the learning rate was 0 on every step that was looked at, in this window and the one before: no weight"
-                " changes any more",
+                f"the learning rate {NEVER_ABOVE_ZERO}: no weight changes any more",
                 LOOK_AT_SCHEDULE,
                 references.SCHEDULE_DOCS,
             )
             yield Found(None, "error", cause)
             return
+        for layer in layers:
+            if layer.observed.learning_rate == layer.past.previous_learning_rate == 0.0:
+                cause = causes.NO_RATE.because(
+                    f"the learning rate of its parameter group {NEVER_ABOVE_ZERO}, while others learn",
+                    "Nothing to fix if it is meant to rest, where requires_grad=False saves its backward pass as well;"
+                    " else look at its parameter group, and at its schedule.",
+                    references.SCHEDULE_DOCS,
+                )
+                yield Found(layer, "info", cause)
     unmoved = [layer for layer in layers if _is_as_at_first(layer)]
     some = [layer for layer in unmoved if context.window.optimizer_steps and _waits_for_a_step(layer)]
     names = ", ".join(layer.name for layer in some[:SHOWN]) + (", ..." if len(some) > SHOWN else "")
@@ -137,7 +147,8 @@ def _waits_for_a_step(layer: LayerContext) -> bool:
     """It has a gradient, and not one bit of it changed; of an optimizer that steps, name and rate are known."""
     observed = layer.observed
     still = observed.unchanged is not None and bool(observed.unchanged.all())
-    return still and observed.optimizer is observed.learning_rate is None and bool(layer.with_gradient.any())
+    unknown = observed.optimizer is None and observed.learning_rate is None
+    return still and unknown and bool(layer.with_gradient.any())
 
 
 def _is_as_at_first(layer: LayerContext) -> bool:
