@@ -62,7 +62,7 @@ def _makes_zero(kernels: KernelOps, node: int, at: list[bool], alike: bool, know
     if name == "Mul" or (node in kernels.ops and name in MATMULS):
         return any(at)
     if name == "Div":
-        return at[0] and not at[1]
+        return at[0] and not any(at[1:])
     if name in SUMS or name in NORMS:
         return alike and known
     if not alike or name not in ACTIVATIONS or name in KEEPS_ZERO:

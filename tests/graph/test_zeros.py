@@ -36,6 +36,7 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "a number added": lambda h: h + 1,
     "a number less": lambda h: 1 - h,
     "the other way": lambda h: -3 * h,
+    "a tenth": lambda h: h / 10,
     "one less a gate": lambda h: 1 - h.tanh(),
     "softmax": lambda h: h.softmax(1),
     "clamp from above zero": lambda h: h.clamp(min=0.1),
