@@ -353,12 +353,21 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
             f"Look at which inputs {names} fires for, and at a mask or a gate between; where these channels fire"
             " seldom, this is normal."
         )
+        readers = [layer.network.by_name.get(link.layer) for link in layer.observed.consumers or ()]
+        if all(reader and reader.is_output and reader.observed.gating == "rectifier" for reader in readers):
+            advice = (
+                f"Take away the rectifier after {names}, which makes outputs of the network: where they are off,"
+                " nothing comes back to what they read."
+            )
     elif _beside(layer):
         text = (
             f"{_beside(layer)}, and what fires is read of all together{not_flat}; what is left is that its inputs or a"
             " factor behind it are zero wherever a gradient comes back, or that nothing reads the whole"
         )
-        advice = f"Look at what feeds {layer.name}, and whether it is zero on the samples on which they fire together."
+        advice = (
+            f"Look at a factor behind {layer.name}, and at what feeds it, and whether one of them is zero on the"
+            " samples on which they fire together."
+        )
     else:
         text = f"the graph does not show what reads them{not_flat}"
         advice = "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss."

@@ -28,6 +28,8 @@ from lightning_deadkernel.report.states import STATE_BITS, STATES
 VERSION = 1
 BASELINE_WINDOWS = 16
 """Windows whose gradient norms make the running baseline: enough for a median, few enough to follow a schedule."""
+FROM_NOTHING = 1e-2
+"""Norm of a kernel, from 0.58 to 1.4 in usual draws, below which its first steps are large beside nothing."""
 USUAL_STEP = 10 * HEALTHY_UPDATE_RATIO
 """An update ratio that is no cause for concern; steps above it, all in one direction, knock kernels out."""
 
@@ -123,10 +125,11 @@ class History:
             self.gradient_norms = [*self.gradient_norms, float(window.gradient_norm)][-BASELINE_WINDOWS:]
 
     def _ratio(self, layer: LayerWindow, window: Window) -> float:
-        """The largest update ratio but for decay's part; 0 if not observed, or where the layer has begun at zero."""
+        """The largest update ratio but for decay's part; 0 if not observed, or where it began next to zero."""
         ratio, past = layer.update_ratio_max, self.layers.get(layer.name)
-        young = past is not None and window.index <= past.first_window + 1
-        if ratio is None or math.isnan(ratio) or (past is not None and young and bool((past.first_norm == 0).all())):
+        if ratio is None or math.isnan(ratio):
+            return 0.0
+        if past is not None and window.index <= past.first_window + 1 and bool((past.first_norm < FROM_NOTHING).all()):
             return 0.0
         return max(0.0, float(ratio) - step_of_decay(layer))
 

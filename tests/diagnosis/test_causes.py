@@ -374,6 +374,35 @@ def test_an_output_that_stops_to_fire_is_what_the_loss_asks_for_or_cannot_get() 
     assert "whether any target asks for a value above zero" in finding.advice
 
 
+def test_an_output_behind_a_rectifier_is_named_where_what_it_reads_is_starved() -> None:
+    read: dict[str, Any] = {"input_largest": torch.full((4,), 0.5)}
+    assert "rectifier" not in starved(read).advice
+    assert "Take away the rectifier after next" in starved({"depth": 0, "consumers": (), **read}).advice
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_a_flat_loss_over_a_single_output_may_be_a_softmax_over_it(outputs: int) -> None:
+    none: dict[str, Any] = {"gradient": torch.zeros(outputs), "weight_gradient": torch.zeros(outputs), "gating": None}
+    out: dict[str, Any] = {"name": "out", "channels": outputs, "depth": 0, "consumers": ()}
+    run = Run().next(start(), start(**out)).next(layer(**NO_GRADIENT), layer(**out, **none))
+    advice = run.only("no_gradient", None).advice
+    assert ("softmax or a cross entropy over a single output" in advice) == (outputs == 1)
+
+
+@pytest.mark.parametrize(("norm", "cause"), [(1e-3, "unknown"), (0.02, "knocked out")])
+def test_first_steps_from_next_to_nothing_knock_nothing_out(norm: float, cause: str) -> None:
+    run = Run().next(start(norms=torch.full((4,), norm))).next(layer(update_ratio_max=30.0))
+    assert run.next(layer(**FIRST_OFF)).only("dead_channels").cause_word == cause
+
+
+def test_where_all_layers_move_too_little_the_rate_of_all_is_to_be_raised() -> None:
+    slow: dict[str, Any] = {"update_ratio": 1e-8, "learning_rate": 1e-6, "optimizer": "SGD"}
+    for other, advice in ((slow, "all layers move as little"), ({}, "for conv, or check")):
+        run = Run().next(start(), start("b")).next(layer(**slow), layer("b", **other))
+        run.next(layer(**slow), layer("b", **other))
+        assert advice in run.only("update_too_small").advice
+
+
 # -- sparse, identical -----------------------------------------------------------------------------------------------
 
 

@@ -301,6 +301,15 @@ STORIES: dict[str, Callable[[], Run]] = {
     "a norm's scale is next to zero since it was first seen": lambda: two_windows(
         {"norm_scale": torch.full((4,), 1e-4)}, {"norm_scale": torch.full((4,), 2e-4)}
     ).next(layer(norm_scale=torch.full((4,), 2e-4))),
+    "the loss of a single output is flat": lambda: (
+        Run()
+        .next(start(channels=1))
+        .next(layer(channels=1, gradient=torch.zeros(1), weight_gradient=torch.zeros(1), depth=0))
+    ),
+    "outputs behind a rectifier are off": lambda: starved(
+        {"input_largest": torch.full((4,), 0.5), "depth": 0, "consumers": ()}
+    ),
+    "all layers move too little": lambda: two_windows(*[{"update_ratio": 1e-8, "learning_rate": 1e-6}] * 2),
     "the loss has become flat": lambda: two_windows({}, NO_GRADIENT),
     "most updates of gains and shifts are lost": lambda: begun().next(
         layer(bytes_per_parameter=2), lost_elsewhere={"norm.weight": 0.95, "norm.bias": 0.9}
@@ -407,7 +416,7 @@ STORIES: dict[str, Callable[[], Run]] = {
     "weights in a file are NaN": lambda: file(norms=each(math.nan, 1, 1, 1)),
     "updates are large": lambda: two_windows({}, {"update_ratio": 0.3, **SGD}),
     "updates stay large": lambda: two_windows({"update_ratio": 0.3, **SGD}, {"update_ratio": 0.3, **SGD}),
-    "updates are small": lambda: two_windows({"update_ratio": 1e-8}, {"update_ratio": 1e-8, **SGD}),
+    "updates are small": lambda: two_windows({"update_ratio": 1e-8}, {"update_ratio": 1e-8, **SGD}, alive()),
     "updates are small as the gradient is": lambda: two_windows(
         {}, {"update_ratio": 1e-8, "gradient_ratio": 1e-5, "weak_share": 1.0}, alive()
     ),

@@ -280,8 +280,8 @@ class Explainer:
             f" saturated layer on every path, a chain of layers without norm or skip ({plain} of them)",
             _advice(
                 layer,
-                "Compare the rms of the weights and activations of this layer with its neighbours': one of them is off"
-                " scale.",
+                "Compare the rms of the weights and activations of this layer with its neighbours', and look for a"
+                " small factor on the way to the loss (a LayerScale, a branch's weight): one of them is off scale.",
             ),
             references.GLOROT,
         )

@@ -97,7 +97,7 @@ def _flat_loss(context: WindowContext) -> Cause:
         return causes.FLAT_LOSS.because(
             f"{text}the loss does not depend on the weights, or it is on a plateau of exactly zero slope",
             f"Look for something without a slope before the loss (round, sign, argmax, a comparison), {met}, a softmax"
-            " over a single entry, outputs so far apart that it is exactly 0 and 1, or float16 gradients without loss"
+            " or a cross entropy over a single output, outputs so far apart that it is exactly 0 and 1, or float16 gradients without loss"
             " scaling.",
             references.MIXED,
             evidence,

@@ -75,12 +75,16 @@ def _from_small_inputs(layer: LayerContext, ratio: float) -> Cause | None:
 
 def _slow(layer: LayerContext, ratio: float, weak: bool) -> Cause:
     rate, gradient = layer.observed.learning_rate or 0.0, layer.observed.gradient_ratio
+    others = [other.observed.update_ratio for other in layer.network.layers if other is not layer]
+    alone = any(other is not None and other >= layer.thresholds.update_small for other in others)
     return causes.SLOW_UPDATES.because(
         f"a typical step at learning rate {rate:g} changes the weights by {ratio:.1e} of their norm (1e-3 is usual)"
         + (f"; its gradient is weak too ({gradient:.1e} of the largest)" if weak else ""),
         "Fix the weak gradient first."
         if weak
-        else f"Raise {layer.rate} for {layer.name}, or check that this layer is meant to rest.",
+        else f"Raise {layer.rate} for {layer.name}, or check that this layer is meant to rest."
+        if alone
+        else f"Raise {layer.rate}: all layers move as little.",
         references.CS231N,
         {"update_ratio": ratio, "learning_rate": rate},
     )
