@@ -526,8 +526,11 @@ class GraphReader:
             facts = self.facts[use.layer.name]
             facts.producers = None if facts.producers is None or producers is None else facts.producers | producers
             facts.used_elsewhere = facts.used_elsewhere or found.used_elsewhere(use)
-            facts.passes_zero = facts.passes_zero and found.passes_zero(use)
-            facts.stays_zero = facts.stays_zero and found.stays_zero(use)
+            try:
+                facts.passes_zero = facts.passes_zero and found.passes_zero(use)
+                facts.stays_zero = facts.stays_zero and found.stays_zero(use)
+            except Exception:  # where what follows surprises, nothing is known to become of it
+                facts.passes_zero = facts.stays_zero = False
             if facts.consumers is not None:
                 consumers = found.consumers(use)
                 for consumer in consumers:

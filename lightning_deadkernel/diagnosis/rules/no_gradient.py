@@ -94,11 +94,12 @@ def _flat_loss(context: WindowContext) -> Cause:
     last = max(int(layer.past.last_gradient.max()) for layer in context.watched if layer.observed.channels)
     text = "no gradient reached any watched layer in this window: "
     if last < 1:
+        alone = any(layer.is_output and layer.observed.channels == 1 for layer in context.watched)
+        over_one = "a softmax or a cross entropy over a single output, " * alone
         return causes.FLAT_LOSS.because(
             f"{text}the loss does not depend on the weights, or it is on a plateau of exactly zero slope",
-            f"Look for something without a slope before the loss (round, sign, argmax, a comparison), {met}, a softmax"
-            " or a cross entropy over a single output, outputs so far apart that it is exactly 0 and 1, or float16 gradients without loss"
-            " scaling.",
+            f"Look for something without a slope before the loss (round, sign, argmax, a comparison), {met}, {over_one}"
+            "outputs so far apart that a softmax is exactly 0 and 1, or float16 gradients without loss scaling.",
             references.MIXED,
             evidence,
         )
