@@ -197,19 +197,25 @@ def _underflow(layer: LayerContext, channels: Tensor) -> Cause:
 
 
 def _is_ignored_by_loss(layer: LayerContext) -> Tensor:
-    """Only the loss reads the layer, and not one of its channels got a gradient, nor what it is summed with."""
+    """Only the loss reads the layer, and not one of its channels got a gradient, nor what it is summed with.
+
+    A sum with what is no layer (the log-sum-exp of a distribution) hands on all that comes back to it.
+    """
     others = [layer.network.by_name.get(name) for name in layer.observed.together]
     all_without = [other is not None and bool(other.without_gradient.all()) for other in others]
-    alone = layer.observed.joined is None or (bool(others) and all(all_without))
+    alone = layer.observed.joined in (None, "summed") if not others else all(all_without)
     return layer.everywhere(alone and layer.is_output and bool(layer.without_gradient.all()))
 
 
 @channel_cause(causes.IGNORED_BY_LOSS, _is_ignored_by_loss)
 def _ignored_by_loss(layer: LayerContext, channels: Tensor) -> Cause:
+    last = layer.past.last_gradient[channels]
+    came = bool((last > 0).all())  # what has learned all that is asked of it gets none either
     return causes.IGNORED_BY_LOSS.because(
         "only the loss reads this layer, and it sends back exactly zero: its part of the loss has a weight of zero, is"
-        " clamped, or is on a plateau",
-        f"Check the term of the loss that {layer.name} enters: its weight, its mask and its margin.",
+        " clamped, or is on a plateau" + (f"; the last gradient came in {layer.when(last)}" if came else ""),
+        f"Check the term of the loss that {layer.name} enters: its weight, its mask and its margin."
+        + (" Where all that it asks for is met by now, nothing is wrong." if came else ""),
         references.AUTOGRAD_DOCS,
     )
 

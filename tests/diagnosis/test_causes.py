@@ -338,6 +338,16 @@ def test_a_flat_loss_says_whether_a_gradient_ever_came() -> None:
     assert "detach" not in once.advice
 
 
+@pytest.mark.parametrize("came", [False, True])
+def test_a_head_beside_no_other_layer_is_ignored_by_the_loss_and_it_is_said_since_when(came: bool) -> None:
+    head: dict[str, Any] = {"gating": None, "depth": 0, "consumers": None, "joined": "summed"}
+    run = begun(**head) if came else Run().next(start())
+    finding = run.next(layer(**head, **NO_GRADIENT), alive()).only("no_gradient")
+    assert finding.cause_word == "ignored by the loss"
+    assert ("the last gradient came in epoch 0 (step 20)" in finding.cause) == came
+    assert ("is met by now, nothing is wrong" in finding.advice) == came
+
+
 @pytest.mark.parametrize(("optimizer", "ruled_out"), [("Adam", True), ("SGD", False)])
 def test_that_single_steps_are_too_small_is_ruled_out_where_all_are_alike(optimizer: str, ruled_out: bool) -> None:
     lost: dict[str, Any] = {"lost_updates": 0.95, "update_ratio": 1e-2, "optimizer": optimizer}

@@ -211,6 +211,7 @@ LOOKS_SO: dict[str, tuple[Any, ...]] = {
         "no_gradient",
         lambda: begun().next(layer(**HEAD, **NO_GRADIENT), alive()),
         lambda: begun().next(layer(**HEAD | {"depth": 1}, **NO_GRADIENT), alive()),  # something else reads it
+        lambda: begun().next(layer(**HEAD, **NO_GRADIENT, joined="compared"), alive()),  # it may be never taken
     ),
     "cut off": (
         "unwatched_layers",

@@ -467,6 +467,9 @@ STORIES: dict[str, Callable[[], Run]] = {
         alive(), layer(excluded="nothing passed through", missed="no input", parameters=4000)
     ),
     "one of two optimizers never steps": lambda: resting(layer(**RESTING), alive()),
+    "a head never had a gradient": lambda: (
+        Run().next(start()).next(layer(**NO_GRADIENT, depth=0, consumers=None, gating=None), alive())
+    ),
     "a loss has come to rest": lambda: begun().next(layer(**NO_GRADIENT)),
     "a loss has come to rest as weights have blown up": lambda: begun().next(
         layer(**NO_GRADIENT, norms=torch.full((4,), 75.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from helpers.short_runs import Training, digits, found, last, mlp, sgd, train
@@ -114,3 +115,29 @@ def the_second_of_two_optimizers_is_never_stepped() -> DeadKernelMonitor:
     (finding,) = found(last(monitor), "update_too_small")
     assert "holds net.3 took no step" in finding.cause
     return monitor
+
+
+@situation(
+    "https://arxiv.org/abs/1707.06347",
+    first="no_gradient net.policy.3: ignored by the loss",
+    advice=("Check the term of the loss that net.policy.3 enters",),
+    besides=("starved_channels net.policy.1: no gradient downstream",),
+    never=("summed",),
+)
+def the_ratio_of_a_policy_is_clipped_on_every_sample() -> DeadKernelMonitor:
+    """The logarithms of the old probabilities are those of other actions: too small, by more than is clipped."""
+
+    class Agent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy, self.value = mlp(64, 32, 10), mlp(64, 32, 1)
+
+    class Clipped(Training):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            policy = torch.distributions.Categorical(logits=self.net.policy(batch[0]))
+            actions, value = policy.sample(), self.net.value(batch[0])[:, 0]
+            ratio = (policy.log_prob(actions) - policy.log_prob(actions).detach() + 5).exp()
+            clipped = torch.minimum(ratio, ratio.clamp(0.8, 1.2)).mean()
+            return F.mse_loss(value, (actions == batch[1]).float()) - clipped
+
+    return train(Clipped(Agent(), sgd(0.05)), epochs=2)
