@@ -360,10 +360,14 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
             " seldom, this is normal."
         )
         readers = [layer.network.by_name.get(link.layer) for link in layer.observed.consumers or ()]
-        if all(reader and reader.is_output and reader.observed.gating == "rectifier" for reader in readers):
+        if all(reader and reader.is_output for reader in readers):
+            rectified = all(reader and reader.observed.gating == "rectifier" for reader in readers)
             advice = (
                 f"Take away the rectifier after {names}, which makes outputs of the network: where they are off,"
                 " nothing comes back to what they read."
+                if rectified
+                else f"Look for samples on which the loss asks nothing of {names}: a class weight of zero, an ignored"
+                " index, a margin that is met."
             )
     elif _beside(layer):
         text = (

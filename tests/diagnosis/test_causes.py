@@ -387,7 +387,9 @@ def test_an_output_that_stops_to_fire_is_what_the_loss_asks_for_or_cannot_get() 
 def test_an_output_behind_a_rectifier_is_named_where_what_it_reads_is_starved() -> None:
     read: dict[str, Any] = {"input_largest": torch.full((4,), 0.5)}
     assert "rectifier" not in starved(read).advice
-    assert "Take away the rectifier after next" in starved({"depth": 0, "consumers": (), **read}).advice
+    output: dict[str, Any] = {"depth": 0, "consumers": (), **read}
+    assert "Take away the rectifier after next" in starved(output).advice
+    assert "the loss asks nothing of next" in starved({**output, "gating": None}).advice
 
 
 @pytest.mark.parametrize("outputs", [1, 4])
@@ -411,6 +413,18 @@ def test_where_all_layers_move_too_little_the_rate_of_all_is_to_be_raised() -> N
         run = Run().next(start(), start("b")).next(layer(**slow), layer("b", **other))
         run.next(layer(**slow), layer("b", **other))
         assert advice in run.only("update_too_small").advice
+
+
+def test_what_no_optimizer_holds_is_told_by_when_it_came_and_what_else_one_holds() -> None:
+    """Made anew in forward(), forgotten beside others, or an optimizer of a copy."""
+    lost: dict[str, Any] = {"in_optimizer": False, "unchanged": torch.ones(4, dtype=torch.bool), "learning_rate": None}
+    forgotten = begun().next(layer(**lost), alive()).only("frozen_weights")
+    assert "Pass the parameter to the optimizer" in forgotten.advice
+    assert "a copy" not in forgotten.cause
+    assert "it may hold a copy" in begun().next(layer(**lost)).only("frozen_weights").cause
+    anew = Run().next(alive()).next(alive()).next(layer(**lost), alive()).only("frozen_weights")
+    assert "the weight is a new one since step 40" in anew.cause
+    assert "not in forward()" in anew.advice
 
 
 # -- sparse, identical -----------------------------------------------------------------------------------------------

@@ -133,6 +133,19 @@ def test_a_kernel_in_twenty_that_stops_for_no_reason_that_is_known_is_worth_know
     assert (run.only("dead_channels").cause_word, run.only("dead_channels").severity) == ("unknown", severity)
 
 
+@pytest.mark.parametrize(
+    ("faded", "severities"), [(3, {"born dead": "info"}), (6, {"born dead": "info", "faded": "warning"})]
+)
+def test_that_chance_took_most_of_a_layer_is_told_once(faded: int, severities: dict[str, str]) -> None:
+    """One of ten never fired, and three or six fired on little and then on nothing."""
+    gone, born = torch.arange(10) <= faded, torch.arange(10) == 0
+    rate, gradient = torch.where(gone, 0.1, 0.5), (~gone).float()
+    run = Run().next(start(channels=10)).next(layer(channels=10, fired=~born, channel_firing_rate=rate))
+    run.next(layer(channels=10, fired=~gone, gradient=gradient, weight_gradient=gradient))
+    said = {finding.cause_word: finding.severity for finding in run.of("dead_channels")}
+    assert said == {"born dead": "info", "faded": "info"} | severities
+
+
 def test_a_layer_wholly_dead_is_an_error_even_if_born_so() -> None:
     finding = Run().next(start()).next(layer(**ALL_OFF), alive()).only("dead_channels")
     assert (finding.severity, finding.cause_word) == ("error", "born dead")

@@ -251,7 +251,16 @@ STORIES: dict[str, Callable[[], Run]] = {
     ),
     "the graph does not show what reads a layer": lambda: starved({}, consumers=None),
     # frozen, lost
-    "no optimizer holds a weight": lambda: two_windows({}, HELD | {"in_optimizer": False, "learning_rate": None}),
+    "no optimizer holds a weight": lambda: two_windows(
+        {}, HELD | {"in_optimizer": False, "learning_rate": None}, alive()
+    ),
+    "no optimizer holds any weight": lambda: two_windows({}, HELD | {"in_optimizer": False, "learning_rate": None}),
+    "a weight is new since the optimizer was made": lambda: (
+        Run().next(alive()).next(alive()).next(layer(**HELD, in_optimizer=False, learning_rate=None), alive())
+    ),
+    "the loss asks nothing of some outputs": lambda: starved(
+        {"input_largest": torch.full((4,), 0.5), "depth": 0, "consumers": (), "gating": None}
+    ),
     "steps are below what bfloat16 resolves": lambda: two_windows(
         {}, HELD | SGD | {"bytes_per_parameter": 2, "update_ratio": 0.5}
     ),

@@ -63,8 +63,11 @@ def dead_channels(context: WindowContext) -> Iterator[Found]:
         audited = context.window.audited
         groups = assign(layer, dead, (pruned,) if audited else CAUSES, proven if audited else unknown)
         chance = sum(float(channels.float().mean()) for channels, cause in groups if cause.kind.by_chance)
+        most = max((int(channels.sum()) for channels, cause in groups if cause.kind.by_chance), default=0)
         for channels, cause in groups:
             severity = _severity(layer, bool(dead.all()), channels, cause.kind, chance)
+            if cause.kind.by_chance and int(channels.sum()) < most:  # that chance took so many is told once
+                severity = "info"
             if layer.is_output and not cause.kind.on_purpose:
                 cause = replace(cause, advice=AS_OUTPUT)
             yield Found(layer, severity, cause, _evidence(layer, channels), channels, _looked_at(layer))

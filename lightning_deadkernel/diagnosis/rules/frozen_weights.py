@@ -72,10 +72,28 @@ def frozen_weights(context: WindowContext) -> Iterator[Found]:
 def _why(layer: LayerContext, channels: Tensor) -> Cause:
     observed = layer.observed
     if not observed.in_optimizer:
+        came = layer.past.first_step if layer.past.first_window else 0
+        others = any(other.observed.in_optimizer for other in layer.network.layers)
+        advice = (
+            "Pass the parameter to the optimizer in configure_optimizers, or set requires_grad=False if it is frozen"
+        )
+        advice += " on purpose (that saves its backward pass as well)."
+        if came:
+            advice = (
+                f"Make {layer.name} before the optimizer is made (in __init__, not in forward()), or add its weights"
+            )
+            advice += " with optimizer.add_param_group."
+        elif not others:
+            advice = "Make the optimizer of self.parameters() in configure_optimizers, and replace no layer after that."
         return causes.NOT_IN_OPTIMIZER.because(
-            "a gradient reaches the weight, but no optimizer holds it, so no step can change it",
-            "Pass the parameter to the optimizer in configure_optimizers, or set requires_grad=False if it is frozen on"
-            " purpose (that saves its backward pass as well).",
+            "a gradient reaches the weight, but no optimizer holds it, so no step can change it"
+            + (
+                f"; the weight is a new one since step {came:,}, and the optimizer holds those of before"
+                if came
+                else ""
+            )
+            + ("" if others else "; none of the network's weights is in one: it may hold a copy, or those of before"),
+            advice,
             references.OPTIM_DOCS,
         )
     gradient = observed.weight_gradient if observed.weight_gradient is not None else observed.gradient

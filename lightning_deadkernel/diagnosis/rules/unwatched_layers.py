@@ -87,10 +87,12 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
     reasons = "; ".join(dict.fromkeys(str(layer.excluded) for layer in layers))
     parts = [f"{count(len(layers), 'layer')} with {share:.0%} of the weights ({names}): {reasons}"] if layers else []
     if strangers:
+        many = strangers > 1
         parts.append(
-            f"{strangers:,} weight{'s reach the loss, belong' if strangers > 1 else ' reaches the loss, belongs'} to no"
-            f" module and {'are' if strangers > 1 else 'is'} not watched: self.parameters() does not hold them, so that"
-            " they are neither saved nor moved to a device, and trained only where an optimizer was given them"
+            f"{strangers:,} weight{'s reach the loss, belong' if many else ' reaches the loss, belongs'} to no module and"
+            f" {'are' if many else 'is'} not watched: self.parameters() does not hold {'them' if many else 'it'}, so that"
+            f" {'they are' if many else 'it is'} neither saved nor moved to a device, and trained only where an optimizer"
+            f" was given {'them' if many else 'it'}"
         )
     advice = []
     if kind is causes.CUT_OFF and not any(layer.in_optimizer for layer in layers):
@@ -105,7 +107,8 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
     elif layers:
         advice.append("Judge these layers by other means; where they are no kernels, leave them out by `exclude`.")
     if strangers:
-        advice.append("Register the layers in an nn.ModuleList, and bare weights as nn.Parameter of a module.")
+        advice.append("Make layers once, in __init__ and not in forward(), and register them in an nn.ModuleList, and")
+        advice.append("bare weights as nn.Parameter of a module.")
     evidence = {"layers": len(layers), "share_of_weights": share, "in_no_module": strangers}
     cause = kind.because("; ".join(parts), " ".join(advice), references.AUTOGRAD_DOCS, evidence)
     return Found(None, severity, cause)
