@@ -42,6 +42,8 @@ from lightning_deadkernel.report.text import NOT_OBSERVED, count, number, percen
 PROGRAM = "lightning-deadkernel"
 MOST_ROWS = 20
 """Layers in the brief table; the rest is counted and is in the full document."""
+MOST_PROBLEMS = 6
+"""Problems at the end of a training: the first with its story, the others by their titles."""
 MOST_CELLS = 50_000
 """Kernels up to which a page has a cell for each, which takes up to 14 letters."""
 MOST_MEASURED = 20_000
@@ -104,6 +106,7 @@ def describe_briefly(report: ReportRecord) -> Document:
         Paragraph(opening, "good" if healthy else "plain"),
         _brief_table(report),
         _statements(first),
+        _bullets([f"{problem.severity}: {problem.title}" for problem in report.problems[1:MOST_PROBLEMS]]),
         Paragraph(rest) if rest else None,
         _left_out(report),
         *_savings(report),

@@ -71,11 +71,12 @@ def test_only_layers_with_something_to_say_are_shown() -> None:
     assert below.startswith("backbone.stem (requires_grad=False).")
 
 
-def test_the_worst_finding_is_shown_with_its_advice_and_the_others_are_counted() -> None:
+def test_the_worst_problem_is_shown_with_its_advice_the_others_by_title_and_findings_are_counted() -> None:
     text = " ".join(to_text(describe_briefly(sick_report()), 120).split())
     assert "error head: all kernels are identical" in text
     assert "Initialise the weight with random values" in text
-    assert "knocked out" not in text
+    assert "- warning: features.3: 6 of 32 kernels are dead (knocked out) - warning: attention.mix" in text
+    assert "fired until" not in text
     assert f"Further: {tally(sick_report().findings[1:])}, in the report." in text
 
 
