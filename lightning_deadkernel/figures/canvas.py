@@ -38,7 +38,7 @@ _BOLD_EM, _EM = 0.62, 0.58
 """Mean width of a letter in font sizes."""
 _AROUND = 3.2
 """Font sizes that a word's patch in a legend takes, with what parts it from others."""
-_LONGEST = 8000
+_LONGEST = 80
 """Letters of a name in a title."""
 ZERO_KERNEL = "zero kernel"
 GREY, GRID, PALE = "#5A6670", "#E8ECEF", "#C9D1D6"
