@@ -24,7 +24,7 @@ from lightning_deadkernel.figures.canvas import (
 from lightning_deadkernel.figures.cells import EMPTY, colour_table, places_of
 from lightning_deadkernel.figures.names import labels_of
 from lightning_deadkernel.figures.registry import picture
-from lightning_deadkernel.figures.titles import FAULTS, state_headline, unhealthy
+from lightning_deadkernel.figures.titles import FAULTS, state_headline
 from lightning_deadkernel.report.records import LayerReport
 from lightning_deadkernel.report.report import Report
 from lightning_deadkernel.report.stages import stage_label, stages_of
@@ -45,6 +45,8 @@ _LONE_LINE = 0.28
 """Inches per line of cells at most."""
 _GAP = 0.6
 """Lines between two layers."""
+_LEAST_GRAVE, _MOST_LETTERS = BY_NAME["dormant"].gravity, 22
+"""Of what a row's text tells beside each other, and of that text."""
 _LEAST_SHARE = 0.006
 """Of a row's width: narrower parts of a row are drawn this wide, or one dead kernel of 4,096 would not be seen."""
 
@@ -174,13 +176,13 @@ def _name_rows(axes: Axes, layout: MapLayout) -> None:
 
 
 def _unhealthy(row: Sequence[LayerReport]) -> str | None:
-    """What a row's worst word is true of: ``"20 of 64 dead"``."""
-    found = [unhealthy(layer) for layer in row]
-    worst = next((fault for fault in FAULTS if any(word == fault for word, _ in found)), None)
-    if worst is None:
-        return None
-    number = sum(len(channels) for word, channels in found if word == worst)
-    return f"{number:,} of {sum(layer.channels for layer in row):,} {BY_NAME[worst].text}"
+    """What a row's worst word is true of, ``"20 of 64 dead"``, or all that is grave: ``"6 dead, 14 starved"``."""
+    places = b"".join(layer.codes.translate(WORD_OF_CODE) for layer in row)
+    found = {word: number for word in FAULTS if (number := places.count(WORDS.index(word)))}
+    grave = [f"{found[word]:,} {BY_NAME[word].text}" for word in found if BY_NAME[word].gravity > _LEAST_GRAVE]
+    if len(grave) > 1 and len(text := ", ".join(grave)) <= _MOST_LETTERS:
+        return text
+    return next((f"{number:,} of {len(places):,} {BY_NAME[word].text}" for word, number in found.items()), None)
 
 
 @picture(4)
@@ -204,7 +206,8 @@ def kernel_map(reports: Sequence[Report]) -> Panel | None:
         draw_kernel_map(axes, layout)
         state_legend(axes, words, 0.1, dots)
 
-    return Panel(state_headline(reports), note, layout.height, draw, left, 1.6, bottom)
+    right = max(1.6, 0.12 + 0.072 * max(len(_unhealthy(row) or "") for row in layout.rows))
+    return Panel(state_headline(reports), note, layout.height, draw, left, right, bottom)
 
 
 def _note(report: Report, layout: MapLayout) -> str:

@@ -147,6 +147,14 @@ def test_windows_shorter_than_an_epoch_are_told_by_their_step(unwell: list[Repor
     assert axes.get_xlabel() == "global step"
 
 
+def test_a_row_tells_all_that_is_wrong_in_it_where_there_is_room() -> None:
+    reports = history(dies={"conv1": {0: 1}})
+    starved = [STATES.index("starved")]
+    few, many = bytes([1, *starved * 5, *[0] * 10]), bytes([1, 2, *starved, *[0] * 29])
+    reports[-1] = with_layer(with_layer(reports[-1], "conv1", codes=few), "conv2", codes=many)
+    assert {"1 dead, 5 starved", "1 of 32 dead", "10"} <= set(texts(kernel_map(reports)))
+
+
 def test_kernels_that_died_at_different_times_are_not_given_one_date() -> None:
     reports = history(dies={"conv2": {1: 2, 2: 4}})
     assert title(kernel_map(reports)) == "conv2: 2 of 32 kernels dead one by one from epoch 1 on"
@@ -583,6 +591,12 @@ SITUATIONS = {
     "all states at once": lambda: in_all_states(SMALL),
     "all states at once under long names": lambda: in_all_states(
         [(f"encoder.{'block' * 3}.{i}.x", *SMALL[1][1:]) for i in range(3)]
+    ),
+    "all without a gradient": lambda: history(
+        dies={"conv1": dict.fromkeys(range(16), 1), "conv2": dict.fromkeys(range(32), 1)}, state="zero-gradient"
+    ),
+    "wide layers saturated": lambda: history(
+        plain(3, 4096, "sigmoid"), 2, {f"features.{i}": dict.fromkeys(range(1024), 1) for i in (0, 3, 6)}, "saturated"
     ),
     "from disk": lambda: [dataclasses.replace(report, tensors=None) for report in history()],
 }
