@@ -276,6 +276,8 @@ class LayerWindow(LayerStatistics):
     """(C,) largest \\|gradient\\| seen in the window at the source below; None if no gradient was ever looked at."""
     weight_gradient: Tensor | None = None
     """(C,) largest \\|gradient\\| of the kernel itself on the sampled steps."""
+    penalty_seen: bool = False
+    """What is known of its gradient may be that of a penalty in the loss."""
     penalised: bool = False
     """The weight also reaches the loss without passing its own op (an L2 term in the loss)."""
     gradient_rms: float | None = None

@@ -119,8 +119,8 @@ def _without_firing(layer: LayerWindow, off: Tensor, some: Tensor, none: Tensor)
         return off & none & ~held if others else off & none, off & some, nowhere
     if not layer.exact:
         # sampled steps may have missed the batch on which a channel fires, which its gradient then shows
-        return off & none, nowhere, nowhere if layer.penalised else off & some
-    penalty = own.isfinite() if layer.penalised else nowhere
+        return off & none, nowhere, nowhere if layer.penalty_seen else off & some
+    penalty = own.isfinite() if layer.penalty_seen else nowhere
     silent = nowhere
     if layer.norm_scale is not None and layer.gradient is not None and layer.weight_gradient is not None:
         silent = (layer.weight_gradient > 0) & (layer.gradient == 0)

@@ -206,8 +206,11 @@ def _read_gradients(entry: Draft, facts: LayerFacts, observer: Observer, segment
     if not observer.window.steps.scaled:
         entry["non_finite_gradients"] = int((bad > 0).sum())
     entry["penalised"] = facts.penalised
-    told = facts.off_gradient is None or not gradient.any()  # with no gradient anywhere, others have none to share
-    if facts.penalised and not facts.source_penalised and told:
+    # a norm's shift does not see what the norm makes of a kernel for the others, unless none of them has any gradient
+    shared = facts.paths.statistics and source.kind == "shift" and bool(gradient.any())
+    untold = facts.used_otherwise or shared
+    entry["penalty_seen"] = facts.penalised and (facts.source_penalised or untold)
+    if facts.penalised and not entry["penalty_seen"]:
         entry["weight_gradient"] = None  # what a penalty in the loss adds to the kernel tells nothing; its source does
 
 

@@ -184,9 +184,10 @@ class LayerFacts:
         """Why a kernel that never fires may have a gradient all the same, in words; None where it cannot."""
         reasons = {
             "the values of other channels depend on it, through a norm or the like": self.paths.statistics,
-            # beside a penalty in the loss a gradient is no sign of these
-            "its activation passes the gradient of an input of exactly 0": self.passes_at_zero and not self.penalised,
-            "its weight is used in another place, too": self.used_otherwise and not self.penalised,
+            # beside a penalty in the loss a gradient is no sign of this, unless it is free of that
+            "its activation passes the gradient of an input of exactly 0": self.passes_at_zero
+            and not (self.penalised and self.source_penalised),
+            "its weight is used in another place, too": self.used_otherwise,
         }
         return "; ".join(reason for reason, holds in reasons.items() if holds) or None
 

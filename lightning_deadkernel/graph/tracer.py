@@ -35,6 +35,7 @@ from lightning_deadkernel.graph.recognition import blends, reader_of, self_gate
 from lightning_deadkernel.graph.topology import Value
 
 SUMS = ("Add", "Sub", "Rsub", "Lerp", "Addcmul", "Addcdiv")
+SPREADS = ("Var", "Std", "VarMean", "StdMean")
 CHOICES = ("Maximum", "Minimum", "Fmax", "Fmin", "Where")
 
 
@@ -274,7 +275,7 @@ class PathTracer:
             self.paths.statistics = self.paths.composed_norm = True
         if live and parts and name in NORMS and blends(self.graph, index, parts):
             self.paths.statistics = True
-        if len({trace.averaged for trace in apart}) > 1:
+        if len({trace.averaged for trace in apart}) > 1 or (apart and name in SPREADS):
             self.paths.composed_norm = True  # x - mean(x), over dimensions other than the channels'
         if self.beyond and name in ("Add", "Sub", "Mul", "Div"):
             self.paths.shared |= self._meets_another(index)

@@ -483,7 +483,8 @@ def test_a_kernel_in_the_statistics_of_others_is_never_dead_while_one_of_them_fi
 
 
 def test_a_kernel_that_left_zero_beside_a_penalty_had_a_gradient_of_the_loss() -> None:
-    seen = {"fired": each(False, False, True, True), "gradient": each(1.0, 1, 1, 1), "penalised": True}
+    seen = {"fired": each(False, False, True, True), "gradient": each(1.0, 1, 1, 1)}
+    seen |= {"penalised": True, "penalty_seen": True}
     run = Run().next(start(norms=each(0.0, 1, 1, 1))).next(layer(norms=each(0.1, 1, 1, 1), **seen))
     assert (run.report().dead, run.report().silent) == ([1], [0])
     run.next(layer(norms=each(0.1, 1, 1, 1), **seen))

@@ -35,7 +35,8 @@ HELD: dict[str, Any] = {"unchanged": each(True)}
 TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("fires and learns", {}, "active"),
     ("never fires behind a gate, no gradient", OFF | NONE, "dead"),
-    ("never fires behind a gate, a penalty in the loss gives a gradient", OFF | SOME | {"penalised": True}, "dead"),
+    ("never fires behind a gate, a penalty in the loss gives a gradient", OFF | SOME | {"penalty_seen": True}, "dead"),
+    ("the same where no penalty is in what was looked at", OFF | SOME | {"penalised": True}, "unknown"),
     ("never fires behind a gate, gradients not looked at", OFF | UNREAD, "unknown"),
     ("never fires behind a gate, and has a gradient: one of the two is wrong", OFF | SOME, "unknown"),
     ("the same, though only its shift has one", OFF | SOME | {"weight_gradient": each(0.0)}, "unknown"),
@@ -45,7 +46,7 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("never fires behind a gate, zero kernel", OFF | NONE | {"largest": each(0.0), "norms": each(0.0)}, "dead"),
     ("not seen to fire on sampled steps, no gradient", OFF | NONE | {"exact": False}, "dead"),
     ("not seen to fire on sampled steps, but has a gradient", OFF | SOME | {"exact": False}, "active"),
-    ("the same with a penalty, which may be all of it", OFF | SOME | {"exact": False, "penalised": True}, "unknown"),
+    ("the same with a penalty, which may be all of it", OFF | SOME | {"exact": False, "penalty_seen": True}, "unknown"),
     ("never fires behind a smooth activation, no gradient", OFF | NONE | SMOOTH, "saturated"),
     ("never fires behind a bounded activation, no gradient", OFF | NONE | TANH, "saturated"),
     ("tanh stuck at +1: it fires, and has no gradient", NONE | TANH | {"saturated_share": each(1.0)}, "saturated"),

@@ -79,7 +79,8 @@ def test_a_history_from_before_adams_steps_were_measured_is_read() -> None:
 
 
 def test_a_penalty_does_not_pass_for_a_gradient_once_the_channel_is_dead() -> None:
-    run = Run().next(start()).next(layer(penalised=True)).next(layer(penalised=True, fired=OFF["fired"]))
+    priced = {"penalised": True, "penalty_seen": True}
+    run = Run().next(start()).next(layer(**priced)).next(layer(**priced, fired=OFF["fired"]))
     assert run.history.layers["conv"].last_gradient.tolist() == [1, 2, 2, 2]
 
 

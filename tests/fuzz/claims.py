@@ -14,6 +14,7 @@ import lightning as L
 import torch
 
 from fuzz.network import Loader, Network, batches, build
+from fuzz.ops import OPS
 from fuzz.oracle import Oracle, probed
 from fuzz.programs import Program
 from helpers.training import ACCELERATOR
@@ -135,6 +136,11 @@ def _differences(seen: Outcome, plain: Outcome) -> Iterator[Disagreement]:
         yield Disagreement("training differs", "", "random numbers were drawn")
 
 
+WITHOUT_MEAN = {"standardised", "rms_norm", "variance", "std", "less its mean"}
+
+CHOICES = {"maximum_of_two", "minimum_of_two", "by_samples"}
+"""Where one of two values is taken: what is read behind may be that of the other."""
+
 UNTOLD = {"geglu", "swiglu", "reglu", "glu", "tanh_times_sigmoid", "gate", "mul"}
 """Where values have no activation of their own: of a value whose gate is shut, that it may be dead is all that is said.
 """
@@ -180,7 +186,8 @@ def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
         yield from say("dead though it matters", kept, "change the output when they are replaced")
     silenced = where("starved", "zero-gradient")
     penalised = any(op.name == "penalty" and op.options["layer"] == layer.name for op in oracle.program.ops)
-    if penalised and layer.name in oracle.turned:  # what the other use sends back is taken for the penalty's
+    counted = any(op.name == "multi_margin" for op in oracle.program.ops)  # of samples, whose sum at a bias may be 0
+    if penalised and (counted or layer.name in oracle.turned):  # what else comes back is taken for the penalty's
         silenced = []
     if _every_step(oracle.program):  # the kernels' own gradients are looked at on sampled steps only
         wrong = nonzero(truth.kernel_gradient, silenced)
@@ -201,7 +208,7 @@ def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
         said = {"dead", "unknown", "excluded", *(("zero-gradient",) if ops & UNTOLD else ())}
         shifted = _behind_a_shift(layer.name, oracle)  # at exactly 0 some rectifiers let a shift learn
         missed = [c for c in without if states[c] not in said and not (states[c] == "silent" and c in shifted)]
-        missed = [] if "maximum_of_two" in ops else missed
+        missed = [] if ops & CHOICES else missed
         yield from say(f"shut by rectifiers, called {_words(states, missed)}", missed, "never passed any of them")
 
 
@@ -209,9 +216,15 @@ def _behind_a_shift(layer: str, oracle: Oracle) -> list[int]:
     """Channels that are constant, or cut off by a scale of zero, where the shift of a norm may learn in their place."""
     truth, ops = oracle.truths[layer], oracle.program.ops
     penalised = any(op.name == "penalty" and op.options["layer"] == layer for op in ops)
-    cancelled = any(op.name.startswith("minus_") or op.name in ("standardised", "rms_norm") for op in ops)  # a bias
+    ways = {op.options.get("way") for op in ops} | {op.name for op in ops}
+    cancelled = any(op.name.startswith("minus_") for op in ops) or bool(ways & WITHOUT_MEAN)  # a bias, by the mean
     shifting = [op for op in ops if op.name.endswith("_norm") and op.name != "rms_norm"]
-    norms = {op.target for op in shifting if not penalised or layer in op.args}
+    held = {layer}
+    for op in ops:
+        held |= (
+            {op.target} if held.intersection(op.args) and op.name in OPS and OPS[op.name].group == "shape" else set()
+        )
+    norms = {op.target for op in shifting if not penalised or held.intersection(op.args)}
     if (
         penalised and not norms and (not truth.has_bias or cancelled)
     ):  # nothing tells the gradient of the loss from the penalty's

@@ -19,6 +19,12 @@ def _top_half(x: Tensor) -> Tensor:
     return x * kept.scatter(axis, x.topk(max(1, x.shape[axis] // 2), axis).indices, True)
 
 
+def _written_over(x: Tensor) -> Tensor:
+    out = x.clone()
+    out[out < 0] = 0.0
+    return out
+
+
 RECTIFIERS: dict[str, Form] = {
     "relu": F.relu,
     "relu_module": nn.ReLU(),
@@ -41,6 +47,16 @@ RECTIFIERS: dict[str, Form] = {
     "jump_relu": lambda x: x * (x > JUMP),
     "relu_squared": lambda x: F.relu(x).square(),
     "relu_shifted": lambda x: F.relu(x - JUMP),
+    "relu_cubed": lambda x: F.relu(x) ** 3,
+    "relu_by_minimum": lambda x: torch.minimum(F.relu(x), x.new_tensor(6.0)),
+    "relu_times_itself": lambda x: x * F.relu(x),
+    "leaky_relu_without_slope": lambda x: F.leaky_relu(x, 0.0),
+    "clip": lambda x: torch.clip(x, 0.0, 3.0),
+    "masked_fill_of_a_copy": lambda x: x.clone().masked_fill_(x < 0, 0.0),
+    "index_put": _written_over,
+    "where_zero_first": lambda x: torch.where(x <= 0, x.new_zeros(()), x),
+    "gated_by_sign": lambda x: x * x.sign().clamp(min=0).detach(),
+    "log1p_of_relu": lambda x: torch.log1p(F.relu(x)),
 }
 """Zero output and zero slope below the line; some pass a gradient at exactly zero."""
 
@@ -81,6 +97,17 @@ OTHERS: dict[str, Form] = {
     "snake": lambda x: x + torch.sin(x) ** 2,
     "abs": torch.abs,
     "square": torch.square,
+    "signed_relus": lambda x: F.relu(x) - 0.5 * F.relu(-x),
+    "relu_and_slope": lambda x: F.relu(x) + 0.1 * torch.minimum(x, x.new_zeros(())),
+    "celu_module": nn.CELU(0.5),
+    "erf": torch.erf,
+    "atan": torch.atan,
+    "asinh": torch.asinh,
+    "exp_of_minus_square": lambda x: torch.exp(-(x**2)),
+    "softplus_steep": lambda x: F.softplus(x, 5.0),
+    "sigmoid_less_half": lambda x: torch.sigmoid(x) - 0.5,
+    "hard_step_softened": lambda x: torch.clamp(x, -0.5, 0.5) + 0.5,
+    "logcosh": lambda x: torch.log(torch.cosh(x.clamp(-9, 9))),
     "half_of_sum_with_abs": lambda x: (x + x.abs()) / 2,  # a relu whose two paths cancel
 }
 """A slope somewhere below zero, or flat ends that are not zero."""

@@ -20,10 +20,10 @@ REFUSALS = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, As
 LARGE = 1e4
 """Where the loss and the gradients are smaller, a step changes next to nothing."""
 
-GROUPS = {"layer": 4.0, "again": 0.8, "sequence": 1.2, "norm": 2.5, "activation": 5.0, "join": 2.5, "shape": 2.0}
-GROUPS_AFTER_LAYER = {"norm": 3.0, "activation": 7.0, "shape": 1.0, "join": 1.0, "layer": 0.2}
-GROUPS_AFTER_NORM = {"activation": 10.0, "shape": 1.0, "join": 1.0, "layer": 0.3}
-GROUPS_AFTER_ACTIVATION = {"layer": 6.0, "again": 1.5, "sequence": 1.5, "join": 2.0, "shape": 2.0, "norm": 1.0}
+GROUPS = {"layer": 4.0, "again": 0.8, "sequence": 1.5, "norm": 2.5, "activation": 5.0, "join": 3.0, "shape": 4.0}
+GROUPS_AFTER_LAYER = {"norm": 3.0, "activation": 7.0, "shape": 2.0, "join": 1.5, "layer": 0.2}
+GROUPS_AFTER_NORM = {"activation": 10.0, "shape": 2.0, "join": 1.0, "layer": 0.3}
+GROUPS_AFTER_ACTIVATION = {"layer": 6.0, "again": 1.5, "sequence": 1.5, "join": 2.5, "shape": 5.0, "norm": 1.0}
 
 
 def program(seed: int) -> Program:
@@ -226,7 +226,7 @@ class _Draft:
 
     def _kill(self) -> None:
         random = self.random
-        norms = [name for name, m in self.net.named_children() if isinstance(m, NORMS_WITH_SCALE)]
+        norms = [n for n, m in self.net.named_children() if isinstance(m, NORMS_WITH_SCALE) and m.weight is not None]
         if norms and random.random() < 0.4:
             name, way = random.choice(norms), random.choice(NORM_KILLS)
             weight = self.net.get_submodule(name).weight

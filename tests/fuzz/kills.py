@@ -1,4 +1,4 @@
-"""Six ways to kill a channel by hand."""
+"""Seven ways to kill a channel by hand."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def _kill_kernels(net: Network, op: Op, module: nn.Module, channels: list[int]) 
         kernel.zero(channels)
         if bias is not None:
             bias[channels] = 0.0
+    elif op.name == "negative":
+        if bias is None or kernel.axis != 0 or len(kernel.leaves()) > 1:
+            raise ValueError("its kernels are not along axis 0, or have no bias")
+        weight[channels], bias[channels] = -weight[channels].abs(), -bias[channels].abs() - 0.1
     elif op.name == "unread":
         if kernel.axis != 0 or weight.ndim < 2 or weight.shape[1] <= max(channels):
             raise ValueError("its inputs are not along axis 1")
@@ -49,5 +53,5 @@ def _kill_kernels(net: Network, op: Op, module: nn.Module, channels: list[int]) 
         raise ValueError(f"no such kill: {op.name!r}")
 
 
-KERNEL_KILLS = ("bias_far", "zero_kernel", "unread", "pruned")
+KERNEL_KILLS = ("bias_far", "zero_kernel", "unread", "pruned", "negative")
 NORM_KILLS = ("shift_far", "scale_zero")

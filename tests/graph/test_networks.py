@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from helpers.tiny_nets import DEAD, Net, between, chain, conv, images, kill, reader_of, rows, watch
 from helpers.training import fit
@@ -365,16 +366,63 @@ def test_beside_a_penalty_on_the_kernel_the_bias_tells_whether_anything_listens(
     assert (layer.starved, layer.activation) == (list(DEAD), "relu")
 
 
-def test_beside_a_penalty_what_a_norm_over_channels_passes_on_is_not_the_penaltys() -> None:
+class Priced(Net):
+    """With a price on the weights of its layer ``fc``."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self._forward(self, batch[0]) + self.fc.weight.square().sum()
+
+
+def test_beside_a_penalty_a_kernel_that_a_tied_decoder_reads_is_not_dead() -> None:
+    net = Priced(
+        lambda net, x: (F.relu(net.norm(net.fc(x))) @ net.fc.weight - x).square().mean(),
+        fc=nn.Linear(5, 8),
+        norm=nn.BatchNorm1d(8),
+    )
+    nn.init.ones_(net.norm.bias)
+    with torch.no_grad():
+        net.norm.bias[3] = -20.0
+    assert watch(net, rows(8, 5))["fc"].states[3] == "silent"
+
+
+def test_beside_a_penalty_no_bias_tells_of_a_loss_on_the_spread_of_a_channel() -> None:
+    net = Priced(lambda net, x: F.relu(3 - net.fc(x[:2]).var(0)).mean(), fc=nn.Linear(5, 8))
+    assert set(watch(net, rows(8, 5))["fc"].states) == {"active"}
+
+
+def test_beside_a_penalty_the_bias_tells_of_a_kernel_before_a_norm_that_an_activation_keeps_apart_from_it() -> None:
+    kept = torch.ones(8).index_fill(0, torch.tensor(DEAD), 0.0)
+    net = Priced(
+        lambda net, x: (net.norm(net.fc(x).abs() * kept) - 1).square().mean(),
+        fc=nn.Linear(5, 8),
+        norm=nn.GroupNorm(1, 8),
+    )
+    assert watch(net, rows(8, 5))["fc"].zero_gradient == list(DEAD)
+
+
+def test_a_masked_kernel_at_exactly_zero_is_not_dead_though_its_weights_are_penalised_where_its_bias_learns() -> None:
     class Penalised(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            met = (1 + self.head(self.norm(self.fc(batch[0])))).clamp(min=0).square().mean()
-            return met + self.fc.weight.square().sum()
+            return super().training_step(batch, batch_idx) + self.fc.weight_orig.square().sum()
 
+    fc, head = nn.Linear(5, 8), nn.Linear(8, 2)
+    nn.init.zeros_(fc.bias)
+    nn.init.ones_(head.weight)  # all outputs are to go down: the bias leaves 0 downwards, and the clamp is shut
+    prune.custom_from_mask(fc, "weight", torch.ones(8, 5).index_fill(0, torch.tensor([3]), 0.0))
+    net = Penalised(lambda net, x: 2 + net.head(net.fc(x).clamp(min=0)), fc=fc, head=head)
+    assert watch(net, rows(8, 5))["fc"].states[3] == "silent"
+
+
+def test_beside_a_penalty_what_a_norm_over_channels_passes_on_is_not_the_penaltys() -> None:
     def states(level: float) -> set[str]:
         head = nn.Linear(8, 2)
         nn.init.constant_(head.bias, level)
-        net = Penalised(lambda net, x: x, fc=nn.Linear(5, 8), norm=nn.LayerNorm(8), head=head)
+        net = Priced(
+            lambda net, x: (1 + net.head(net.norm(net.fc(x)))).clamp(min=0).square().mean(),
+            fc=nn.Linear(5, 8),
+            norm=nn.LayerNorm(8),
+            head=head,
+        )
         return set(watch(net, rows(8, 5))["fc"].states)
 
     assert states(0.0) == {"active"}

@@ -79,3 +79,67 @@ def squeeze_excite(net: Network, me: Op, x: Tensor) -> Tensor:
     hidden = net.activated(F.relu, squeezed, True)
     excited = net.layer(f"{me.target}_excite", lambda: nn.Linear(4, channels), hidden, -1)
     return x * net.activated(torch.sigmoid, excited, False)[:, :, None, None]
+
+
+@op("join", ALL, values=2, weight=0.5)
+def minimum_of_two(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(x, y)
+
+
+@op("join", ALL, values=2, weight=0.6)
+def relu_gate(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    return x * net.activated(F.relu, y, True)
+
+
+@op("join", ALL, values=2, weight=0.4)
+def gelu_gate(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    return net.activated(F.gelu, x, False) * y
+
+
+@op("join", ALL, values=2, weight=0.4)
+def lerp(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    return torch.lerp(x, y, 0.3)
+
+
+@op("join", ALL, values=2, weight=0.4)
+def addcmul(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    return torch.addcmul(x, x, y, value=0.5)
+
+
+@op("join", ALL, values=2, weight=0.4)
+def highway(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    open_ = net.activated(torch.sigmoid, x + y, False)
+    return open_ * x + (1 - open_) * y
+
+
+@op("join", ALL, values=2, weight=0.5)
+def by_samples(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    """Of some samples the one, of the others the other."""
+    first = torch.arange(len(x), device=x.device) % 2 == net.step % 2
+    return torch.where(first.view(-1, *(1 for _ in x.shape[1:])), x, y)
+
+
+@op("join", ALL, values=2, weight=0.4)
+def over_its_size(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    return x / (1 + y.abs())
+
+
+@op("join", ALL, values=2, weight=0.4)
+def written_over_half(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    """The first channels of one, with those of another written over them."""
+    out, half = x.clone(), x.shape[1] // 2
+    out[:, :half] = y[:, :half]
+    return out
+
+
+@op("join", "map", values=2, weight=0.4)
+def attention_of_positions(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    """A map of one channel that weighs all of another (spatial attention)."""
+    return x * net.activated(torch.sigmoid, y.mean(1, keepdim=True), False)
+
+
+@op("join", "flat", values=2, weight=0.4)
+def film(net: Network, me: Op, x: Tensor, y: Tensor) -> Tensor:
+    both = net.layer(f"{me.target}_film", lambda: nn.Linear(y.shape[1], 2 * x.shape[1]), y, -1)
+    scale, shift = both.chunk(2, 1)
+    return x * (1 + scale) + shift

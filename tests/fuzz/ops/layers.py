@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fuzz.network import Network
 from fuzz.ops.registry import ALL, op, used_before, width
@@ -176,3 +177,121 @@ class Experts(nn.Module):
 def experts(net: Network, me: Op, x: Tensor) -> Tensor:
     net.read(x)
     return net.module(me.target, lambda: Experts(2, x.shape[-1], me.options["width"]))(x)
+
+
+class Standardised(nn.Conv2d):
+    """Its kernels less their mean, by their spread (weight standardisation)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.flatten(1).std(1)[:, None, None, None] + 0.1)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def _odd(random: Random, x: Tensor) -> dict[str, Any]:
+    return {"width": random.randint(2, 4), "mode": random.choice(MODES), "dilation": random.randint(1, 2)}
+
+
+@op("layer", "map", draw=_odd, weight=0.7)
+def conv_padded(net: Network, me: Op, x: Tensor) -> Tensor:
+    width, mode, dilation = me.options["width"], me.options["mode"], me.options["dilation"]
+    options = {"padding": dilation, "dilation": dilation, "padding_mode": mode}
+    return net.layer(me.target, lambda: nn.Conv2d(x.shape[1], width, 3, **options), x, 1)
+
+
+@op("layer", "map", draw=_odd, weight=0.7)
+def conv_strided(net: Network, me: Op, x: Tensor) -> Tensor:
+    return net.layer(me.target, lambda: nn.Conv2d(x.shape[1], me.options["width"], 2, stride=2, bias=False), x, 1)
+
+
+@op("layer", "map", draw=_odd, weight=0.4)
+def conv_standardised(net: Network, me: Op, x: Tensor) -> Tensor:
+    return net.layer(me.target, lambda: Standardised(x.shape[1], me.options["width"], 3, padding=1), x, 1)
+
+
+@op("layer", "map", draw=_odd, weight=0.4)
+def conv3d(net: Network, me: Op, x: Tensor) -> Tensor:
+    frames = torch.stack([x, -x], 2)
+    out = net.layer(
+        me.target, lambda: nn.Conv3d(x.shape[1], me.options["width"], (2, 3, 3), padding=(0, 1, 1)), frames, 1
+    )
+    return out.squeeze(2)
+
+
+@op("layer", "map", draw=_odd, weight=0.4)
+def depthwise_doubled(net: Network, me: Op, x: Tensor) -> Tensor:
+    count = x.shape[1]
+    return net.layer(me.target, lambda: nn.Conv2d(count, 2 * count, 3, padding=1, groups=count), x, 1)
+
+
+def _normed(random: Random, x: Tensor) -> dict[str, Any]:
+    return {"width": random.randint(3, 6), "way": random.choice(("spectral_norm", "orthogonal", "weight_norm"))}
+
+
+@op("layer", "flat rows", draw=_normed, weight=0.6)
+def parametrized_linear(net: Network, me: Op, x: Tensor) -> Tensor:
+    """In whose parameters no kernel is apart: no kill reaches it, and what it puts out is watched alone."""
+    net.read(x)
+    way = getattr(nn.utils.parametrizations, me.options["way"])
+    return net.module(me.target, lambda: way(nn.Linear(x.shape[-1], me.options["width"])))(x)
+
+
+@op("layer", "line map", draw=_odd, weight=0.4)
+def weight_norm_conv(net: Network, me: Op, x: Tensor) -> Tensor:
+    kind, way = (nn.Conv2d if x.ndim == 4 else nn.Conv1d), nn.utils.parametrizations.weight_norm
+    return net.layer(me.target, lambda: way(kind(x.shape[1], me.options["width"], 3, padding=1)), x, 1)
+
+
+class Turned(nn.Module):
+    """A weight of (outputs, inputs), by einsum or on the left of a product."""
+
+    def __init__(self, inputs: int, outputs: int, way: int) -> None:
+        super().__init__()
+        self.weight, self.way = nn.Parameter(torch.randn(outputs, inputs) / inputs**0.5), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == 0:
+            return torch.einsum("dc,...c->...d", self.weight, x)
+        if self.way == 1:
+            return (self.weight @ x.transpose(-2, -1)).transpose(-2, -1)
+        return torch.tensordot(x, self.weight, dims=([-1], [1]))
+
+
+@op("layer", "flat rows", draw=lambda r, x: {"width": r.randint(3, 6), "way": r.randint(0, 2)}, weight=0.7)
+def turned(net: Network, me: Op, x: Tensor) -> Tensor:
+    return net.layer(me.target, lambda: Turned(x.shape[-1], me.options["width"], me.options["way"]), x, -1)
+
+
+@op("layer", "flat rows", draw=width, weight=0.5)
+def autocast(net: Network, me: Op, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype is torch.float32):
+        out = net.layer(me.target, lambda: nn.Linear(x.shape[-1], me.options["width"]), x, -1)
+        return net.activated(F.relu, out, True).to(x.dtype)
+
+
+@op("layer", "flat rows", draw=lambda r, x: {"width": r.randint(3, 6), "reentrant": r.random() < 0.3}, weight=0.6)
+def checkpointed(net: Network, me: Op, x: Tensor) -> Tensor:
+    """What is recomputed: only where nobody watches, who would see it twice."""
+
+    def block(h: Tensor) -> Tensor:
+        h = net.layer(f"{me.target}_a", lambda: nn.Linear(h.shape[-1], me.options["width"]), h, -1)
+        h = net.activated(F.relu, h, True)
+        return net.layer(f"{me.target}_b", lambda: nn.Linear(h.shape[-1], me.options["width"]), h, -1)
+
+    if net.watcher is not None or f"{me.target}_a" not in net._modules:
+        return block(x)
+    return checkpoint(block, x, use_reentrant=me.options["reentrant"] and x.requires_grad)  # type: ignore[no-any-return]
+
+
+@op("again", "flat rows", draw=used_before, weight=0.4)
+def shared_weight(net: Network, me: Op, x: Tensor) -> Tensor:
+    """Another layer's weight the same way round, without its module."""
+    name = me.options["layer"]
+    owner = net.get_submodule(name)
+    if type(owner) is not nn.Linear:
+        raise ValueError("its weight is turned")
+    net.read(x)
+    return net.seen(name, F.linear(x, owner.weight), -1)

@@ -85,3 +85,63 @@ class Vector(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(1 + torch.randn(size) / 4)
+
+
+@op("norm", "flat line map", weight=0.6)
+def batch_norm_bare(net: Network, me: Op, x: Tensor) -> Tensor:
+    kind = nn.BatchNorm2d if x.ndim == 4 else nn.BatchNorm1d
+    return net.module(me.target, lambda: kind(x.shape[1], affine=False))(x)
+
+
+@op("norm", "flat line map", weight=0.6)
+def frozen_norm(net: Network, me: Op, x: Tensor) -> Tensor:
+    """A batch norm by its running statistics, which stay as they are."""
+    kind = nn.BatchNorm2d if x.ndim == 4 else nn.BatchNorm1d
+    module = net.module(me.target, lambda: kind(x.shape[1]))
+    mean, var = net.constant(f"{me.target}_mean", x.shape[1]), net.constant(f"{me.target}_var", x.shape[1]).exp()
+    return F.batch_norm(x, mean, var, module.weight, module.bias, False)
+
+
+@op("norm", "line map", weight=0.6)
+def instance_norm_bare(net: Network, me: Op, x: Tensor) -> Tensor:
+    return F.instance_norm(x)
+
+
+@op("norm", "map", weight=0.6)
+def layer_norm_of_maps(net: Network, me: Op, x: Tensor) -> Tensor:
+    """Over the channels at each position, as ConvNeXt has it."""
+    module = net.module(me.target, lambda: nn.LayerNorm(x.shape[1]))
+    return module(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@op("norm", "map line", weight=0.4)
+def layer_norm_of_all(net: Network, me: Op, x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[1:])
+
+
+@op("norm", "map line flat", weight=0.4)
+def local_response(net: Network, me: Op, x: Tensor) -> Tensor:
+    return F.local_response_norm(x.unsqueeze(-1), 3).squeeze(-1)
+
+
+@op("norm", "rows", weight=0.5)
+def batch_norm_of_rows(net: Network, me: Op, x: Tensor) -> Tensor:
+    return net.module(me.target, lambda: nn.BatchNorm1d(x.shape[-1]))(x.transpose(1, 2)).transpose(1, 2)
+
+
+@op("norm", "flat rows", weight=0.4)
+def rms_by_hand(net: Network, me: Op, x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
+@op("norm", "map", weight=0.4)
+def response_norm(net: Network, me: Op, x: Tensor) -> Tensor:
+    """ConvNeXt V2: by how large a channel is beside the others."""
+    size = x.norm(dim=(2, 3), keepdim=True)
+    return x + x * (size / (size.mean(1, keepdim=True) + 1e-5))
+
+
+@op("norm", "line map", weight=0.4)
+def layer_scale(net: Network, me: Op, x: Tensor) -> Tensor:
+    weight = net.module(me.target, lambda: Vector(x.shape[1])).weight
+    return x * weight.view(-1, *(1 for _ in x.shape[2:]))
