@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_deadkernel.diagnosis import causes, references
 from lightning_deadkernel.diagnosis.causes import Cause
+from lightning_deadkernel.diagnosis.classify import SHRUNK
 from lightning_deadkernel.diagnosis.context import LayerContext, span
 from lightning_deadkernel.diagnosis.gradient_causes import dead_inputs
 from lightning_deadkernel.diagnosis.inputs import (
@@ -21,6 +22,7 @@ from lightning_deadkernel.diagnosis.inputs import (
 )
 from lightning_deadkernel.diagnosis.layer_past import NEVER, PLAIN
 from lightning_deadkernel.diagnosis.weight_causes import (
+    against_shrinking,
     channel_cause,
     decayed,
     decayed_first,
@@ -135,6 +137,21 @@ def _shut_by_inputs(layer: LayerContext, channels: Tensor) -> Cause:
     return cause
 
 
+@channel_cause(
+    causes.SHRUNKEN_WEIGHTS,
+    lambda layer: _is_knocked_out(layer) & (layer.past.stop_norm < SHRUNK * layer.past.first_norm),
+)
+def _knocked_out_when_small(layer: LayerContext, channels: Tensor) -> Cause:
+    """The step was large beside weights that had shrunk to a tenth or less."""
+    left = (layer.past.stop_norm / layer.past.first_norm)[channels]
+    return causes.SHRUNKEN_WEIGHTS.because(
+        f"{_knocked_out_when(layer, channels)}; that norm had fallen to {span(left, '.1e')} of what it was at first",
+        against_shrinking(layer),
+        references.MEHTA,
+        {"norm_left": float(left.min()), "update_ratio_max": float(layer.past.reckless[channels].max())},
+    )
+
+
 @channel_cause(causes.KNOCKED_OUT, _is_knocked_out)
 def _knocked_out(layer: LayerContext, channels: Tensor) -> Cause:
     past = layer.past
@@ -194,9 +211,10 @@ def _is_shift_out_of_reach(layer: LayerContext) -> Tensor:
         return (observed.shift < 0) & (observed.shift < -SHIFT_REACH * scale)
     if observed.norms is None:
         return layer.everywhere(False)
-    # beside a kernel that is small among its layer's any bias looks large: then the draw of the kernel is to blame
-    # that of a channel that has never fired need not be so far: no usual draw makes a bias of thrice a kernel's norm
-    return observed.shift < -bare * observed.norms.clamp(min=float(observed.norms.median()))
+    # beside a kernel that is small among its layer's, or has shrunk, any bias looks large: then that is to blame; the
+    # bias of a channel that has never fired need not be so far, as no usual draw makes it thrice a norm
+    norms = observed.norms.float().fmax(layer.past.first_norm)
+    return observed.shift < -bare * norms.clamp(min=float(norms.median()))
 
 
 @channel_cause(causes.SHIFT_NEGATIVE, _is_shift_out_of_reach)
@@ -347,6 +365,7 @@ CAUSES = (
     zero_at_initialisation,
     decayed_first,
     _slingshot,
+    _knocked_out_when_small,
     _knocked_out_by_inputs,
     _knocked_out,
     _shift_negative_at_first,

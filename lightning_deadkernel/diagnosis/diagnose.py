@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from lightning_deadkernel.diagnosis.causes import UNKNOWN
 from lightning_deadkernel.diagnosis.classify import activity, classify, not_finite
 from lightning_deadkernel.diagnosis.context import WindowContext
 from lightning_deadkernel.diagnosis.gradient_causes import UNDERFLOW_SHARE
@@ -32,7 +33,8 @@ def diagnose(
 
     Returns:
         The layers in the window's order, and the findings: errors first, then warnings, then infos; within a severity
-        what has its root elsewhere last, the network before its layers, and layers in forward order.
+        what has its root elsewhere last and after what is unknown, the network before its layers, and layers in forward
+        order.
     """
     observed = {layer.name: layer for layer in window.layers}
     scores = {layer.name: activity(layer) for layer in window.layers}
@@ -71,9 +73,10 @@ def _findings(
     context = WindowContext(window, {report.name: report for report in layers}, history, thresholds)
     places = {layer.name: place for place, layer in enumerate(context.watched)}
 
-    def rank(found: Found) -> tuple[int, bool, int]:
+    def rank(found: Found) -> tuple[int, bool, bool, int]:
         place = -1 if found.layer is None else places[found.layer.name]
-        return -SEVERITIES.index(found.severity), found.cause.kind.elsewhere, place
+        kind = found.cause.kind
+        return -SEVERITIES.index(found.severity), kind.elsewhere, kind is UNKNOWN, place
 
     found = [pair for rule in RULES for pair in rule.findings(context)]
     return tuple(finding for _, finding in sorted(found, key=lambda pair: rank(pair[0])))

@@ -382,7 +382,12 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
         text = f"the graph does not show what reads them{not_flat}"
         advice = "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss."
         flat = ", ".join(other.name for other in layer.network.layers if other.wholly("saturated"))
+        nearer = [other for other in layer.network.layers if other.observed.depth < layer.observed.depth]
+        dead = ", ".join(other.name for other in nearer if other.wholly("dead"))
         if flat:  # the parameters of a critic are mostly frozen while the generator learns, and it is not in its graph
             text += f"; {flat} lies wholly on a flat end, which is why if it reads them"
             advice = f"If {flat} reads this layer, bring it off its flat end first. Else: {advice}"
+        elif dead:  # behind a sum, say
+            text += f"; {dead}, nearer to the loss, is wholly dead, which is why if they pass it"
+            advice = f"If what this layer makes passes {dead}, revive that first. Else: {advice}"
     return causes.UNKNOWN.because(text, advice, references.AUTOGRAD_DOCS, {"consumers": names} if names else {})

@@ -231,6 +231,16 @@ def against_decay(layer: LayerContext, what: str) -> str:
     return f"Use {other} in place of {own}, or set weight_decay=0 for {where}"
 
 
+def against_shrinking(layer: LayerContext) -> str:
+    """What to do where the weights have shrunk so far that usual steps are large beside them."""
+    observed = layer.observed
+    if observed.penalised:
+        return "Lower the penalty on the weights in the loss."
+    if observed.weight_decay > 0 and observed.norms is not None and bool(decay_reaches(layer, observed.norms).all()):
+        return f"{against_decay(layer, KERNEL)}."
+    return f"Look for what shrinks {layer.name}.weight: a penalty in the loss, a decay or a projection of your own."
+
+
 # -- scale collapsed --------------------------------------------------------------------------------------------------
 
 

@@ -169,6 +169,31 @@ def test_kernels_that_a_mask_holds_at_zero_are_none_of_those_that_healthy_networ
     assert born.advice.startswith("25% of the layer dead is within")
 
 
+@pytest.mark.parametrize(("norm", "cause"), [(0.02, "shrunken weights"), (0.5, "knocked out")])
+def test_a_step_that_is_large_beside_shrunken_weights_is_told_as_that(norm: float, cause: str) -> None:
+    """Usual steps, and weights that decay through the gradient of Adam has taken to a fiftieth."""
+    adam: dict[str, Any] = {"optimizer": "Adam", "learning_rate": 0.01, "weight_decay": 1.0}
+    run = Run().next(start(**adam)).next(layer(norms=torch.full((4,), norm), update_ratio_max=0.3, **adam))
+    finding = run.next(layer(norms=torch.full((4,), norm), **FIRST_OFF, **adam)).only("dead_channels")
+    assert finding.cause_word == cause
+    assert ("AdamW in place of weight_decay=1 of Adam" in finding.advice) == (norm < 0.1)
+
+
+def test_a_bias_beside_a_kernel_that_has_shrunk_was_not_far_below_zero_from_the_start() -> None:
+    bias: dict[str, Any] = {"shift": torch.full((4,), -0.12)}
+    finding = Run().next(start(**bias)).next(layer(norms=torch.full((4,), 1e-3), **bias, **FIRST_OFF))
+    assert finding.only("dead_channels").cause_word == "born dead"
+
+
+def test_what_is_known_is_told_before_what_is_unknown() -> None:
+    run = Run().next(start(), start("dead"), start("out")).next(layer(), layer("dead", depth=1), layer("out", depth=0))
+    shut: dict[str, Any] = ALL_OFF | {"shift": torch.full((4,), -99.0)}
+    run.next(layer(**NO_GRADIENT, consumers=None), layer("dead", depth=1, **shut), layer("out", depth=0))
+    assert [finding.layer for finding in run.findings] == ["dead", "conv"]
+    assert [finding.cause_word for finding in run.findings] == ["shift driven negative", "unknown"]
+    assert "dead, nearer to the loss, is wholly dead" in run.only("starved_channels").cause
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_a_parameter_group_without_a_learning_rate_is_worth_knowing(rate: float) -> None:
     run = Run().next(start(), start("head")).next(layer(learning_rate=rate), layer("head"))

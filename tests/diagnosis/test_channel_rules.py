@@ -124,13 +124,14 @@ def test_unknown_names_what_was_ruled_out() -> None:
     assert "a zero kernel" in _unknown().cause
 
 
+@pytest.mark.parametrize(("largest", "cause"), [(2e-3, "unknown"), (0.2, "knocked out")])
 @pytest.mark.parametrize(("dead", "severity"), [(1, "info"), (3, "info"), (4, "warning")])
-def test_a_kernel_in_twenty_that_stops_for_no_reason_that_is_known_is_worth_knowing(dead: int, severity: str) -> None:
+def test_a_kernel_in_twenty_that_stops_is_worth_knowing(dead: int, severity: str, largest: float, cause: str) -> None:
     gone = torch.arange(64) < dead
     gradient = (~gone).float()
-    run = Run().next(start(channels=64)).next(layer(channels=64))
+    run = Run().next(start(channels=64)).next(layer(channels=64, update_ratio_max=largest))
     run.next(layer(channels=64, fired=~gone, gradient=gradient, weight_gradient=gradient))
-    assert (run.only("dead_channels").cause_word, run.only("dead_channels").severity) == ("unknown", severity)
+    assert (run.only("dead_channels").cause_word, run.only("dead_channels").severity) == (cause, severity)
 
 
 @pytest.mark.parametrize(

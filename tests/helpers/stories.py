@@ -303,6 +303,13 @@ STORIES: dict[str, Callable[[], Run]] = {
     "decay makes most of each step": lambda: two_windows(
         {"update_ratio": 0.2}, {"update_ratio": 0.2, "weight_decay": 1.5, **SGD}
     ),
+    "an update was large beside shrunken weights": lambda: two_windows(
+        {"norms": torch.full((4,), 0.02), "update_ratio_max": 0.3, "weight_decay": 1.0, "optimizer": "Adam"},
+        FIRST_OFF | {"norms": torch.full((4,), 0.02), "weight_decay": 1.0, "optimizer": "Adam"},
+    ),
+    "a dead layer may lie before the loss": lambda: two_windows(
+        {}, {**NO_GRADIENT, "consumers": None}, alive(), layer("dead", depth=1, **ALL_OFF)
+    ),
     "a parameter group rests": lambda: two_windows({"learning_rate": 0.0}, {"learning_rate": 0.0}, alive()),
     "a schedule has lowered the rate since": lambda: two_windows(
         {"update_ratio_max": 0.8, "optimizer": "SGD", "learning_rate": 3.0}, FIRST_OFF | SGD

@@ -47,7 +47,7 @@ FEW_BATCHES = 5
 """One batch is no evidence: in a healthy layer of 1024 units 9 % were silent in one batch of 32, 0 % over ten."""
 FEW = 0.05
 """In healthy U-Nets and autoencoders without norms up to so much of a layer fired on 31 to 55 % of inputs in one window
-and on none in the next, by no step that was reckless."""
+and on none in the next, by no step that was reckless, and by the first steps of Adagrad in others."""
 AS_OUTPUT = (
     "These are outputs of the network: take away the rectifier after the last layer, or see whether any target asks for"
     " a value above zero there."
@@ -83,7 +83,7 @@ def _severity(layer: LayerContext, whole: bool, channels: Tensor, cause: CauseKi
     young = bool((layer.past.since[channels] == layer.window.index).all())
     if (cause.by_chance or cause is causes.UNKNOWN) and young and layer.window.batches < FEW_BATCHES:
         return "info"
-    few = cause is causes.UNKNOWN and float(channels.float().mean()) < FEW
+    few = cause in (causes.UNKNOWN, causes.KNOCKED_OUT) and float(channels.float().mean()) < FEW
     return "info" if (cause.by_chance or few) and chance < CHANCE_SHARE else "warning"
 
 

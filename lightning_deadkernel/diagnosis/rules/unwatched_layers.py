@@ -88,11 +88,12 @@ def _found(kind: CauseKind, layers: list[LayerWindow], strangers: int, share: fl
     parts = [f"{count(len(layers), 'layer')} with {share:.0%} of the weights ({names}): {reasons}"] if layers else []
     if strangers:
         many = strangers > 1
+        reach = "s reach the loss, belong" if many else " reaches the loss, belongs"
+        them, they = ("them", "they") if many else ("it", "it")
         parts.append(
-            f"{strangers:,} weight{'s reach the loss, belong' if many else ' reaches the loss, belongs'} to no module and"
-            f" {'are' if many else 'is'} not watched: self.parameters() does not hold {'them' if many else 'it'}, so that"
-            f" {'they are' if many else 'it is'} neither saved nor moved to a device, and trained only where an optimizer"
-            f" was given {'them' if many else 'it'}"
+            f"{strangers:,} weight{reach} to no module and {'are' if many else 'is'} not watched: self.parameters()"
+            f" does not hold {them}, so that {they} {'are' if many else 'is'} neither saved nor moved to a device, and"
+            f" trained only where an optimizer was given {them}"
         )
     advice = []
     if kind is causes.CUT_OFF and not any(layer.in_optimizer for layer in layers):

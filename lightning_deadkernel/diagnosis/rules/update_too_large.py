@@ -31,7 +31,7 @@ from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext
 from lightning_deadkernel.diagnosis.inputs import entrance, is_large, off_scale
 from lightning_deadkernel.diagnosis.layer_past import PLAIN, step_of_decay
 from lightning_deadkernel.diagnosis.rule import Found, rule
-from lightning_deadkernel.diagnosis.weight_causes import KERNEL, against_decay, decay_reaches
+from lightning_deadkernel.diagnosis.weight_causes import KERNEL, against_decay, against_shrinking
 
 
 @rule(
@@ -86,15 +86,10 @@ def _shrunken(layer: LayerContext, ratio: float) -> Cause | None:
     if observed.norms is None or not float(observed.norms.norm()) < SHRUNK * float(layer.past.first_norm.norm()):
         return None
     left = float(observed.norms.norm()) / float(layer.past.first_norm.norm())
-    decayed = observed.weight_decay > 0 and bool(decay_reaches(layer, observed.norms).all())
     return causes.SHRUNKEN_WEIGHTS.because(
         f"a typical step changes the weights by {ratio:.2g} of their norm, and that has fallen to {left:.1e} of what it"
         " was when first seen",
-        "Lower the penalty on the weights in the loss."
-        if observed.penalised
-        else f"{against_decay(layer, KERNEL)}."
-        if decayed
-        else f"Look for what shrinks {layer.name}.weight: a penalty in the loss, a decay or a projection of your own.",
+        against_shrinking(layer),
         references.MEHTA,
         {"update_ratio": ratio, "norm_left": left},
     )
