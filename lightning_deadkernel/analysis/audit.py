@@ -32,6 +32,7 @@ from lightning_deadkernel.thresholds import Thresholds
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params")
 """Keys under which training frameworks keep the state dict in a checkpoint."""
+ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".onnx")
 _WEIGHTS_ALONE = ". Save the weights alone, torch.save(model.state_dict(), ...), and audit that"
 MOST_NAMED = 5
 """Names in a message."""
@@ -215,6 +216,9 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping[str, A
     """The state dict in a file, and the epoch and step in which it was written, or 0. Arguments and errors: `audit`."""
     path = Path(path)
     if path.is_dir():
+        files = sorted(file.name for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+        if files and not any(path.glob("*.distcp")):
+            raise AuditError(f"{path} is a folder; name one of its files: {_listed(files)}")
         raise AuditError(
             f"{path} is a folder. A sharded checkpoint must be made one file first:"
             " python -m lightning.pytorch.utilities.consolidate_checkpoint FOLDER"
