@@ -16,7 +16,7 @@ from lightning_deadkernel.graph.layer import Layer
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.sharding import is_sharded
 from lightning_deadkernel.report.records import LayerReport
-from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.report import Report, a_report
 from lightning_deadkernel.report.text import count, ranges
 
 SIZES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg"})
@@ -97,6 +97,7 @@ def revive(
             must call this at the same time.
 
     Raises:
+        TypeError: if the report is none.
         ValueError: for another method, if the report is of another module, has no `neighbours` (it is not the latest
             one, or saw no graph), or parameters are sharded (FSDP2); if an optimizer keeps of a parameter what is not
             known. Nothing has been changed then.
@@ -105,8 +106,8 @@ def revive(
         raise ValueError(f'Expected `method` to be "redo", but got {method!r}.')
     given = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
     optimizers: list[Optimizer] = [getattr(one, "optimizer", one) for one in given]  # Lightning wraps them
+    wanted = {row.name: sorted({*row.dead, *(row.dormant if dormant else ())}) for row in a_report(report).of_kernels}
     work = _Work(module, report)
-    wanted = {row.name: sorted({*row.dead, *(row.dormant if dormant else ())}) for row in report.of_kernels}
     revived, refused = dict[str, tuple[int, ...]](), list[Refusal]()
     for name, channels in wanted.items():
         for reason, some in work.reasons(name, channels).items():
@@ -130,7 +131,7 @@ class _Work:
     """What is to be written into a module: nothing is, until all of it is known to be possible."""
 
     def __init__(self, module: nn.Module, report: Report) -> None:
-        self.module, self.rows = module, {row.name: row for row in report.of_kernels}
+        self.module, self.rows = module, {row.name: row for row in a_report(report).of_kernels}
         self.layers = {layer.name: layer for layer in LayerTable.of(module, None, None).layers}
         for name, row in self.rows.items():
             layer = self.layers.get(name)

@@ -25,7 +25,7 @@ from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.reader import GraphReader
 from lightning_deadkernel.observation import FeatureMaps
 from lightning_deadkernel.report.records import LayerReport
-from lightning_deadkernel.report.report import Report
+from lightning_deadkernel.report.report import Report, a_report
 from lightning_deadkernel.report.text import percent
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ def plot_feature_maps(module: nn.Module, batch: Any, layer: str, report: Report,
 
     Raises:
         KeyError: if the report has no such layer; names the near ones.
-        TypeError: if the batch does not begin with a tensor.
+        TypeError: if the batch does not begin with a tensor, or the report is none.
         ValueError: if no activation of this layer can be read; the message names those that can.
     """
     inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
     if not isinstance(inputs, Tensor):
         raise TypeError(f"Expected `batch` to be a tensor or to begin with one, but got {type(inputs).__name__}.")
-    shown = report[layer]
+    shown = a_report(report)[layer]
     maps = activations_of(module, inputs, layer)
     if maps.shape[1] != shown.channels:
         raise ValueError(f"Expected {shown.channels} channels in {layer}, as in the report, but got {maps.shape[1]}.")

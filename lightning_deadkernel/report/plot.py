@@ -31,9 +31,11 @@ def plot(reports: Sequence[Any], kind: str) -> Plot:
     """One kind of picture, of one report per window, oldest first.
 
     Raises:
-        ValueError: if there is no such kind, or the reports have nothing for it.
+        ValueError: if there is no such kind, or no report, or the reports have nothing for it.
         ImportError: where matplotlib is not installed.
     """
+    if not reports:
+        raise ValueError("There is no report to draw: the first is made when a fit begins.")
     if kind not in DRAW:
         kinds = ", ".join(map(repr, DRAW)) or "those of lightning_deadkernel.figures, which is not imported"
         raise ValueError(f"Expected `kind` to be one of {kinds}, but got {kind!r}.")
@@ -41,10 +43,8 @@ def plot(reports: Sequence[Any], kind: str) -> Plot:
         figure = DRAW[kind](reports)
         if figure is None:
             there = ", ".join(name for name, draw in DRAW.items() if draw(reports) is not None) or "none"
-            raise ValueError(
-                f"The report has nothing for the picture {kind!r} (weights and images are in the latest report of a"
-                f" training only, not in its files); pictures that it has: {there}."
-            )
+            why = "" if reports[-1].tensors else " (weights and images are in the latest report of a training alone)"
+            raise ValueError(f"The report has nothing for the picture {kind!r}{why}; pictures that it has: {there}.")
     except ModuleNotFoundError as error:
         raise ImportError("Pictures need matplotlib: pip install 'lightning-deadkernel[plots]'.") from error
     axes = figure.axes

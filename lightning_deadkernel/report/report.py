@@ -185,6 +185,17 @@ class Report(ReportRecord):
         return to_notebook(describe(self))
 
 
+def a_report(given: object) -> Report:
+    """What a user gave as a report.
+
+    Raises:
+        TypeError: if it is none, such as the None of a monitor before its first window has ended.
+    """
+    if not isinstance(given, Report):
+        raise TypeError(f"Expected `report` to be a Report, as a monitor has it after a window, but got {given!r}.")
+    return given
+
+
 def _frame(rows: list[dict[str, object]]) -> DataFrame:
     try:
         from pandas import DataFrame

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from helpers.models import Tiny, loader
 from helpers.reports import SMALL, history
 from helpers.training import fit, quiet
-from lightning_deadkernel import Report, figures
+from lightning_deadkernel import Report, figures, plot_feature_maps, revive
 
 pytest.importorskip("matplotlib")
 
@@ -32,6 +35,22 @@ def test_the_overview_is_what_is_drawn_unless_another_is_asked_for() -> None:
         report.plot("overviews")
     with pytest.raises(ValueError, match=r"nothing for the picture 'weights' .* it has: overview, .*, update_ratios\."):
         report.compact().plot("weights")
+    with pytest.raises(ValueError, match="nothing for the picture 'life_lines'; pictures that it has: overview, "):
+        history(SMALL, 2)[-1].plot("life_lines")
+
+
+def test_before_a_fit_there_is_nothing_to_draw_to_show_and_to_revive() -> None:
+    monitor = quiet()
+    with pytest.raises(ValueError, match="no report to draw"):
+        monitor.plot()
+    net: Any = torch.nn.Linear(2, 2)
+    asks: list[Callable[[Any], object]] = [
+        lambda report: revive(net, report, []),
+        lambda report: plot_feature_maps(net, torch.ones(1, 2), "", report),
+    ]
+    for ask in asks:
+        with pytest.raises(TypeError, match=r"Expected `report` to be a Report, .*, but got None\."):
+            ask(monitor.report)
 
 
 def test_what_a_missing_package_is_installed_by_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
