@@ -204,7 +204,18 @@ def _is_ignored_by_loss(layer: LayerContext) -> Tensor:
     others = [layer.network.by_name.get(name) for name in layer.observed.together]
     all_without = [other is not None and bool(other.without_gradient.all()) for other in others]
     alone = layer.observed.joined in (None, "summed") if not others else all(all_without)
-    return layer.everywhere(alone and layer.is_output and bool(layer.without_gradient.all()))
+    none = layer.is_output and bool(layer.without_gradient.all())
+    return layer.everywhere(alone and none and _would_show_a_gradient(layer))
+
+
+def _would_show_a_gradient(layer: LayerContext) -> bool:
+    """A gradient that came back to its output would show: at its shift, or at weights whose inputs are not all zero."""
+    observed, by_name = layer.observed, layer.network.by_name
+    feeds = [by_name[name].observed.fired for name in observed.producers or () if name in by_name]
+    fed = (observed.entering is not None and observed.entering.rms > 0) or any(
+        fired is not None and bool(fired.any()) for fired in feeds
+    )
+    return observed.shift is not None or fed
 
 
 @channel_cause(causes.IGNORED_BY_LOSS, _is_ignored_by_loss)

@@ -11,7 +11,7 @@ import torch
 from helpers.stories import WORN, small
 from helpers.windows import ALL_OFF, FIRST_OFF, NO_GRADIENT, Run, alive, begun, each, layer, off, start, window
 from lightning_deadkernel.diagnosis.pruning import savings
-from lightning_deadkernel.observation import Consumer, InputSlice
+from lightning_deadkernel.observation import Consumer, Entering, InputSlice
 from lightning_deadkernel.report.records import Finding
 
 READ: dict[str, Any] = {"consumers": (Consumer("next", 4, (InputSlice(0, 4, 0, 4),)),)}
@@ -667,3 +667,19 @@ def test_what_a_mask_holds_at_zero_is_not_said_to_go_where_something_is_made_of_
 
     assert goes(stays_zero=False) == 0
     assert goes() == 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [
+        ({"shift": torch.zeros(4)}, True),
+        ({"shift": None}, False),
+        ({"shift": None, "entering": Entering(0.0, 1.0)}, True),
+        ({"shift": None, "entering": Entering(0.0, 0.0)}, False),
+        ({"shift": None, "producers": ("other",)}, True),
+    ],
+)
+def test_an_output_whose_inputs_may_all_be_zero_is_not_said_to_be_ignored(shown: dict[str, Any], told: bool) -> None:
+    head: dict[str, Any] = {"depth": 0, "consumers": None, "gating": None, "activation": None, **NO_GRADIENT, **shown}
+    run = Run().next(start("other"), start()).next(alive(), layer(**head)).next(alive(), layer(**head))
+    assert (run.only("no_gradient").cause_word == "ignored by the loss") == told
