@@ -30,6 +30,19 @@ def test_vanishing_in_one_layer_of_many_is_a_warning_and_in_many_an_error() -> N
     assert (finding.severity, finding.evidence["largest_gradient_at"]) == ("error", "g.bias")
 
 
+@pytest.mark.parametrize("kind", ["RNN", "Linear"])
+def test_of_a_recurrence_the_shortest_path_rules_out_no_chain(kind: str) -> None:
+    cause = begun().next(layer(**small(1e-8, 1.0, 1.0), kind=kind, bounded_ahead=1), alive()).only("vanishing_gradient")
+    assert ("once for each later step" in cause.cause) == (kind == "RNN")
+    assert ("ruled out: a chain" in cause.cause) == (kind != "RNN")
+
+
+def test_weights_are_not_said_to_resolve_steps_of_a_gradient_that_their_bias_alone_has() -> None:
+    still: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool), "optimizer": "SGD", "update_ratio": 0.0}
+    causes = [begun().next(layer(**still, gradient_rms=rms)).only("frozen_weights").cause_word for rms in (1e-3, 1e-24)]
+    assert causes == ["unknown", "below resolution"]
+
+
 def test_a_weak_gradient_is_a_warning_where_its_steps_are_small_too() -> None:
     assert begun().next(layer(**small(5e-4, 1.0)), alive()).only("weak_gradient").severity == "warning"
     healthy = layer(**small(5e-5, 1.0, update_ratio=1e-4))

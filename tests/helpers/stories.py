@@ -342,6 +342,8 @@ STORIES: dict[str, Callable[[], Run]] = {
     "many recurrent layers": lambda: small(
         bounded_ahead=12, depth=12, rows="gate", activation=None, gating=None, fired=None
     ),
+    "a recurrence": lambda: small(kind="RNN", activation="tanh", gating="bounded", bounded_ahead=1),
+    "a recurrence with gates": lambda: small(bounded_ahead=1, rows="gate", activation=None, gating=None, fired=None),
     "many layers without a norm": lambda: small({"norms": torch.full((4,), 0.3)}, plain_ahead=9, depth=9),
     "a weak gradient that nothing explains": lambda: small(weak=True, **SGD),
     "a small gradient in float16": lambda: small(underflow_share=0.93),

@@ -18,6 +18,7 @@ from lightning_deadkernel.report.records import Severity
 
 SMALL_SCALE = 0.1
 """Scales of norms are initialised to one; a branch whose scale is below a tenth is all but shut."""
+PLAIN_RECURRENCES = ("RNN", "RNNCell")
 DEEP = 3
 """Layers or activations in a row that may each take their part of a gradient: 0.1 each leaves a thousandth."""
 SHRUNK = 0.1
@@ -275,13 +276,26 @@ class Explainer:
                 references.HE,
                 {"layers_without_norm": plain},
             )
+        gated = observed.rows == "gate"
+        if gated or observed.kind in PLAIN_RECURRENCES:  # whose shortest path is that of the last step
+            return causes.UNKNOWN.because(
+                f"{text}; what it reads at early steps of a sequence is heard through an activation and the recurrent"
+                " weights once for each later step, and the product of these fades",
+                _advice(
+                    layer,
+                    "See whether sequences end in steps without content (padding, zeros): read the last true step of"
+                    " each, or the mean of all. Else shorten them, or start the recurrent weights orthogonal"
+                    + (", or use an LSTM or a GRU." if not gated else "."),
+                ),
+                references.GLOROT,
+            )
         return causes.UNKNOWN.because(
             f"{text}; ruled out: a chain of sigmoid or tanh activations ({bounded} on the shortest path to the loss), a"
             f" saturated layer on every path, a chain of layers without norm or skip ({plain} of them)",
             _advice(
                 layer,
                 "Compare the rms of the weights and activations of this layer with its neighbours', and look for a"
-                " small factor on the way to the loss (a LayerScale, a branch's weight): one of them is off scale.",
+                " small factor on the way to the loss (a LayerScale, a branch's weight): one of them may be off scale.",
             ),
             references.GLOROT,
         )

@@ -141,3 +141,22 @@ def the_ratio_of_a_policy_is_clipped_on_every_sample() -> DeadKernelMonitor:
             return F.mse_loss(value, (actions == batch[1]).float()) - clipped
 
     return train(Clipped(Agent(), sgd(0.05)), epochs=2)
+
+
+@situation(
+    "https://www.comp.hkbu.edu.hk/~markus/teaching/comp7650/tnn-94-gradient.pdf",
+    first="vanishing_gradient net.memory.weight_ih_l0: unknown",
+    advice=("sequences end in steps without content",),
+    never=("ruled out: a chain", "off scale"),
+)
+def a_recurrent_network_is_read_after_a_hundred_steps_of_padding() -> DeadKernelMonitor:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory, self.head = nn.RNN(64, 32, batch_first=True), nn.Linear(32, 10)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            padding = torch.zeros(len(pictures), 100, 64)
+            return self.head(self.memory(torch.cat([pictures.flatten(1)[:, None], padding], 1))[0][:, -1])
+
+    return train(Last(), sgd(0.05))
