@@ -381,14 +381,32 @@ def test_that_single_steps_are_too_small_is_ruled_out_where_all_are_alike(optimi
 
 
 @pytest.mark.parametrize(
-    ("activation", "shift", "told"), [("sigmoid", -9.0, True), ("tanh", 9.0, True), ("sigmoid", 7.9, False)]
-)
-def test_a_bias_that_alone_shuts_a_sigmoid_is_named(activation: str, shift: float, told: bool) -> None:
-    """Flat beyond 5; inputs of unit size reach three times the norm of a kernel, which is 1."""
+    ("activation", "shift", "told"),
+    [("sigmoid", -9.0, True), ("tanh", 9.0, True), ("sigmoid", 7.9, False), ("gelu", -9.0, True), ("gelu", -7.9, False),
+     ("relu6", 9.1, True), ("relu6", 8.9, False)],
+)  # fmt: skip
+def test_a_bias_that_alone_puts_an_activation_on_its_flat_end_is_named(
+    activation: str, shift: float, told: bool
+) -> None:
+    """Flat beyond 5, ReLU6 beyond 6; inputs of unit size reach three times the norm of a kernel, which is 1."""
     shut: dict[str, Any] = {"activation": activation, "gating": "bounded", "saturated_share": torch.ones(4)}
-    finding = begun().next(layer(**shut, shift=torch.full((4,), shift))).only("saturated_channels")
+    if activation == "gelu":
+        shut |= {"gating": "smooth", "saturated_share": None, "activation_mean": torch.zeros(4)}
+        shut |= {**ALL_OFF, "depth": 1}
+    if activation == "relu6":
+        shut |= {"gating": "rectifier", "channel_firing_rate": torch.ones(4), **NO_GRADIENT}
+    run = begun().next(layer(**shut, shift=torch.full((4,), shift)), alive())
+    finding = run.only("saturated_channels")
     assert (f"the bias of {shift:g} alone" in finding.cause) == told
     assert ("Set the bias" in finding.advice) == told
+
+
+def test_a_gradient_at_the_shift_does_not_tell_how_large_steps_of_the_weights_are() -> None:
+    """Inputs next to zero: the bias has a gradient of 0.25, the weights one of 1e-13, and steps of them round away."""
+    tiny: dict[str, Any] = {"weight_gradient": None, "gradient": torch.full((4,), 0.25), "gradient_rms": 1e-13}
+    held: dict[str, Any] = {"unchanged": torch.ones(4, dtype=torch.bool), "optimizer": "SGD", "update_ratio": None}
+    assert begun().next(layer(**tiny, **held)).only("frozen_weights").cause_word == "below resolution"
+    assert begun().next(layer(**tiny | {"gradient_rms": 1e-2}, **held)).only("frozen_weights").cause_word == "unknown"
 
 
 @pytest.mark.parametrize(

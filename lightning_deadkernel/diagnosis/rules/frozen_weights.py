@@ -99,8 +99,9 @@ def _why(layer: LayerContext, channels: Tensor) -> Cause:
     gradient = observed.weight_gradient if observed.weight_gradient is not None else observed.gradient
     assert gradient is not None
     rate, size = observed.learning_rate or 0.0, float(gradient[channels].max())
-    if observed.gradient_rms:  # no entry of a typical step is larger: what a bias has may be
-        size = min(size, observed.gradient_rms * observed.parameters**0.5)
+    if observed.gradient_rms:  # of all entries none is larger than this, while a shift's own gradient may be by far
+        most = SPREAD if observed.weight_gradient is None else observed.parameters**0.5
+        size = min(size, most * observed.gradient_rms)
     largest = float(observed.largest[channels].max()) if observed.largest is not None else float("nan")
     evidence: Evidence = {
         "learning_rate": rate,

@@ -50,7 +50,9 @@ NEAR_FLAT_OUTPUT = 0.95
 """Share of the constant that an activation tends to (ELU, CELU, SELU) from which on it is flat: its slope there is a
 twentieth."""
 FLAT_AT = 5.0
-"""Where sigmoid and tanh begin to be flat."""
+"""Where sigmoid and tanh begin to be flat, and GELU and SiLU are on their off side."""
+UPPER_BOUND = 6.0
+"""Of ReLU6."""
 FADED_OUTPUT = 0.05
 """Mean |h| below which one that tends to zero (GELU, SiLU, Mish) is flat, as far as it never fired."""
 
@@ -95,10 +97,11 @@ def _is_flat(layer: LayerContext) -> Tensor:
 def _by_its_bias(layer: LayerContext, channels: Tensor) -> str:
     """``"bias of -120"`` where that alone puts them all on the flat end, whatever usual inputs add; else empty."""
     observed = layer.observed
-    if observed.activation not in ("sigmoid", "tanh") or observed.shift is None or observed.norms is None:
+    if observed.shift is None or observed.norms is None:
         return ""
     reach = SHIFT_REACH * (observed.norms if observed.norm_scale is None else observed.norm_scale)
-    if not bool((observed.shift.abs() - reach > FLAT_AT)[channels].all()):
+    line = UPPER_BOUND if observed.gating == "rectifier" else FLAT_AT
+    if not bool((observed.shift.abs() - reach > line)[channels].all()):
         return ""
     name = "bias" if observed.norm_scale is None else "norm's shift (beta)"
     return f"{name} of {span(observed.shift[channels])}"
