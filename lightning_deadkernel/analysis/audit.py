@@ -218,7 +218,7 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping[str, A
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if file.suffix.lower() in ENDINGS)
         if files and not any(path.glob("*.distcp")):
-            raise AuditError(f"{path} is a folder; name one of its files: {_listed(files)}")
+            raise AuditError(f"{path} is a folder; name one of its files, such as {_listed(files)}")
         raise AuditError(
             f"{path} is a folder. A sharded checkpoint must be made one file first:"
             " python -m lightning.pytorch.utilities.consolidate_checkpoint FOLDER"

@@ -84,7 +84,7 @@ class Comparison:
         """The answer in one line."""
         compared = [layer for layer in self.layers if layer.jaccard is not None]
         if not self.layers:
-            return "No layer is in all of these runs, so nothing can be compared."
+            return "Nothing can be compared: no layer was read by its activations, at the same width, in all runs."
         if not compared:
             return "No kernel is dead in any of these runs, as far as they can be compared."
         if self.p_value is None:

@@ -292,7 +292,7 @@ def test_what_cannot_be_audited_is_refused_with_the_reason(tmp_path: Path, capsy
         "nothing.pt": "damaged",
         "text.safetensors": "not a whole safetensors file",
         "missing.pt": "no such file",
-        ".": r"is a folder; name one of its files: bias\.pt, ",
+        ".": r"is a folder; name one of its files, such as bias\.pt, ",
         "sharded": "is a folder. A sharded checkpoint must be made one file first",
     }
     for name, reason in reasons.items():

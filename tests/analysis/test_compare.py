@@ -150,7 +150,9 @@ def test_layers_that_cannot_be_compared_are_left_out_with_the_reason() -> None:
 
 
 def test_nothing_in_common_is_said() -> None:
-    assert "nothing can be compared" in compare([sick_report(), run(4, {1})]).verdict()
+    gradients_alone = replace(run(4, {1}), layers=tuple(replace(la, evidence="gradient") for la in run(4, {1}).layers))
+    for others in ([sick_report(), run(4, {1})], [gradients_alone] * 2, [run(4, {1}), run(5, {1})]):
+        assert compare(others).verdict().startswith("Nothing can be compared: no layer was read by its activations")
 
 
 @pytest.mark.parametrize(
