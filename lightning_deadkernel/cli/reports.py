@@ -24,6 +24,7 @@ from lightning_deadkernel.report.markdown import to_markdown
 from lightning_deadkernel.report.records import TOLD_BY_WEIGHTS
 from lightning_deadkernel.report.report import Report, write_atomically
 from lightning_deadkernel.report.sarif import to_sarif
+from lightning_deadkernel.report.sentences import listed
 
 
 def run_audit(arguments: argparse.Namespace) -> int:
@@ -103,11 +104,14 @@ def report_file(place: str) -> Path:
     """The report's file, or that of the run in a folder. Raises CommandError where a folder has none."""
     path = Path(place)
     if not path.is_dir():
-        return path
+        beside = path.with_suffix(".json")
+        return beside if path.suffix in (".html", ".md") and beside.is_file() else path
     inside = [path / "report.json", path / "deadkernel" / "report.json"]
     found = [candidate for candidate in inside if candidate.is_file()]
     if not found:
-        raise CommandError(f"{place}: the folder has no report.json, nor has its deadkernel/")
+        runs = [file.parents[1] for depth in (1, 2) for file in path.glob("*/" * depth + "deadkernel/report.json")]
+        below = f"; there are runs in it: {listed(sorted(map(str, runs)))}" if runs else ""
+        raise CommandError(f"{place}: the folder has no report.json, nor has its deadkernel/{below}")
     return found[0]
 
 

@@ -314,10 +314,13 @@ def sick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_show_takes_a_run_its_report_folder_or_the_file(sick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = []
-    for place in (sick_run, sick_run / "deadkernel", sick_run / "deadkernel" / "report.json"):
+    folder = sick_run / "deadkernel"
+    for place in (sick_run, folder, *(folder / f"report.{ending}" for ending in ("json", "html", "md"))):
         assert main(["show", str(place)]) == 0
         shown.append(capsys.readouterr().out)
-    assert shown[0] == shown[1] == shown[2]
+    assert len(set(shown)) == 1
+    assert main(["show", str(sick_run.parents[1])]) == 2
+    assert f"there are runs in it: {sick_run}" in capsys.readouterr().err
     assert "all kernels are identical in 3 layers" in shown[0]
     assert "layers    net.linear1, net.linear2, net.linear3" in shown[0]
 
