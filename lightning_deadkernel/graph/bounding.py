@@ -327,6 +327,8 @@ class Bounding:
             values = inf  # over all ranks, of which another may have more
         else:
             return Held()
+        if values == 1 and "Rms" not in name:
+            return Held()  # one value less itself: what is left is rounding, of any size
         batch = None if is_vector or values == inf else int(values)
         return Held(
             ((Normalised(values, "Rms" not in name, gain, shift, self._precision(index), is_vector, batch), part),)

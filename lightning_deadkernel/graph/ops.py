@@ -126,8 +126,9 @@ KEEPS_ZERO = (
     (SAME_SHAPE - frozenset("Add Sub Rsub Addcmul Addcdiv Lerp Where Copy ConstantPadNd AlphaDropout".split()))
     | VIEWS
     | SPLITS
-    | PICKS
-    | frozenset("Permute Transpose T Flip Roll Index Cat Stack Mean Sum Amax Max AsStrided PixelShuffle".split())
+    | frozenset(
+        "Permute Transpose T Flip Roll Index IndexSelect Gather Cumsum Cat Mean Sum Amax Max PixelShuffle".split()
+    )
     | frozenset("Relu Tanh LeakyRelu Elu Abs Square Sqrt Sin Sinh Asinh Atan Erf Expm1 Log1P Sgn".split())
 )
 """Of a channel that is 0 everywhere they make 0."""

@@ -278,7 +278,8 @@ class PathTracer:
         if len({trace.averaged for trace in apart}) > 1 or (apart and name in SPREADS):
             self.paths.composed_norm = True  # x - mean(x), over dimensions other than the channels'
         if self.beyond and name in ("Add", "Sub", "Mul", "Div"):
-            self.paths.shared |= self._meets_another(index)
+            two = len({trace.parts for trace in traces}) > 1  # two channels in one place
+            self.paths.shared |= two or self._meets_another(index)
         if apart and name in SUMS:
             self.paths.summed |= self._meets_another(index)
         if apart and name in CHOICES:

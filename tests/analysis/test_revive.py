@@ -202,6 +202,17 @@ def tied() -> Case:
 
 REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     "a residual sum": (residual, "added to others"),
+    "a sum of two layouts": (
+        lambda: (
+            Net(
+                lambda net, x: net.head((h := F.relu(net.first(x))).flatten(1) + h.transpose(1, 2).flatten(1)),
+                first=linear(6, 8, *DEAD),
+                head=nn.Linear(24, 2),
+            ),
+            rows(16, 3, 6),
+        ),
+        "added to others",
+    ),
     "a norm over channels": (
         lambda: behind(lambda net, h: F.relu(net.norm(h)), norm=nn.GroupNorm(2, 8)),
         "other channels",

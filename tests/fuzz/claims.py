@@ -136,10 +136,13 @@ def _differences(seen: Outcome, plain: Outcome) -> Iterator[Disagreement]:
         yield Disagreement("training differs", "", "random numbers were drawn")
 
 
-WITHOUT_MEAN = {"standardised", "rms_norm", "variance", "std", "less its mean"}
+WITHOUT_MEAN = {"standardised", "rms_norm", "variance", "std", "less its mean", "gradient_penalty"}
 
 CHOICES = {"maximum_of_two", "minimum_of_two", "by_samples"}
 """Where one of two values is taken: what is read behind may be that of the other."""
+
+OVERWRITTEN = {"relu_of_a_slice", "written_over_half"}
+"""Behind which what was written over still counts."""
 
 UNTOLD = {"geglu", "swiglu", "reglu", "glu", "tanh_times_sigmoid", "gate", "mul"}
 """Where values have no activation of their own: of a value whose gate is shut, that it may be dead is all that is said.
@@ -208,7 +211,7 @@ def _states(layer: LayerReport, oracle: Oracle) -> Iterator[Disagreement]:
         said = {"dead", "unknown", "excluded", *(("zero-gradient",) if ops & UNTOLD else ())}
         shifted = _behind_a_shift(layer.name, oracle)  # at exactly 0 some rectifiers let a shift learn
         missed = [c for c in without if states[c] not in said and not (states[c] == "silent" and c in shifted)]
-        missed = [] if ops & CHOICES else missed
+        missed = [] if ops & (CHOICES | OVERWRITTEN) else missed
         yield from say(f"shut by rectifiers, called {_words(states, missed)}", missed, "never passed any of them")
 
 
@@ -221,9 +224,8 @@ def _behind_a_shift(layer: str, oracle: Oracle) -> list[int]:
     shifting = [op for op in ops if op.name.endswith("_norm") and op.name != "rms_norm"]
     held = {layer}
     for op in ops:
-        held |= (
-            {op.target} if held.intersection(op.args) and op.name in OPS and OPS[op.name].group == "shape" else set()
-        )
+        if held.intersection(op.args) and op.name in OPS and OPS[op.name].group == "shape":
+            held.add(op.target)
     norms = {op.target for op in shifting if not penalised or held.intersection(op.args)}
     if (
         penalised and not norms and (not truth.has_bias or cancelled)

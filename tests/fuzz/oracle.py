@@ -234,7 +234,8 @@ class Oracle:
         self._train()
         self.turned = {op.options["layer"] for op in program.ops if op.name in ("tied", "conv_tied", "adapted")}
         """Layers whose weight has another use, in which no output of theirs is to be seen."""
-        self.hidden: set[str] = _hidden(program)
+        hidden = _hidden(program)
+        self.hidden = {name for name in self.truths if name in hidden or name.rpartition("_")[0] in hidden}
         self._held: dict[tuple[int, str], Tensor] = {}
         self._untouched: list[list[Tensor]] | None = None
 

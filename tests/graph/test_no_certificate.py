@@ -74,6 +74,11 @@ OWN = nn.Parameter
 
 TRAPS: dict[str, tuple[Callable[[], Net], Tensor, Tensor]] = {
     "a softplus of a negative beta": (lambda: Net(lambda m, x: F.softplus(x, -1.0), -1.0, -1.0), ONES, -FAR),
+    "a norm of single values, which large ones leave a rounding of": (
+        lambda: Net(lambda m, x: m.own(x), -1.0, -0.5, own=nn.GroupNorm(8, 8)),
+        ONES,
+        torch.linspace(1e6, 3e6, 16).view(2, 8),
+    ),
     "a bias without a gradient": (
         lambda: Net(lambda m, x: F.linear(x.tanh(), m.unit.weight, torch.full((4,), 50.0)), 0.0, None),
         ONES,
