@@ -237,7 +237,8 @@ class Oracle:
         hidden = _hidden(program)
         self.hidden = {name for name in self.truths if name in hidden or name.rpartition("_")[0] in hidden}
         self._held: dict[tuple[int, str], Tensor] = {}
-        self._untouched: list[list[Tensor]] | None = None
+        self._untouched: dict[str, list[list[Tensor]]] = {}
+        """By layer: to show an output copies it, and a dropout draws in the order in which values lie in memory."""
 
     def _train(self) -> None:
         net = build(self.program)
@@ -305,14 +306,14 @@ class Oracle:
     def _same(self, layer: str, channels: list[int], value: Tensor) -> bool:
         """Whether every output and the loss stay what they were."""
         net = build(self.program)
-        if self._untouched is None:
+        if layer not in self._untouched:
             net.watcher = Replace(layer, [], torch.zeros(0), self._held)
-            self._untouched = [self._seen(net, index) for index in range(len(self.batches))]
+            self._untouched[layer] = [self._seen(net, index) for index in range(len(self.batches))]
         net.watcher = Replace(layer, channels, value, self._held)
         near = ROUNDING[self.program.dtype]
         return all(
             torch.allclose(now, then, rtol=near, atol=near, equal_nan=True)
-            for index, before in enumerate(self._untouched)
+            for index, before in enumerate(self._untouched[layer])
             for now, then in zip(self._seen(net, index), before, strict=True)
         )
 
