@@ -391,7 +391,13 @@ def unknown_absence(layer: LayerContext, channels: Tensor) -> Cause:
         )
     else:
         text = f"the graph does not show what reads them{not_flat}"
-        advice = "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss."
+        advice = (
+            "Look for a detach(), a zero loss weight or zero outgoing weights between this layer and the loss."
+            if bool(layer.without_gradient.all())
+            else "Others of this layer have a gradient, so that nothing cuts it off. Single outputs that no target asks"
+            " for, outgoing weights of zero, and kernels that never fire where no activation can be read look like"
+            " this."
+        )
         flat = ", ".join(other.name for other in layer.network.layers if other.wholly("saturated"))
         nearer = [other for other in layer.network.layers if other.observed.depth < layer.observed.depth]
         dead = ", ".join(other.name for other in nearer if other.wholly("dead"))

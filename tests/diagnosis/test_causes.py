@@ -435,6 +435,15 @@ def test_an_output_behind_a_rectifier_is_named_where_what_it_reads_is_starved() 
     assert "the loss asks nothing of next" in starved({**output, "gating": None}).advice
 
 
+@pytest.mark.parametrize("some", [False, True])
+def test_where_others_of_the_layer_have_a_gradient_no_detach_is_looked_for(some: bool) -> None:
+    gradient = each(0.0, 0.0, some, some)
+    hidden: dict[str, Any] = {"gradient": gradient, "weight_gradient": gradient, "gating": None, "consumers": None}
+    finding = begun().next(layer(**hidden), alive()).only("no_gradient")
+    assert ("detach()" in finding.advice) == (not some)
+    assert ("no target asks for" in finding.advice) == some
+
+
 @pytest.mark.parametrize("outputs", [1, 4])
 def test_a_flat_loss_over_a_single_output_may_be_a_softmax_over_it(outputs: int) -> None:
     none: dict[str, Any] = {"gradient": torch.zeros(outputs), "weight_gradient": torch.zeros(outputs), "gating": None}

@@ -488,6 +488,9 @@ STORIES: dict[str, Callable[[], Run]] = {
     "a head never had a gradient": lambda: (
         Run().next(start()).next(layer(**NO_GRADIENT, depth=0, consumers=None, gating=None), alive())
     ),
+    "some kernels of a layer have no gradient, and no activation is read": lambda: begun().next(
+        layer(**FIRST_OFF | {"gating": None, "consumers": None}), alive()
+    ),
     "a loss has come to rest": lambda: begun().next(layer(**NO_GRADIENT)),
     "a loss has come to rest as weights have blown up": lambda: begun().next(
         layer(**NO_GRADIENT, norms=torch.full((4,), 75.0))
