@@ -227,8 +227,8 @@ def _behind_a_shift(layer: str, oracle: Oracle) -> list[int]:
         if held.intersection(op.args) and op.name in OPS and OPS[op.name].group == "shape":
             held.add(op.target)
     norms = {op.target for op in shifting if not penalised or held.intersection(op.args)}
-    if (
-        penalised and not norms and (not truth.has_bias or cancelled)
+    if penalised and (
+        layer in oracle.turned or (not norms and (not truth.has_bias or cancelled))
     ):  # nothing tells the gradient of the loss from the penalty's
         return list(range(len(truth.kernel_gradient)))
     if truth.arrives is None or not norms:
