@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,23 +11,21 @@ from lightning_deadkernel.observation import LayerWindow, Window
 from lightning_deadkernel.report.records import LayerReport, Savings
 
 
-def _removable(layer: LayerWindow, reports: Mapping[str, LayerReport], seen: bool) -> Tensor:
+def _removable(layer: LayerWindow, report: LayerReport, seen: bool) -> Tensor:
     """(C,) bool: what leaves the channel is zero for every input seen, so that nothing changes when it goes.
 
     `seen` says whether a graph was: before, the depth of a layer is not known. A zero kernel alone is not enough: with
     a positive shift it hands on a constant, which must be folded into the consumer first, and as long as a gradient
     reaches it, it may yet learn. Nor is a dead one, whose activation hands on 0, if what follows makes a constant of it
-    or if it holds down a sum with something that lives.
+    or if it holds down a sum with something else, which may be no layer.
     """
-    report = reports[layer.name]
     removable = torch.zeros(layer.channels, dtype=torch.bool)
     if layer.excluded is not None or (seen and layer.depth == 0 and not layer.consumers):
         return removable  # an output unit stands for something, whatever its value
     if not (report.dead or report.zero_kernels):
         return removable
-    dead = [report.dead, *(reports[name].dead if name in reports else () for name in layer.together)]
-    if layer.passes_zero and (layer.joined is None or layer.together):
-        removable[list(set.intersection(*map(set, dead[: None if layer.joined else 1])))] = True
+    if layer.passes_zero and layer.joined is None:
+        removable[report.dead] = True
     nothing = torch.zeros(layer.channels, dtype=torch.bool)
     if layer.largest is not None and layer.norm_scale is None:
         nothing |= layer.largest == 0
@@ -49,7 +47,10 @@ def savings(window: Window, layers: Sequence[LayerReport]) -> Savings:
     """
     reports = {report.name: report for report in layers}
     observed = {layer.name: layer for layer in window.layers}
-    removable = {layer.name: _removable(layer, reports, window.index > 0 or window.audited) for layer in window.layers}
+    removable = {
+        layer.name: _removable(layer, reports[layer.name], window.index > 0 or window.audited)
+        for layer in window.layers
+    }
     channels, parameters, bytes_, unknown = 0, 0.0, 0.0, []
     slices: dict[str, float] = {}
     for layer in window.layers:
