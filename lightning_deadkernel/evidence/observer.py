@@ -22,6 +22,9 @@ from lightning_deadkernel.graph.ops import CHECKPOINTS, canonical, peek
 from lightning_deadkernel.graph.reader import MAPS, GraphReader, StepMap
 from lightning_deadkernel.graph.sharding import local, unsharded
 
+FEWEST = 4
+"""Samples and positions of which the spread is some."""
+
 
 class Observer:
     """Reads each step's graph and gradients into the open window.
@@ -211,7 +214,9 @@ class Observer:
         for name, (place, saved, features) in found.entrances.items():
             data = peek(nodes[place], saved) if began or name not in entering else None
             if isinstance(data, Tensor) and data.is_floating_point() and data.layout is torch.strided and data.numel():
-                if name not in entering:
+                if (
+                    name not in entering and data.numel() >= FEWEST * data.shape[features]
+                ):  # of one alone, none is spread
                     entering[name] = offset_and_spread(data, features)
                 if began and counts.bad_data is None and not bool(data.isfinite().all()):
                     counts.bad_data = name

@@ -18,6 +18,8 @@ from torch import Tensor
 from lightning_deadkernel.functional.firing import bits_of
 from lightning_deadkernel.functional.histograms import block_size
 
+ENOUGH = 1 << 20
+"""Entries from which the size of data is known well enough."""
 SQUARED = 1e-17, 1e17
 """Norms between these are exact: float32 loses squares of less than 1e-19 and overflows at those of more than 1e19."""
 
@@ -58,12 +60,15 @@ def offset_and_spread(data: Tensor, features: int) -> Tensor:
     """rms over features of their mean, and of their standard deviation over all else: float32 or float64 (2,).
 
     Args:
-        data: of any shape.
+        data: of any shape; of more than a million entries only as many, from the beginning of the first other axis.
         features: the axis along which they are.
     """
-    wide = data.detach() if data.dtype is torch.float64 else data.detach().float()
     others = [axis for axis in range(data.ndim) if axis != features % data.ndim]
-    variance, mean = torch.var_mean(wide, others, correction=0)
+    some = data.detach()
+    if others and data.numel() > ENOUGH:
+        each = data.numel() // data.shape[others[0]]
+        some = some.narrow(others[0], 0, min(data.shape[others[0]], ENOUGH // each + 1))
+    variance, mean = torch.var_mean(some if some.dtype is torch.float64 else some.float(), others, correction=0)
     return torch.stack([mean.square().mean(), variance.mean()]).sqrt()
 
 

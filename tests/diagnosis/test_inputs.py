@@ -15,6 +15,8 @@ from helpers.stories import small
 from helpers.tiny_nets import Net, rows
 from helpers.windows import ALL_OFF, FIRST_OFF, Run, each, layer, start
 from lightning_deadkernel.diagnosis.inputs import is_large, is_next_to_zero, is_off_centre
+from lightning_deadkernel.evidence.observer import Observer
+from lightning_deadkernel.functional import kernels
 from lightning_deadkernel.functional.kernels import offset_and_spread
 from lightning_deadkernel.graph.layers import LayerTable
 from lightning_deadkernel.graph.reader import GraphReader
@@ -47,6 +49,21 @@ def test_offset_and_spread_are_those_of_each_feature_by_itself(
     ]
     expected = [(sum(m * m for m in means) / len(means)) ** 0.5, (sum(variances) / len(means)) ** 0.5]
     assert offset_and_spread(data, features).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("features", [1, -1])
+def test_of_much_data_a_part_is_enough(features: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ENOUGH", 100)
+    data = torch.randn(40, 5, 6) + 2
+    assert torch.equal(offset_and_spread(data, features), offset_and_spread(data[:4], features))
+
+
+@pytest.mark.parametrize(("samples", "told"), [(1, False), (3, False), (4, True)])
+def test_of_a_few_samples_no_spread_is_told(samples: int, told: bool) -> None:
+    net = Net(lambda net, x: net.head(F.relu(net.fc(x))), fc=nn.Linear(5, 8), head=nn.Linear(8, 2))
+    observer = Observer(net, LayerTable.of(net, None, None))
+    observer.before_backward(net.train().training_step([rows(samples, 5)], 0), sampled=True)
+    assert set(observer.window.entering) == ({"fc"} if told else set())
 
 
 def measured(net: Net, x: Tensor) -> dict[str, list[float]]:
