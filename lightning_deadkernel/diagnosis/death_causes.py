@@ -1,4 +1,7 @@
-"""What kills a kernel: each cause of a death, what shows it, and what helps against it."""
+"""What kills a kernel: each cause of a death, what shows it, and what helps against it.
+
+Past 300 lines because each rules out those before it: they are read, and tried, in one order.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ OFF_CENTRE = 3.0
 """Means of so many standard deviations: the mean alone decides on which side of zero a kernel's output lies."""
 CONSTANT = 10.0
 """The same where nothing of it need be seen in the layer."""
-STANDARDISE = "Scale the data to a mean of about zero and a standard deviation of about one in each feature"
+OUTSIDE = "data, or what is frozen or detached"
+"""All that no layer in a graph makes."""
 
 
 def is_next_to_zero(data: Entering) -> bool:
@@ -53,11 +54,16 @@ def told(data: Entering, name: str, holds: Callable[[Entering], bool]) -> str:
     """What is off about the data that enters a layer."""
     if holds is is_off_centre:
         return (
-            f"what enters the network at {name} lies far from zero and varies little (means of {data.offset:.3g},"
+            f"what enters {name} ({OUTSIDE}) lies far from zero and varies little (means of {data.offset:.3g},"
             f" standard deviations of {data.spread:.3g}, rms over its features)"
         )
     size = "next to zero" if holds is is_next_to_zero else "large"
-    return f"what enters the network at {name} is {size} (its rms is {data.rms:.3g}, where about 1 is usual)"
+    return f"what enters {name} ({OUTSIDE}) is {size} (its rms is {data.rms:.3g}, where about 1 is usual)"
+
+
+def standardise(name: str) -> str:
+    """What to do about data that enters a layer off scale."""
+    return f"Scale what enters {name} to a mean of about zero and a standard deviation of about one in each feature"
 
 
 def off_scale(
@@ -66,10 +72,10 @@ def off_scale(
     """The cause: what was seen of a layer, what is off about the data that enters at `where`, what follows from it."""
     data = where.observed.entering
     assert data is not None
-    hint = " Pictures may have been divided by 255 twice." if holds is is_next_to_zero else ""
+    hint = " If it is pictures, they may have been divided by 255 twice." if holds is is_next_to_zero else ""
     return causes.OFF_SCALE_INPUTS.because(
         f"{before}{told(data, where.name, holds)}{after}",
-        f"{STANDARDISE}{advice}.{hint}",
+        f"{standardise(where.name)}{advice}.{hint}",
         references.EFFICIENT_BACKPROP,
         {"input_rms": data.rms, "input_mean": data.offset, "input_std": data.spread, "measured_at": where.name},
     )

@@ -1,6 +1,7 @@
 """What all pictures share: their paper, their words for time, their legend.
 
-matplotlib is used without pyplot, which keeps global state and is not safe in threads.
+matplotlib is used without pyplot, which keeps global state and is not safe in threads. Past 300 lines because paper,
+words and legends depend on one another's sizes.
 """
 
 from __future__ import annotations

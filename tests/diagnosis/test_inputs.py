@@ -139,8 +139,8 @@ def test_a_step_was_reckless_for_large_data_under_an_optimizer_whose_steps_grow_
     finding = knocked(LARGE, **SGD)
     assert finding.cause_word == "off-scale inputs"
     assert "changed the weights by 0.8" in finding.cause
-    assert "at conv is large (its rms is 84.7" in finding.cause
-    assert finding.advice.startswith("Scale the data")
+    assert "conv (data, or what is frozen or detached) is large (its rms is 84.7" in finding.cause
+    assert finding.advice.startswith("Scale what enters")
     assert finding.evidence["input_rms"] == pytest.approx((33**2 + 78**2) ** 0.5)
     assert knocked(LARGE, **ADAM).cause_word == "knocked out"
     assert knocked(Entering(0.0, 1.0), **SGD).cause_word == "knocked out"
@@ -250,8 +250,8 @@ def test_steps_are_large_for_large_data(data: Entering, settings: dict[str, Any]
 @pytest.mark.parametrize(
     ("data", "advice", "told"),
     [
-        (LARGE, "Scale the data", "its rms is 84.7"),
-        (OFF, "Scale the data", "its rms is 100"),
+        (LARGE, "Scale what enters", "its rms is 84.7"),
+        (OFF, "Scale what enters", "its rms is 100"),
         (Entering(0.0, 1.0), "Put a norm", ""),
         (None, "Scale the network's inputs", ""),
     ],

@@ -34,7 +34,7 @@ from lightning_deadkernel.diagnosis.classify import at_the_top
 from lightning_deadkernel.diagnosis.context import LayerContext, WindowContext, span
 from lightning_deadkernel.diagnosis.death_causes import SHIFT_REACH
 from lightning_deadkernel.diagnosis.gradient_causes import NO_GRADIENT_CAUSES, NO_GRADIENT_KINDS, unknown_absence
-from lightning_deadkernel.diagnosis.inputs import LARGE, STANDARDISE, entrance, is_large, is_off_centre, told
+from lightning_deadkernel.diagnosis.inputs import LARGE, entrance, is_large, is_off_centre, standardise, told
 from lightning_deadkernel.diagnosis.rule import Found, rule
 from lightning_deadkernel.diagnosis.weight_causes import assign, channel_cause
 from lightning_deadkernel.report.records import Severity
@@ -133,7 +133,7 @@ def _saturated(layer: LayerContext, channels: Tensor) -> Cause:
     if data is not None and off is not None:
         return causes.SATURATED.because(
             f"{text}; {told(data, layer.name, off)}",
-            f"{STANDARDISE}; if that is not enough, put{then}",
+            f"{standardise(layer.name)}; if that is not enough, put{then}",
             f"{references.EFFICIENT_BACKPROP}; {references.GLOROT}",
             evidence | {"input_rms": data.rms},
         )

@@ -59,7 +59,7 @@ def relus_in_the_mlps_of_a_transformer_die_at_a_high_rate_of_adam() -> DeadKerne
 @situation(
     "https://datarekha.com/interview/deep-learning/dead-relu-problem/",
     first=("dead_channels net.*: off-scale inputs", "update_too_large *: off-scale inputs"),
-    advice=("Scale the data",),
+    advice=("Scale what enters",),
     besides=("dead_channels net.*: *", "starved_channels net.*: dead downstream"),
     never=("weight decay", "add norms"),
 )

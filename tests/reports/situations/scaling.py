@@ -32,7 +32,7 @@ def mlp(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     "https://discuss.pytorch.org/t/model-not-learning-with-totensor-and-division-by-255/92331",
     first="dead_channels net.*: off-scale inputs",
     besides=("dead_channels net.*: off-scale inputs", "weak_gradient net.1: off-scale inputs"),
-    advice=("Scale the data",),
+    advice=("Scale what enters",),
     never=("draw of the initial weights",),
 )
 def pictures_are_divided_by_255_twice() -> DeadKernelMonitor:
@@ -47,7 +47,7 @@ def pictures_are_divided_by_255_twice() -> DeadKernelMonitor:
     "https://stats.stackexchange.com/questions/7757/data-normalization-and-standardization-in-neural-networks",
     first="dead_channels net.*: off-scale inputs",
     besides=("dead_channels net.*: off-scale inputs", "update_too_large *: *"),
-    advice=("Scale the data",),
+    advice=("Scale what enters",),
     never=("draw of the initial weights",),
 )
 def features_lie_far_from_zero() -> DeadKernelMonitor:
@@ -59,7 +59,7 @@ def features_lie_far_from_zero() -> DeadKernelMonitor:
     "https://stackoverflow.com/questions/38163362/neural-network-not-learning-mnist-data",
     first="saturated_channels net.1: saturated",
     besides=("saturated_channels net.*: *",),
-    advice=("Scale the data",),
+    advice=("Scale what enters",),
 )
 def pixels_from_0_to_255_saturate_a_tanh() -> DeadKernelMonitor:
     adam = lambda parameters: torch.optim.Adam(parameters, lr=1e-3)  # noqa: E731
